@@ -1,0 +1,37 @@
+# Every target makes .venv and installs by itself if needed.
+PYTHON ?= python3
+VENV = .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+
+.PHONY: help demo test slow-test style quality
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	touch $(STAMP)
+
+demo: $(STAMP)  ## adapt a tiny CLIP to unlabelled pictures, from nothing, in a minute
+	rm -rf outputs/demo
+	$(BIN)/python examples/make_tiny_inputs.py outputs/demo/inputs
+	$(BIN)/accelerate launch examples/adapt.py \
+		--model_name_or_path outputs/demo/inputs/clip --train_dir outputs/demo/inputs/photos \
+		--class_names outputs/demo/inputs/names.txt --descriptions outputs/demo/inputs/descriptions.json \
+		--test_dir outputs/demo/inputs/test --output_dir outputs/demo/adapted
+
+test: $(STAMP)  ## run the tests (minutes)
+	$(BIN)/python -m pytest
+
+slow-test: $(STAMP)  ## run the tests marked slow: transformers' own model tests, the built wheel
+	$(BIN)/python -m pytest -m slow
+
+style: $(STAMP)  ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+quality: $(STAMP)  ## check style and types of mistakes, change nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .

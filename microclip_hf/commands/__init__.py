@@ -1,0 +1,20 @@
+"""The command line: `microclip <command>`; `microclip <command> --help` explains one."""
+
+import importlib
+import sys
+
+
+COMMANDS = {"adapt": "adapt a CLIP to a folder of images without labels"}
+
+
+def main() -> None:
+    """Entry point of `microclip`."""
+    arguments = sys.argv[1:]
+    listing = "\n".join(f"  {name:10} {summary}" for name, summary in COMMANDS.items())
+    usage = f"usage: microclip <command> [options]\n\ncommands:\n{listing}\n\nmicroclip <command> --help explains one."
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage)
+        return
+    if arguments[0] not in COMMANDS:
+        sys.exit(f"microclip: there is no command {arguments[0]!r}\n\n{usage}")
+    importlib.import_module(f".{arguments[0]}", __name__).main(arguments[1:])

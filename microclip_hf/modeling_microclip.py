@@ -1,0 +1,510 @@
+"""microCLIP for image classification (arXiv:2510.02270) around transformers' `CLIPModel`.
+
+B images, C classes, N patches, D vision width, E joint embedding width.
+"""
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    BaseImageProcessor,
+    CLIPModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers import initialization as init
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
+from transformers.utils import ModelOutput
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_microclip import MicroCLIPConfig
+from .saliency import check_finite, saliency_mask
+from .text_heads import check_class_names, check_templates, encode_heads, match_descriptions
+
+
+@dataclass
+class MicroCLIPOutput(ModelOutput):
+    r"""
+    Output of [`MicroCLIPForImageClassification`].
+
+    Args:
+        loss (`torch.Tensor` of shape `(1,)`, *optional*, returned when `labels` is given):
+            Cross-entropy of `logits`.
+        logits (`torch.Tensor` of shape `(batch_size, num_labels)`):
+            Fused logits, `fusion_ratio * cls_logits + (1 - fusion_ratio) * fg_logits`, float32.
+        cls_logits (`torch.Tensor` of shape `(batch_size, num_labels)`):
+            Logits of the [CLS] path, CLIP's own image feature against the learnable head.
+        fg_logits (`torch.Tensor` of shape `(batch_size, num_labels)`):
+            Logits of the [FG] path, the saliency-guided token against the same head.
+        cls_embeds (`torch.Tensor` of shape `(batch_size, projection_dim)`):
+            [CLS] embedding, unit norm.
+        fg_embeds (`torch.Tensor` of shape `(batch_size, projection_dim)`):
+            [FG] embedding, unit norm.
+        patch_embeds (`torch.Tensor` of shape `(batch_size, num_patches, hidden_size)`, *optional*, returned when `output_patch_embeds=True`):
+            Patch tokens of the last layer's value path, after `post_layernorm`, not projected.
+        saliency_mask (`torch.BoolTensor` of shape `(batch_size, num_patches)`, *optional*, returned when `output_patch_embeds=True`):
+            The salient patches, row by row of the patch grid.
+        fg_attention (`torch.Tensor` of shape `(batch_size, num_patches + 1)`, *optional*, returned when `output_patch_embeds=True`):
+            Weight of each patch in the [FG] token; the last entry is the null token's. Rows sum to 1.
+        hidden_states (`tuple(torch.Tensor)`, *optional*, returned when `output_hidden_states=True`):
+            Of the vision tower: `num_hidden_layers + 1` of shape `(batch_size, num_patches + 1, hidden_size)`.
+        attentions (`tuple(torch.Tensor)`, *optional*, returned when `output_attentions=True` with eager attention):
+            `num_hidden_layers` of shape `(batch_size, num_heads, num_patches + 1, num_patches + 1)`.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    cls_logits: torch.Tensor | None = None
+    fg_logits: torch.Tensor | None = None
+    cls_embeds: torch.Tensor | None = None
+    fg_embeds: torch.Tensor | None = None
+    patch_embeds: torch.Tensor | None = None
+    saliency_mask: torch.Tensor | None = None
+    fg_attention: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class IdentityLinear(nn.Linear):
+    """A square linear layer without bias that starts as the identity."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features, features, bias=False)
+
+    def reset_parameters(self) -> None:
+        nn.init.eye_(self.weight)
+
+
+class MicroCLIPPooling(nn.Module):
+    """Patch tokens into one [FG] token: saliency-oriented attention pooling (SOAP, arXiv:2510.02270, section 3.2).
+
+    One head over the patches and a null token of zeros: `softmax((W_q q) . (W_k p_j) / sqrt(D))`, `sum_j a_j W_v p_j`.
+    """
+
+    def __init__(self, config: MicroCLIPConfig) -> None:
+        super().__init__()
+        hidden_size = config.clip_config.vision_config.hidden_size
+        self.query, self.pooling = config.fg_query, config.fg_pooling
+        self.query_proj = IdentityLinear(hidden_size)
+        self.key_proj = IdentityLinear(hidden_size)
+        self.value_proj = IdentityLinear(hidden_size)
+
+    def forward(
+        self, patch_embeds: torch.Tensor, mask: torch.Tensor, cls_token: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            patch_embeds (`torch.Tensor` of shape `(batch_size, num_patches, hidden_size)`): the patch tokens.
+            mask (`torch.BoolTensor` of shape `(batch_size, num_patches)`): the salient patches.
+            cls_token (`torch.Tensor` of shape `(batch_size, hidden_size)`): [CLS] after `post_layernorm`.
+
+        Returns:
+            The pooled token `(batch_size, hidden_size)` and the attention `(batch_size, num_patches + 1)`.
+        """
+        if self.pooling != "attention":
+            chosen = mask if self.pooling == "masked_mean" else torch.ones_like(mask)
+            weights = _mean_weights(chosen, patch_embeds.dtype)
+            return _weighted_sum(weights, patch_embeds), nn.functional.pad(weights, (0, 1))
+        query = self.query_proj(self._query(patch_embeds, mask, cls_token)) * patch_embeds.shape[-1] ** -0.5
+        scores = _weighted_sum(query, self.key_proj(patch_embeds).transpose(-1, -2))
+        # The null token's key is zero, so its score is 0 and its value adds nothing.
+        attention = nn.functional.pad(scores, (0, 1)).softmax(-1, dtype=torch.float32).to(patch_embeds.dtype)
+        # W_v is linear: applied to the sum, it runs once an image instead of once a patch.
+        return self.value_proj(_weighted_sum(attention[:, :-1], patch_embeds)), attention
+
+    def _query(self, patch_embeds: torch.Tensor, mask: torch.Tensor, cls_token: torch.Tensor) -> torch.Tensor:
+        if self.query == "cls":
+            return cls_token
+        if self.query == "random":
+            generator = torch.Generator().manual_seed(0)
+            index = torch.randint(patch_embeds.shape[1], patch_embeds.shape[:1], generator=generator)
+            return patch_embeds[torch.arange(len(index)), index.to(patch_embeds.device)]
+        chosen = mask if self.query == "saliency" else torch.ones_like(mask)
+        return _weighted_sum(_mean_weights(chosen, patch_embeds.dtype), patch_embeds)
+
+
+def _mean_weights(chosen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return (chosen / chosen.sum(-1, keepdim=True)).to(dtype)
+
+
+def _weighted_sum(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """`(B, n)` weights and `(B, n, m)` values to `(B, m)`."""
+    return (weights.unsqueeze(1) @ values).squeeze(1)
+
+
+class MicroCLIPHead(nn.Module):
+    """Cosines of embeddings with one vector a class; the rows of `weight` may have any norm.
+
+    `weight` is a parameter of shape `(num_labels, projection_dim)`, or a buffer where `learnable=False`.
+    """
+
+    def __init__(self, num_labels: int, embed_dim: int, learnable: bool = True) -> None:
+        super().__init__()
+        weight = torch.empty(num_labels, embed_dim)
+        if learnable:
+            self.weight = nn.Parameter(weight)
+        else:
+            self.register_buffer("weight", weight)
+
+    def forward(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Unit embeddings `(batch_size, embed_dim)` to cosines `(batch_size, num_labels)`, float32 also under autocast."""
+        with torch.autocast(embeds.device.type, enabled=False):
+            return embeds.float() @ normalize(self.weight.float(), dim=-1).T
+
+
+class MicroCLIPPreTrainedModel(PreTrainedModel):
+    """What every microCLIP model shares with transformers: loading, saving, initialisation, attention back ends."""
+
+    config: MicroCLIPConfig
+    config_class = MicroCLIPConfig
+    base_model_prefix = "clip"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    accepts_loss_kwargs = False
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MicroCLIPPooling"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": CLIPEncoderLayer, "attentions": CLIPAttention}
+    # A CLIP checkpoint brings its text tower; it is used only where `keep_text_model` asks for it.
+    _keys_to_ignore_on_load_unexpected = [r"text_model\.", r"text_projection\."]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, IdentityLinear):
+            init.eye_(module.weight)
+        elif isinstance(module, MicroCLIPHead):
+            init.normal_(module.weight, std=module.weight.shape[-1] ** -0.5)
+        else:
+            super()._init_weights(module)
+
+
+class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
+    """A CLIP whose [CLS] token is fused with a saliency-guided [FG] token, and two heads made from text.
+
+    Args:
+        config ([`MicroCLIPConfig`]): the architecture. Weights are random; [`from_clip`] or `from_pretrained` load them.
+    """
+
+    def __init__(self, config: MicroCLIPConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.clip = CLIPModel._from_config(config.clip_config)
+        self.fg_pooling = MicroCLIPPooling(config)
+        embed_dim = config.clip_config.projection_dim
+        self.classifier = MicroCLIPHead(config.num_labels, embed_dim)
+        self.prior_head = MicroCLIPHead(config.num_labels, embed_dim, learnable=False)
+        self.image_processor: BaseImageProcessor | None = None
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        if not config.keep_text_model:
+            self.drop_text_model()
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.clip.vision_model.embeddings.patch_embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.clip.vision_model.embeddings.patch_embedding = value
+
+    @property
+    def logit_scale(self) -> torch.Tensor | float:
+        """What cosines are multiplied by: `config.logit_scale`, or `exp(logit_scale)` of the checkpoint, in float32."""
+        if self.config.logit_scale is not None:
+            return float(self.config.logit_scale)
+        return self.clip.logit_scale.float().exp()
+
+    def coarse_embeds(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        """The [CLS] path alone, CLIP's own image feature, at the price of a plain CLIP forward.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): normalised images.
+            interpolate_pos_encoding (`bool`): accept another size than the checkpoint's.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, projection_dim)`, unit norm, float32.
+
+        Raises:
+            ValueError: on another number of channels, NaN, or another size without `interpolate_pos_encoding`.
+        """
+        self._check_pixels(pixel_values)
+        features = self.clip.get_image_features(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+        return normalize(features.pooler_output.float(), dim=-1)
+
+    def encode_image(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Both paths of the vision tower (arXiv:2510.02270, sections 3.1 and 3.2), without the heads.
+
+        Args:
+            pixel_values, interpolate_pos_encoding: see [`coarse_embeds`].
+            kwargs: handed on to the encoder layers.
+
+        Returns:
+            `cls_embeds`, `fg_embeds`, `patch_embeds`, `saliency_mask`, `fg_attention`, see [`MicroCLIPOutput`].
+
+        Raises:
+            ValueError: see [`coarse_embeds`].
+        """
+        self._check_pixels(pixel_values)
+        config, vision = self.config, self.clip.vision_model
+        hidden_states = vision.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+        hidden_states = vision.pre_layrnorm(hidden_states)
+        *layers, last_layer = vision.encoder.layers
+        for layer in layers:
+            hidden_states = layer(hidden_states, None, **kwargs)
+        cls_token = vision.post_layernorm(last_layer(hidden_states, None, **kwargs)[:, 0])
+        patch_embeds = vision.post_layernorm(_value_path(last_layer, hidden_states[:, 1:]))
+        mask = saliency_mask(patch_embeds, config.saliency_affinity, config.saliency_threshold, config.saliency_cut)
+        fg_token, attention = self.fg_pooling(patch_embeds, mask, cls_token)
+        cls_embeds = normalize(self.clip.visual_projection(cls_token).float(), dim=-1)
+        fg_embeds = normalize(self.clip.visual_projection(fg_token).float(), dim=-1)
+        return cls_embeds, fg_embeds, patch_embeds, mask, attention
+
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_patch_embeds: bool = False,
+        **kwargs: Any,
+    ) -> MicroCLIPOutput:
+        r"""
+        Classify images (TokenFusion, arXiv:2510.02270, section 3.2).
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+                Images normalised by the image processor.
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                Class indices, for the loss. Self-training doesn't use them.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Interpolate the position encodings, for images of another size than the checkpoint's.
+            output_patch_embeds (`bool`, *optional*, defaults to `False`):
+                Also return `patch_embeds`, `saliency_mask` and `fg_attention`.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as in any transformers model.
+
+        Returns:
+            [`MicroCLIPOutput`] or a tuple of its values that aren't `None`.
+
+        Raises:
+            ValueError: on another number of channels, NaN, or another size without `interpolate_pos_encoding`.
+        """
+        cls_embeds, fg_embeds, patch_embeds, mask, attention = self.encode_image(
+            pixel_values, interpolate_pos_encoding, **kwargs
+        )
+        cls_cosines, fg_cosines = self.classifier(cls_embeds), self.classifier(fg_embeds)
+        scale, ratio = self.logit_scale, self.config.fusion_ratio
+        if isinstance(scale, torch.Tensor):
+            scale = scale.to(cls_cosines.device)
+        cls_logits, fg_logits = scale * cls_cosines, scale * fg_cosines
+        logits = ratio * cls_logits + (1 - ratio) * fg_logits
+        return MicroCLIPOutput(
+            loss=None if labels is None else self.loss_function(labels, logits, self.config),
+            logits=logits,
+            cls_logits=cls_logits,
+            fg_logits=fg_logits,
+            cls_embeds=cls_embeds,
+            fg_embeds=fg_embeds,
+            patch_embeds=patch_embeds if output_patch_embeds else None,
+            saliency_mask=mask if output_patch_embeds else None,
+            fg_attention=attention if output_patch_embeds else None,
+        )
+
+    def freeze_for_adaptation(self) -> None:
+        """Leave trainable what microCLIP adapts: vision LayerNorms, the learnable head, the pooling's projections.
+
+        ViT-B/32: 1,809,408 + 512 C parameters (arXiv:2510.02270, section 4). The projections are frozen where
+        `fg_pooling` doesn't use them.
+        """
+        self.requires_grad_(False)
+        for module in self.clip.vision_model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.requires_grad_(True)
+        self.classifier.requires_grad_(True)
+        self.fg_pooling.requires_grad_(self.config.fg_pooling == "attention")
+
+    @classmethod
+    def from_clip(
+        cls,
+        clip: str | os.PathLike | CLIPModel,
+        class_names: Sequence[str],
+        templates: str | Sequence[str] | None = None,
+        descriptions: Mapping[str, Sequence[str]] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        image_processor: BaseImageProcessor | None = None,
+        batch_size: int = 256,
+        **kwargs: Any,
+    ) -> "MicroCLIPForImageClassification":
+        """A model ready to adapt: CLIP's weights in float32 and both heads built from the class names' texts.
+
+        Args:
+            clip (`str`, `os.PathLike` or `CLIPModel`): a Hub id, a folder, or a model (which is copied, not changed).
+            class_names (`Sequence[str]`): at least two different names.
+            templates (`str` or `Sequence[str]`, *optional*): prompts with `{}` for the name, default "a photo of a {}.".
+            descriptions (`Mapping[str, Sequence[str]]`, *optional*): `{class: [sentence, ...]}`. Keys match class
+                names whatever their case, `_` and `-`; classes without an entry are described by their templates.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*): default: the one saved with `clip`.
+            image_processor (`BaseImageProcessor`, *optional*): saved with the model. Default: the one saved with
+                `clip` (PIL back end), or CLIP's own for the model's image size.
+            batch_size (`int`, *optional*, defaults to 256): texts encoded at once.
+            kwargs: fields of [`MicroCLIPConfig`]; the others go to `CLIPModel.from_pretrained` (`revision`, `token`, ...).
+
+        Raises:
+            TypeError, ValueError: on names, templates, descriptions, a tokenizer or a checkpoint that don't fit;
+                names and texts are checked before anything is loaded.
+        """
+        class_names = check_class_names(class_names)
+        check_templates(templates)
+        match_descriptions(class_names, descriptions)
+        config_kwargs = {f.name: kwargs.pop(f.name) for f in fields(MicroCLIPConfig) if f.name in kwargs}
+        dtype = config_kwargs.pop("dtype", torch.float32)
+        if isinstance(clip, CLIPModel):
+            if kwargs:
+                raise TypeError(
+                    f"from_clip got {', '.join(kwargs)}, which only apply when clip is a Hub id or a folder."
+                )
+            source = clip.config._name_or_path or None
+            clip = copy.deepcopy(clip).to(dtype=dtype)
+        else:
+            source = _check_source(clip)
+            MicroCLIPConfig.from_pretrained(source, **_hub_kwargs(kwargs))
+            clip = CLIPModel.from_pretrained(source, dtype=dtype, **kwargs)
+        config_kwargs |= {"clip_config": copy.deepcopy(clip.config), **_label_maps(class_names)}
+        keep_text_model = config_kwargs.pop("keep_text_model", False)
+        config = MicroCLIPConfig(**config_kwargs, keep_text_model=True, dtype=dtype)
+        config._attn_implementation = clip.config._attn_implementation
+        with torch.device("meta"):
+            model = cls(config)
+        model.clip = clip
+        model.fg_pooling = MicroCLIPPooling(config).to(clip.device, dtype)
+        model.tokenizer = tokenizer or _load_tokenizer(source, _hub_kwargs(kwargs))
+        model.image_processor = image_processor or _load_image_processor(source, config, _hub_kwargs(kwargs))
+        model.set_classes(class_names, templates, descriptions, batch_size=batch_size)
+        if not keep_text_model:
+            model.drop_text_model()
+        return model.eval()
+
+    def set_classes(
+        self,
+        class_names: Sequence[str],
+        templates: str | Sequence[str] | None = None,
+        descriptions: Mapping[str, Sequence[str]] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        batch_size: int = 256,
+    ) -> None:
+        """Build both heads anew for these classes, with the text tower.
+
+        Args:
+            class_names, templates, descriptions, batch_size: see [`from_clip`].
+            tokenizer (`PreTrainedTokenizerBase`, *optional*): default: the model's own, or the one saved beside it.
+
+        Raises:
+            ValueError: if the text tower was dropped, or as in [`from_clip`].
+        """
+        if not self.config.keep_text_model:
+            raise ValueError(
+                "This model has no text tower (it was dropped to halve the checkpoint), so its classes can't be changed. "
+                "Build it with from_clip(..., keep_text_model=True), or from the CLIP again."
+            )
+        self.tokenizer = tokenizer or self.tokenizer or _load_tokenizer(self.config._name_or_path or None, {})
+        weighting = self.config.prior_weighting
+        weights = encode_heads(self.clip, self.tokenizer, class_names, templates, descriptions, weighting, batch_size)
+        like = self.clip.visual_projection.weight
+        for name, weight in zip(("classifier", "prior_head"), weights, strict=True):
+            head = MicroCLIPHead(*weight.shape, learnable=name == "classifier")
+            head.weight.data.copy_(weight)
+            setattr(self, name, head.to(like.device, like.dtype))
+        for key, value in _label_maps(class_names).items():
+            setattr(self.config, key, value)
+        self.num_labels = self.config.num_labels
+
+    def drop_text_model(self) -> None:
+        """Remove CLIP's text tower, which classification doesn't need; `set_classes` can't be called afterwards."""
+        if self.clip.text_projection is not None:
+            del self.clip.text_model
+            self.clip.text_projection = None
+        self.config.keep_text_model = False
+        self.tokenizer = None
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As in the base class; the image processor, and the tokenizer of a kept text tower, are saved too."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        for processor in (self.image_processor, self.tokenizer):
+            if processor is not None and kwargs.get("is_main_process", True):
+                processor.save_pretrained(save_directory)
+
+    def _check_pixels(self, pixel_values: torch.Tensor | None) -> None:
+        if pixel_values is None:
+            raise ValueError("pixel_values is missing; pass the image processor's output, model(**inputs).")
+        channels = self.config.clip_config.vision_config.num_channels
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
+            raise ValueError(
+                f"pixel_values has the shape {tuple(pixel_values.shape)}; expected (batch_size, {channels}, height, width). "
+                "Convert images to RGB and let the image processor batch them."
+            )
+        check_finite(pixel_values, "pixel_values", "Check the images and their normalisation.")
+
+
+def _value_path(layer: CLIPEncoderLayer, hidden_states: torch.Tensor) -> torch.Tensor:
+    """The layer without its attention: each token keeps to its own value, so patches stay local."""
+    values = layer.self_attn.out_proj(layer.self_attn.v_proj(layer.layer_norm1(hidden_states)))
+    hidden_states = hidden_states.to(values.device) + values
+    return hidden_states + layer.mlp(layer.layer_norm2(hidden_states))
+
+
+def _label_maps(class_names: Sequence[str]) -> dict[str, dict]:
+    return {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
+
+
+def _check_source(clip: Any) -> str:
+    if not isinstance(clip, (str, os.PathLike)):
+        raise TypeError(
+            f"clip is a {type(clip).__module__}.{type(clip).__name__}; pass a Hub id, a folder, or a transformers CLIPModel."
+        )
+    source = os.fspath(clip)
+    if source.upper().startswith("RN"):
+        raise ValueError(
+            f"{source!r} names a CLIP with a ResNet, which has no patch tokens. Take a CLIP with a vision transformer, for "
+            "example 'openai/clip-vit-base-patch32'."
+        )
+    return source
+
+
+def _hub_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+    return {name: kwargs[name] for name in names if name in kwargs}
+
+
+def _load_tokenizer(source: str | None, hub_kwargs: dict[str, Any]) -> PreTrainedTokenizerBase:
+    advice = (
+        "Pass tokenizer=, the one that belongs to this CLIP (for example AutoTokenizer.from_pretrained(<its id>))."
+    )
+    if source is None:
+        raise ValueError(f"This CLIP wasn't loaded from a Hub id or a folder, so its tokenizer isn't known. {advice}")
+    try:
+        return AutoTokenizer.from_pretrained(source, **hub_kwargs)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"No tokenizer could be loaded from {source!r}. {advice}") from error
+
+
+def _load_image_processor(
+    source: str | None, config: MicroCLIPConfig, hub_kwargs: dict[str, Any]
+) -> BaseImageProcessor:
+    if source is not None:
+        try:
+            return AutoImageProcessor.from_pretrained(source, backend="pil", **hub_kwargs)
+        except (OSError, ValueError):
+            pass
+    size = config.clip_config.vision_config.image_size
+    return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})

@@ -1,0 +1,68 @@
+"""Pseudo-labels by dynamic knowledge aggregation, and fairness (arXiv:2510.02270, sections 3.3 and 3.4).
+
+Pure functions without state. B images, K crops, C classes, E joint embedding width; embeddings have unit norm and
+scores are cosines.
+"""
+
+import math
+
+import torch
+from torch.nn.functional import normalize
+
+
+def composite_embeds(crop_embeds: torch.Tensor, cls_embeds: torch.Tensor) -> torch.Tensor:
+    """One embedding of an image from its crops, weighted by their relevance: `unit(sum_k softmax_k(z_k . g) z_k)`.
+
+    Args:
+        crop_embeds (`torch.Tensor` of shape `(batch_size, num_crops, embed_dim)`): z, may hold no crop.
+        cls_embeds (`torch.Tensor` of shape `(batch_size, embed_dim)`): g, the [CLS] embeddings of the weak views.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, embed_dim)`; without crops, `cls_embeds`.
+    """
+    if crop_embeds.shape[1] == 0:
+        return cls_embeds
+    relevance = (crop_embeds @ cls_embeds.unsqueeze(-1)).softmax(1)
+    return normalize((relevance * crop_embeds).sum(1), dim=-1)
+
+
+def fuse_embeds(cls_embeds: torch.Tensor, fg_embeds: torch.Tensor) -> torch.Tensor:
+    """The fused embedding `unit(0.5 g + 0.5 l)` of [CLS] and [FG], both `(batch_size, embed_dim)`."""
+    return normalize(0.5 * cls_embeds + 0.5 * fg_embeds, dim=-1)
+
+
+def aggregate_scores(prior_scores: torch.Tensor, fused_scores: torch.Tensor, prior_ratio: float) -> torch.Tensor:
+    """Dynamic knowledge aggregation: `gamma * m . W_LLM + (1 - gamma) * h . unit(W)`; its argmax is the pseudo-label.
+
+    Args:
+        prior_scores (`torch.Tensor` of shape `(batch_size, num_classes)`): cosines of the composite with the frozen head.
+        fused_scores (`torch.Tensor` of shape `(batch_size, num_classes)`): cosines of the fused embedding with the
+            learnable head.
+        prior_ratio (`float`): gamma.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_classes)`.
+    """
+    return prior_ratio * prior_scores + (1 - prior_ratio) * fused_scores
+
+
+def fairness_loss(
+    log_probabilities: torch.Tensor, log_running_mean: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keep every class in use: `-mean_c(log pbar_c) / 0.5` of the running mean of class probabilities.
+
+    `pbar` is the batch's mean at an epoch's start, then `0.5 * (stopgrad(pbar) + mean_batch(p))`. All of it is computed
+    with logarithms, so that a class whose probability underflows still gets a finite loss and its gradient.
+
+    Args:
+        log_probabilities (`torch.Tensor` of shape `(batch_size, num_classes)`): log softmax of the student, with gradient.
+        log_running_mean (`torch.Tensor` of shape `(num_classes,)`, *optional*): log of the mean so far, `None` at an
+            epoch's start.
+
+    Returns:
+        The loss, a scalar with gradient, and the new log running mean `(num_classes,)`, without.
+    """
+    log_mean = log_probabilities.logsumexp(0) - math.log(len(log_probabilities))
+    if log_running_mean is not None:
+        log_mean = torch.logaddexp(log_running_mean, log_mean) - math.log(2)
+    return -log_mean.mean() / 0.5, log_mean.detach()

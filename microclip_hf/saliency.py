@@ -1,0 +1,141 @@
+"""Which patches belong to the object: a normalised cut of the patch graph (SOAP, arXiv:2510.02270; TokenCut, arXiv:2202.11539).
+
+Pure tensor functions on a whole batch, computed in float32 (also under autocast) and without gradient.
+B images, N patches, D vision width.
+"""
+
+import torch
+
+# Weight of the edge between two patches that aren't alike: the graph stays connected.
+EPSILON = 1e-6
+# Entries of an eigenvector this close to the largest magnitude (relative) count as tied with it.
+TIE_TOLERANCE = 1e-4
+# Backends without a symmetric eigensolver; there it runs on the CPU.
+BACKENDS_WITHOUT_EIGH = ("mps",)
+
+
+def check_finite(values: torch.Tensor, name: str, advice: str) -> None:
+    """Refuse NaN and infinite values.
+
+    On a CPU at once; elsewhere, and in compiled code, by an assertion on the device, which needs no host
+    synchronisation. Switched off in exported programs.
+
+    Raises:
+        ValueError: on the CPU, in eager mode (otherwise a `RuntimeError` from the device).
+    """
+    if torch.compiler.is_exporting() or values.is_meta:
+        return
+    finite = values.isfinite().all()
+    message = f"{name} of shape {tuple(values.shape)} holds NaN or infinite values. {advice}"
+    if values.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not finite:
+            raise ValueError(message)
+    else:
+        torch._assert_async(finite, message)
+
+
+def patch_affinity(patch_embeds: torch.Tensor, affinity: str = "dot", threshold: float = 0.2) -> torch.Tensor:
+    """The graph of patches: 1 between patches that are alike, `EPSILON` elsewhere (paper section 3.2).
+
+    Args:
+        patch_embeds (`torch.Tensor` of shape `(batch_size, num_patches, hidden_size)`): the patch tokens, any norm.
+        affinity (`"dot"` or `"cosine"`): raw dot products as published, or cosines as in TokenCut.
+        threshold (`float`): patches are alike if the affinity is above it.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_patches, num_patches)`, float32, symmetric.
+    """
+    patch_embeds = patch_embeds.float()
+    if affinity == "cosine":
+        patch_embeds = torch.nn.functional.normalize(patch_embeds, dim=-1)
+    similarity = patch_embeds @ patch_embeds.transpose(-1, -2)
+    return torch.where(similarity > threshold, 1.0, EPSILON)
+
+
+def fiedler_vector(graph: torch.Tensor) -> torch.Tensor:
+    """The relaxed normalised cut: eigenvector of the second smallest eigenvalue of `I - D^-1/2 A D^-1/2`.
+
+    Equally, that of the second largest eigenvalue of `M = D^-1/2 A D^-1/2`. The largest is 1 and its eigenvector
+    `u = sqrt(d) / |sqrt(d)|` is known; `M - 2 u u^T` moves it to -1, the bottom of the spectrum, so that the wanted
+    one comes first however close it was to 1 (on a disconnected graph 4e-6, within float32 rounding).
+
+    Args:
+        graph (`torch.Tensor` of shape `(batch_size, num_patches, num_patches)`): symmetric, positive.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_patches)`, unit norm, of arbitrary sign.
+    """
+    root_degree = graph.sum(-1).sqrt()
+    normalized = graph / (root_degree.unsqueeze(-1) * root_degree.unsqueeze(-2))
+    trivial = torch.nn.functional.normalize(root_degree, dim=-1)
+    deflated = normalized - 2 * trivial.unsqueeze(-1) * trivial.unsqueeze(-2)
+    if deflated.device.type in BACKENDS_WITHOUT_EIGH:
+        return torch.linalg.eigh(deflated.cpu()).eigenvectors[..., -1].to(deflated.device)
+    return torch.linalg.eigh(deflated).eigenvectors[..., -1]
+
+
+def cut(fiedler: torch.Tensor, statistic: str = "std") -> torch.Tensor:
+    """Split the patches by the eigenvector, whatever its sign and scale.
+
+    The seed, the entry of largest magnitude (the lowest index where several tie), is made positive; salient are the
+    entries above the unbiased standard deviation (as published) or the mean (TokenCut). An empty mask keeps the seed.
+
+    Args:
+        fiedler (`torch.Tensor` of shape `(batch_size, num_patches)`): the eigenvectors.
+        statistic (`"std"` or `"mean"`): the threshold.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_patches)`, bool, at least one entry of each row is true.
+    """
+    magnitude = fiedler.abs()
+    tied = magnitude >= (1 - TIE_TOLERANCE) * magnitude.amax(-1, keepdim=True)
+    seed = tied.int().argmax(-1, keepdim=True)
+    positive = torch.where(fiedler.gather(-1, seed) < 0, -fiedler, fiedler)
+    threshold = positive.std(-1, keepdim=True) if statistic == "std" else positive.mean(-1, keepdim=True)
+    mask = positive > threshold
+    is_seed = torch.arange(fiedler.shape[-1], device=fiedler.device) == seed
+    return mask | (is_seed & ~mask.any(-1, keepdim=True))
+
+
+def has_no_cut(graph: torch.Tensor) -> torch.Tensor:
+    """Whether all patches are related alike, so that every direction is as good an eigenvector as another.
+
+    Args:
+        graph (`torch.Tensor` of shape `(batch_size, num_patches, num_patches)`): entries 1 and `EPSILON`.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, 1)`, bool.
+    """
+    connected = graph > 0.5
+    loops = connected.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
+    edges = connected.sum((-2, -1)).unsqueeze(-1) - loops
+    num_patches = graph.shape[-1]
+    all_or_none = (edges == 0) | (edges == num_patches * (num_patches - 1))
+    return all_or_none & ((loops == 0) | (loops == num_patches))
+
+
+@torch.no_grad()
+def saliency_mask(
+    patch_embeds: torch.Tensor, affinity: str = "dot", threshold: float = 0.2, statistic: str = "std"
+) -> torch.Tensor:
+    """The salient patches of each image (METHOD: paper section 3.2, "SOAP").
+
+    A graph without a cut (all patches alike, or none) keeps every patch, and so does a single patch.
+
+    Args:
+        patch_embeds (`torch.Tensor` of shape `(batch_size, num_patches, hidden_size)`): the patch tokens.
+        affinity, threshold: see [`patch_affinity`].
+        statistic: see [`cut`].
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_patches)`, bool, at least one entry of each row is true.
+
+    Raises:
+        ValueError: if `patch_embeds` holds NaN or infinite values (see [`check_finite`]).
+    """
+    check_finite(patch_embeds, "patch_embeds", "Check the weights, and use bfloat16 or float32 if float16 overflows.")
+    if patch_embeds.shape[1] == 1:
+        return torch.ones(patch_embeds.shape[:2], dtype=torch.bool, device=patch_embeds.device)
+    with torch.autocast(patch_embeds.device.type, enabled=False):
+        graph = patch_affinity(patch_embeds, affinity, threshold)
+        return cut(fiedler_vector(graph), statistic) | has_no_cut(graph)

@@ -1,0 +1,259 @@
+"""Class names, templates and descriptions become the two text heads (arXiv:2510.02270, section 3.3).
+
+C classes, E joint embedding width.
+"""
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch.nn.functional import normalize
+from tqdm.auto import tqdm
+from transformers import CLIPModel, PreTrainedTokenizerBase
+
+
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+# A class's name weights are refused if they cancel to less than this share of their magnitudes.
+MIN_WEIGHT_SHARE = 1e-3
+# CLIP configurations written before transformers 4.31 name this end-of-text id, and the tower then pools the largest id.
+LEGACY_EOS_TOKEN_ID = 2
+
+
+def normalize_name(name: str) -> str:
+    """The matching rule for names of classes, labels and description keys: case, `_`, `-` and runs of spaces don't count."""
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+
+
+def check_class_names(class_names: Sequence[str]) -> list[str]:
+    """The class names as a list.
+
+    Raises:
+        TypeError: if it isn't a sequence of strings.
+        ValueError: if there are fewer than two, one is empty, or two are equal under [`normalize_name`].
+    """
+    if isinstance(class_names, (str, Mapping)) or not isinstance(class_names, Sequence):
+        raise TypeError(f"class_names is a {type(class_names).__name__}; pass a list of strings, one for each class.")
+    for name in class_names:
+        if not isinstance(name, str):
+            raise TypeError(f"class_names holds {name!r}, a {type(name).__name__}; every class name must be a string.")
+    if len(class_names) < 2:
+        raise ValueError(f"class_names is {list(class_names)!r}; a classifier needs at least two classes.")
+    seen: dict[str, str] = {}
+    for name in class_names:
+        key = normalize_name(name)
+        if not key:
+            raise ValueError(f"class_names holds {name!r}; give every class a name with at least one letter.")
+        if key in seen:
+            raise ValueError(
+                f"class_names holds the duplicate {name!r} (the same as {seen[key]!r}: case, '_' and '-' don't count). "
+                "Remove one or make them differ."
+            )
+        seen[key] = name
+    return list(class_names)
+
+
+def check_templates(templates: str | Sequence[str] | None) -> list[str]:
+    """The prompt templates as a list; `None` gives `DEFAULT_TEMPLATES`.
+
+    Raises:
+        TypeError: if one isn't a string.
+        ValueError: if there is none, or one has no `{}` for the class name.
+    """
+    if templates is None:
+        return list(DEFAULT_TEMPLATES)
+    templates = [templates] if isinstance(templates, str) else list(templates)
+    if not templates:
+        raise ValueError(f"templates is empty; pass strings such as {DEFAULT_TEMPLATES[0]!r}, or None for that one.")
+    for template in templates:
+        if not isinstance(template, str):
+            raise TypeError(f"templates holds {template!r}, a {type(template).__name__}; pass strings.")
+        if "{}" not in template:
+            raise ValueError(f"The template {template!r} has no '{{}}' for the class name, as in 'a photo of a {{}}.'")
+    return templates
+
+
+def match_descriptions(
+    class_names: Sequence[str], descriptions: Mapping[str, Sequence[str]] | None
+) -> list[list[str] | None]:
+    """For each class its descriptions, or `None` where there are none.
+
+    Args:
+        class_names (`Sequence[str]`): the C class names.
+        descriptions (`Mapping[str, Sequence[str]]`): `{class: [sentence, ...]}`; keys match by [`normalize_name`].
+
+    Raises:
+        TypeError: if it isn't such a mapping, or a sentence isn't a string.
+        ValueError: if a key is no class, two keys are the same class, or a list or sentence is empty.
+    """
+    if descriptions is None:
+        return [None] * len(class_names)
+    if not isinstance(descriptions, Mapping):
+        raise TypeError(
+            f"descriptions is a {type(descriptions).__name__}; pass a dictionary {{class name: [sentence, ...]}}."
+        )
+    position = {normalize_name(name): i for i, name in enumerate(class_names)}
+    matched: list[list[str] | None] = [None] * len(class_names)
+    for key, sentences in descriptions.items():
+        index = position.get(normalize_name(key)) if isinstance(key, str) else None
+        if index is None:
+            raise ValueError(
+                f"descriptions has the key {key!r}, which is none of the {len(class_names)} class names "
+                f"({', '.join(map(repr, class_names[:5]))}{', ...' if len(class_names) > 5 else ''}). Rename or remove it."
+            )
+        if matched[index] is not None:
+            raise ValueError(f"descriptions has two keys for the class {class_names[index]!r}; merge them into one.")
+        matched[index] = _check_sentences(key, sentences)
+    return matched
+
+
+def _check_sentences(key: str, sentences: Sequence[str]) -> list[str]:
+    if isinstance(sentences, str) or not isinstance(sentences, Sequence):
+        raise TypeError(f"descriptions[{key!r}] is a {type(sentences).__name__}; pass a list of sentences.")
+    if not sentences:
+        raise ValueError(f"descriptions[{key!r}] is empty; add a sentence, or remove the key to use the templates.")
+    for sentence in sentences:
+        if not isinstance(sentence, str):
+            raise TypeError(f"descriptions[{key!r}] holds {sentence!r}, a {type(sentence).__name__}; pass strings.")
+        if not sentence.strip():
+            raise ValueError(f"descriptions[{key!r}] holds an empty sentence; remove it.")
+    return list(sentences)
+
+
+@torch.no_grad()
+def encode_texts(
+    clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int = 256
+) -> torch.Tensor:
+    """Projected text features, not normalised, with a progress bar where there is more than one batch.
+
+    Args:
+        clip (`CLIPModel`): with its text tower.
+        tokenizer (`PreTrainedTokenizerBase`): that tower's own.
+        texts (`Sequence[str]`): any number of texts; those longer than the tower's positions are cut, with one warning.
+        batch_size (`int`): texts encoded at once.
+
+    Returns:
+        `torch.Tensor` of shape `(len(texts), projection_dim)`, float32, on the CPU.
+
+    Raises:
+        ValueError: if the tokenizer doesn't belong to the text tower.
+    """
+    max_length = clip.config.text_config.max_position_embeddings
+    device = clip.text_model.device
+    features, num_cut = [], 0
+    for start in tqdm(range(0, len(texts), batch_size), "Encoding texts", disable=len(texts) <= batch_size):
+        batch = list(texts[start : start + batch_size])
+        num_cut += sum(len(ids) > max_length for ids in tokenizer(batch, verbose=False)["input_ids"])
+        tokens = tokenizer(batch, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+        _check_tokens(clip, tokenizer, tokens["input_ids"])
+        outputs = clip.get_text_features(tokens["input_ids"].to(device), tokens["attention_mask"].to(device))
+        features.append(outputs.pooler_output.float().cpu())
+    if num_cut:
+        warnings.warn(
+            f"{num_cut} of {len(texts)} texts are longer than the {max_length} positions of the text tower and were "
+            "truncated; shorter sentences use all of their words.",
+            stacklevel=2,
+        )
+    return torch.cat(features)
+
+
+def _check_tokens(clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor) -> None:
+    """A foreign tokenizer gives ids that the tower lacks, or no end-of-text token where the tower pools."""
+    config = clip.config.text_config
+    advice = f"Pass the tokenizer that was saved with this CLIP; got a {type(tokenizer).__name__}"
+    if input_ids.max() >= config.vocab_size:
+        raise ValueError(
+            f"The tokenizer gave the id {int(input_ids.max())}, but the text tower has {config.vocab_size} tokens. {advice}."
+        )
+    if config.eos_token_id == LEGACY_EOS_TOKEN_ID:
+        ends = input_ids.amax(-1) == tokenizer.eos_token_id if tokenizer.eos_token_id is not None else input_ids < 0
+    else:
+        ends = (input_ids == config.eos_token_id).any(-1)
+    if not ends.all():
+        raise ValueError(
+            f"The tokenizer doesn't end texts with the end-of-text token that the text tower pools "
+            f"(id {config.eos_token_id}). {advice} whose end-of-text id is {tokenizer.eos_token_id}."
+        )
+
+
+def build_heads(
+    prompt_features: Sequence[torch.Tensor],
+    description_features: Sequence[torch.Tensor],
+    prior_weighting: str = "name",
+    class_names: Sequence[str] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two heads from text features (arXiv:2510.02270, section 3.3).
+
+    With `t_c` the unit mean of class c's raw prompt features and `d_ci` its unit description features, the learnable
+    head starts at `unit(mean_i d_ci)` and the frozen head is `unit(sum_i a_ci d_ci / sum_i a_ci)`, `a_ci = d_ci . t_c`.
+
+    Args:
+        prompt_features (`Sequence[torch.Tensor]`): C tensors of shape `(num_templates, embed_dim)`, raw.
+        description_features (`Sequence[torch.Tensor]`): C tensors of shape `(num_descriptions_c, embed_dim)`, raw.
+        prior_weighting (`"name"` or `"uniform"`): `a_ci` as above, or 1.
+        class_names (`Sequence[str]`, *optional*): for the error's text.
+
+    Returns:
+        `(classifier, prior_head)`, two `torch.Tensor` of shape `(num_classes, embed_dim)` with unit rows.
+
+    Raises:
+        ValueError: if the weights of a class cancel, `|sum a| < 1e-3 sum |a|`.
+    """
+    classifier, prior_head = [], []
+    for index, (prompts, descriptions) in enumerate(zip(prompt_features, description_features, strict=True)):
+        units = normalize(descriptions, dim=-1)
+        weights = units.new_ones(len(units))
+        if prior_weighting == "name":
+            weights = units @ normalize(prompts.mean(0), dim=-1)
+        if weights.sum().abs() < MIN_WEIGHT_SHARE * weights.abs().sum():
+            name = repr(class_names[index]) if class_names else str(index)
+            raise ValueError(
+                f"The name weights of class {name} cancel: they sum to {weights.sum():.2e} where their magnitudes sum to "
+                f"{weights.abs().sum():.2e}. The text tower doesn't relate this name to its descriptions; check them, or "
+                'use prior_weighting="uniform".'
+            )
+        classifier.append(normalize(units.mean(0), dim=-1))
+        prior_head.append(normalize((weights @ units) / weights.sum(), dim=-1))
+    return torch.stack(classifier), torch.stack(prior_head)
+
+
+def encode_heads(
+    clip: CLIPModel,
+    tokenizer: PreTrainedTokenizerBase,
+    class_names: Sequence[str],
+    templates: str | Sequence[str] | None = None,
+    descriptions: Mapping[str, Sequence[str]] | None = None,
+    prior_weighting: str = "name",
+    batch_size: int = 256,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two heads from texts. Classes without descriptions are described by their filled templates, with one warning.
+
+    Args:
+        clip, tokenizer, batch_size: see [`encode_texts`].
+        class_names (`Sequence[str]`): the C class names, underscores become spaces in the prompts.
+        templates (`str` or `Sequence[str]`, *optional*): prompts with `{}`, default `DEFAULT_TEMPLATES`.
+        descriptions (`Mapping[str, Sequence[str]]`, *optional*): see [`match_descriptions`].
+        prior_weighting: see [`build_heads`].
+
+    Returns:
+        `(classifier, prior_head)`, two `torch.Tensor` of shape `(num_classes, embed_dim)`.
+
+    Raises:
+        TypeError, ValueError: on names, templates, descriptions or a tokenizer that don't fit.
+    """
+    class_names, templates = check_class_names(class_names), check_templates(templates)
+    sentences = match_descriptions(class_names, descriptions)
+    missing = [name for name, own in zip(class_names, sentences, strict=True) if own is None]
+    if missing and descriptions is not None:
+        warnings.warn(
+            f"{len(missing)} of {len(class_names)} classes have no descriptions; their templates stand in: "
+            f"{', '.join(missing)}.",
+            stacklevel=2,
+        )
+    prompts = [template.replace("{}", name.replace("_", " ")) for name in class_names for template in templates]
+    texts = [sentence for own in sentences if own is not None for sentence in own]
+    features = encode_texts(clip, tokenizer, prompts + texts, batch_size)
+    prompt_features = features[: len(prompts)].split(len(templates))
+    described = iter(features[len(prompts) :].split([len(own) for own in sentences if own is not None]))
+    description_features = [prompt_features[i] if own is None else next(described) for i, own in enumerate(sentences)]
+    return build_heads(prompt_features, description_features, prior_weighting, class_names)

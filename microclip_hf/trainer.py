@@ -1,0 +1,206 @@
+"""Self-training without labels (arXiv:2510.02270, sections 3.3 and 3.4) on transformers' Trainer."""
+
+import os
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from .modeling_microclip import MicroCLIPForImageClassification
+from .pseudo_labels import aggregate_scores, composite_embeds, fairness_loss, fuse_embeds
+from .training_args import MicroCLIPTrainingArguments
+from .views import ViewCollator, ViewDataset
+
+
+class MicroCLIPTrainer(Trainer):
+    r"""
+    Adapts a [`MicroCLIPForImageClassification`] to images without labels; pseudo-labels are refined at every step.
+
+    Args:
+        model ([`MicroCLIPForImageClassification`]): from [`~MicroCLIPForImageClassification.from_clip`]; what isn't
+            adapted is frozen.
+        args ([`MicroCLIPTrainingArguments`]): settings, default `MicroCLIPTrainingArguments()`.
+        train_dataset: a map-style data set whose items hold a PIL `image`, or the views themselves: `weak` and
+            `strong` (3, S, S) and `crops` (K, 3, S, S), uint8. A `label` never influences training.
+        eval_dataset: items with `image` or `pixel_values`, and `label` to measure by.
+        processing_class (`BaseImageProcessor`, *optional*): saved with the model and used in evaluation; its mean and
+            std normalise the views. Default: the model's `image_processor`; without any, CLIP's constants.
+        data_collator, kwargs: as in [`~transformers.Trainer`].
+
+    Raises:
+        TypeError: if the model or the arguments are of another class, or the training data is a stream.
+        ValueError: if the training data has neither images nor views.
+    """
+
+    _tag_names = ["microclip"]
+    # The loss is a mean over the batch: under gradient accumulation the Trainer divides it.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: MicroCLIPForImageClassification,
+        args: MicroCLIPTrainingArguments | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(model, MicroCLIPForImageClassification):
+            raise TypeError(
+                f"model is a {type(model).__name__}; pass a MicroCLIPForImageClassification, for example from "
+                "MicroCLIPForImageClassification.from_clip(clip, class_names)."
+            )
+        args = args if args is not None else MicroCLIPTrainingArguments()
+        if not isinstance(args, MicroCLIPTrainingArguments):
+            raise TypeError(f"args is a {type(args).__name__}; pass MicroCLIPTrainingArguments.")
+        model.freeze_for_adaptation()
+        processing_class = processing_class if processing_class is not None else model.image_processor
+        if train_dataset is not None:
+            train_dataset = _with_views(train_dataset, model, args)
+        kwargs.setdefault("compute_metrics", compute_accuracy)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator if data_collator is not None else ViewCollator(processing_class),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        self.add_callback(_EpochStart(self))
+        self._pixel_mean = _channels(processing_class, "image_mean", OPENAI_CLIP_MEAN)
+        self._pixel_std = _channels(processing_class, "image_std", OPENAI_CLIP_STD)
+        self._log_class_mean: torch.Tensor | None = None
+        self._step_metrics: dict[str, list[torch.Tensor]] = defaultdict(list)
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """The student's loss: cross-entropy with the pseudo-labels on the strong view, plus fairness.
+
+        Batches with `pixel_values` instead of views are evaluated against their labels.
+        """
+        if "pixel_values" in inputs:
+            return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+        pseudo_labels = self.refine_pseudo_labels(inputs)
+        outputs = model(pixel_values=self.normalize(inputs["strong"]))
+        logits = outputs["logits"].float()
+        student_loss = cross_entropy(logits, pseudo_labels)
+        fairness, self._log_class_mean = fairness_loss(logits.log_softmax(-1), self._log_class_mean)
+        self._record(student_loss, fairness, logits, pseudo_labels, inputs.get("labels"))
+        loss = student_loss + self.args.fairness_weight * fairness
+        return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def refine_pseudo_labels(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Label the images with the current weights: dynamic knowledge aggregation, in full precision.
+
+        Args:
+            inputs: `weak` (B, 3, S, S) and `crops` (B, K, 3, S, S), uint8; without `crops`, K = 0.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch_size,)`.
+        """
+        # The model's forward runs under autocast; these methods of the unwrapped model don't.
+        model = self.accelerator.unwrap_model(self.model)
+        cls_embeds, fg_embeds, *_ = model.encode_image(self.normalize(inputs["weak"]))
+        crops = inputs["crops"].unbind(1) if "crops" in inputs else ()
+        crop_embeds = [model.coarse_embeds(self.normalize(crop)) for crop in crops]
+        crop_embeds = torch.stack(crop_embeds, 1) if crop_embeds else cls_embeds.new_empty(len(cls_embeds), 0, 1)
+        prior_scores = model.prior_head(composite_embeds(crop_embeds, cls_embeds))
+        fused_scores = model.classifier(fuse_embeds(cls_embeds, fg_embeds))
+        return aggregate_scores(prior_scores, fused_scores, self.args.prior_ratio).argmax(-1)
+
+    def normalize(self, views: torch.Tensor) -> torch.Tensor:
+        """uint8 views `(batch_size, 3, S, S)` on their device to normalised float32 pixel values."""
+        mean, std = self._pixel_mean.to(views.device), self._pixel_std.to(views.device)
+        return (views.float() / 255 - mean) / std
+
+    def start_epoch(self, epoch: int) -> None:
+        """New views, and the fairness mean starts afresh."""
+        self._log_class_mean = None
+        if isinstance(self.train_dataset, ViewDataset):
+            self.train_dataset.set_epoch(epoch)
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """Weight decay applies to all trained parameters, LayerNorms included."""
+        return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As in the base class, with the means of this period's training metrics."""
+        if "loss" in logs:
+            logs.update({name: torch.stack(values).mean().item() for name, values in self._step_metrics.items()})
+            self._step_metrics.clear()
+        super().log(logs, *args, **kwargs)
+
+    def _record(
+        self,
+        student_loss: torch.Tensor,
+        fairness: torch.Tensor,
+        logits: torch.Tensor,
+        pseudo_labels: torch.Tensor,
+        labels: torch.Tensor | None,
+    ) -> None:
+        metrics = {
+            "cross_entropy": student_loss,
+            "fairness": fairness,
+            "student_agreement": (logits.argmax(-1) == pseudo_labels).float().mean(),
+        }
+        if labels is not None:
+            metrics["pseudo_label_accuracy"] = (pseudo_labels == labels).float().mean()
+        for name, value in metrics.items():
+            self._step_metrics[name].append(value.detach())
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Settings are saved as JSON: the Trainer's own file is a pickle that nothing reads back."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            output_dir = output_dir if output_dir is not None else self.args.output_dir
+            os.remove(os.path.join(output_dir, TRAINING_ARGS_NAME))
+            with open(os.path.join(output_dir, "training_args.json"), "w", encoding="utf-8") as file:
+                file.write(self.args.to_json_string())
+
+
+class _EpochStart(TrainerCallback):
+    def __init__(self, trainer: MicroCLIPTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(
+        self, args: MicroCLIPTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.start_epoch(int(state.epoch or 0))
+
+
+def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """Top-1 accuracy, a fraction, of fused logits `(num_images, num_classes)` against `label_ids` `(num_images,)`."""
+    return {"accuracy": float(np.mean(prediction.predictions.argmax(-1) == prediction.label_ids))}
+
+
+def _channels(processing_class: Any, name: str, default: list[float]) -> torch.Tensor:
+    values = default if processing_class is None else vars(processing_class)[name]
+    return torch.tensor(values).view(-1, 1, 1)
+
+
+def _with_views(dataset: Any, model: MicroCLIPForImageClassification, args: MicroCLIPTrainingArguments) -> Any:
+    if isinstance(dataset, torch.utils.data.IterableDataset) or "__getitem__" not in dir(dataset):
+        raise TypeError(
+            f"train_dataset is a {type(dataset).__name__}; pass a map-style data set (with a length and items by index)."
+        )
+    if len(dataset) == 0:
+        raise ValueError("train_dataset is empty; pass images to adapt to.")
+    example = dataset[0]
+    if "weak" in example and "strong" in example:
+        return dataset
+    if "image" not in example:
+        raise ValueError(
+            f"The items of train_dataset hold {', '.join(map(repr, example))}; expected 'image' (rename the column), or "
+            "the views 'weak', 'strong' and 'crops'."
+        )
+    size = model.config.clip_config.vision_config.image_size
+    return ViewDataset(dataset, size, args.num_crops, args.crop_ratio, args.seed)

@@ -1,0 +1,70 @@
+"""Settings of optimisation and pseudo-labelling; their defaults are the published ones (arXiv:2510.02270, section 4)."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class MicroCLIPTrainingArguments(TrainingArguments):
+    r"""
+    Arguments of [`MicroCLIPTrainer`]: transformers' own, and what self-training adds.
+
+    Defaults that differ from [`~transformers.TrainingArguments`]: `per_device_train_batch_size=64`,
+    `per_device_eval_batch_size=64`, `num_train_epochs=15`, `learning_rate=1e-4`, `weight_decay=0.1` (on every trained
+    parameter), `max_grad_norm=0` (no clipping), `lr_scheduler_type="cosine_with_min_lr"` down to 2e-6,
+    `save_strategy="epoch"`, `save_total_limit=2`, `logging_steps=10`, `hub_strategy="end"` (pushes in between would lack
+    the code), `remove_unused_columns=False` (views are made from the image column).
+
+    Args:
+        num_crops (`int`, *optional*, defaults to 8):
+            K, crops of the multi-view prior. 0 takes the weak view's own feature.
+        crop_ratio (`list[float]`, *optional*, defaults to `[0.5, 0.9]`):
+            Least and greatest side of a crop, as shares of the image's shorter side.
+        prior_ratio (`float`, *optional*, defaults to 0.5):
+            gamma, the share of the frozen head in the pseudo-labels, in [0, 1].
+        fairness_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the loss that keeps every class in use. Lower it where classes are known to be rare or absent.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    # Optimisation
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images a step on each device."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images a step in evaluation."})
+    num_train_epochs: float = field(default=15, metadata={"help": "Passes over the images."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "AdamW's initial learning rate."})
+    weight_decay: float = field(default=0.1, metadata={"help": "Weight decay of every trained parameter."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients to this norm; 0 doesn't."})
+    lr_scheduler_type: str = field(default="cosine_with_min_lr", metadata={"help": "Learning rate schedule."})
+    lr_scheduler_kwargs: dict[str, Any] | str | None = field(
+        default_factory=lambda: {"min_lr": 2e-6}, metadata={"help": "Settings of the schedule."}
+    )
+
+    # Pseudo-labels
+    num_crops: int = field(default=8, metadata={"help": "K, crops of the multi-view prior."})
+    crop_ratio: list[float] = field(
+        default_factory=lambda: [0.5, 0.9], metadata={"help": "Least and greatest side of a crop (share)."}
+    )
+    prior_ratio: float = field(default=0.5, metadata={"help": "gamma, share of the frozen head in pseudo-labels."})
+    fairness_weight: float = field(default=1.0, metadata={"help": "Weight of the fairness loss."})
+
+    # Saving and logging
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between two log lines."})
+    hub_strategy: str = field(default="end", metadata={"help": "When to push to the Hub."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Views need the image column."})
+
+    def __post_init__(self) -> None:
+        if self.num_crops < 0:
+            raise ValueError(f"num_crops is {self.num_crops}; it must be 0 or more.")
+        if len(self.crop_ratio) != 2 or not 0 < self.crop_ratio[0] <= self.crop_ratio[1] <= 1:
+            raise ValueError(f"crop_ratio is {self.crop_ratio}; it must be two ascending numbers in (0, 1].")
+        if not 0 <= self.prior_ratio <= 1:
+            raise ValueError(f"prior_ratio is {self.prior_ratio}; it must lie in [0, 1].")
+        if self.fairness_weight < 0:
+            raise ValueError(f"fairness_weight is {self.fairness_weight}; it must be 0 or more.")
+        super().__post_init__()
