@@ -1,5 +1,5 @@
 """
-Make the inputs of a first run without any download: a tiny CLIP with random weights, pictures of shapes, names, sentences.
+Make the inputs of a first run without any download: a tiny random CLIP, pictures of shapes, names, sentences.
 
     python examples/make_tiny_inputs.py outputs/tiny
 
@@ -51,7 +51,7 @@ def make_clip(tokenizer: CLIPTokenizer, image_size: int = 32, patch_size: int = 
 
 
 def save_clip(folder: Path, image_size: int = 32) -> None:
-    """The CLIP with its tokenizer and image processor, as `CLIPModel.from_pretrained` and `AutoProcessor` expect it."""
+    """The CLIP with its tokenizer and image processor, loadable by `CLIPModel` and `AutoProcessor`."""
     tokenizer = make_tokenizer()
     make_clip(tokenizer, image_size).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -78,7 +78,7 @@ def main(folder: Path) -> None:
     rng = np.random.default_rng(0)
     for class_name in DESCRIPTIONS:
         for split, count in (("photos", 16), ("test", 4)):
-            for index in range(count):
+            for _ in range(count):
                 name = f"{int(rng.integers(1 << 30)):08x}.png"
                 path = folder / "photos" / name if split == "photos" else folder / "test" / class_name / name
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,12 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 
 
+RESNET_ADVICE = (
+    "is a CLIP with a ResNet, which has no patch tokens. Take a CLIP with a vision transformer, for example "
+    "'openai/clip-vit-base-patch32'."
+)
+
+
 @strict
 class MicroCLIPConfig(PreTrainedConfig):
     r"""
@@ -76,6 +82,11 @@ class MicroCLIPConfig(PreTrainedConfig):
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """As in the base class, with a plain CLIP configuration wrapped."""
         config_dict, kwargs = super().get_config_dict(*args, **kwargs)
+        if "model_type" not in config_dict:
+            raise ValueError(
+                "The config.json found has no 'model_type', so it isn't transformers'. Pass a CLIP or microCLIP "
+                "checkpoint in transformers' format."
+            )
         return _wrap_clip(config_dict), kwargs
 
     @classmethod
@@ -104,15 +115,12 @@ def _check_vit_clip(config_dict: dict[str, Any]) -> None:
     model_type = config_dict.get("model_type", CLIPConfig.model_type)
     if model_type != CLIPConfig.model_type:
         raise ValueError(
-            f"This is a checkpoint of model type {model_type!r}, and microCLIP adapts CLIP. Pass a checkpoint that loads "
-            "as transformers' CLIPModel with both towers (OpenAI, LAION and MetaCLIP conversions do), for example "
+            f"This is a checkpoint of model type {model_type!r}, and microCLIP adapts CLIP. Pass one that loads as "
+            "transformers' CLIPModel with both towers (OpenAI, LAION and MetaCLIP conversions do), for example "
             "'openai/clip-vit-base-patch32'."
         )
     vision = config_dict.get("vision_config") or {}
     if not isinstance(vision, dict):
         vision = vision.to_dict()
     if isinstance(vision.get("layers"), list) or isinstance(vision.get("num_hidden_layers"), list):
-        raise ValueError(
-            "The vision tower of this CLIP is a ResNet (its layers are a list), which has no patch tokens. "
-            "Take a CLIP with a vision transformer, for example 'openai/clip-vit-base-patch32'."
-        )
+        raise ValueError(f"This configuration, whose vision layers are a list, {RESNET_ADVICE}")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datasets import ClassLabel, Dataset, load_dataset
 from datasets.data_files import EmptyDatasetError
 
-from .text_heads import check_class_names, normalize_name
+from .text_heads import abbreviate, check_class_names, normalize_name
 
 
 def read_class_names(path: str | os.PathLike) -> list[str]:
@@ -48,10 +48,10 @@ def load_image_folder(path: str | os.PathLike, class_names: Sequence[str], label
     position = {normalize_name(name): i for i, name in enumerate(class_names)}
     unknown = [name for name in folders if normalize_name(name) not in position]
     if labels_required and (unknown or not folders):
-        found = f"the folders {', '.join(map(repr, unknown))}" if unknown else "no sub-folders of one depth"
+        found = f"the folders {abbreviate(unknown)}" if unknown else "no sub-folders of one depth"
         raise ValueError(
-            f"{path} has {found}; to measure accuracy every sub-folder must be named like one of the {len(class_names)} "
-            f"classes ({', '.join(map(repr, class_names[:5]))}{', ...' if len(class_names) > 5 else ''})."
+            f"{path} has {found}; to measure accuracy every sub-folder must be named like one of the "
+            f"{len(class_names)} classes ({abbreviate(class_names)})."
         )
     if unknown or not folders:
         return dataset.select_columns(["image"])

@@ -5,6 +5,7 @@ B images, C classes, N patches, D vision width, E joint embedding width.
 
 import copy
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -26,7 +27,7 @@ from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLay
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_microclip import MicroCLIPConfig
+from .configuration_microclip import RESNET_ADVICE, MicroCLIPConfig
 from .saliency import check_finite, saliency_mask
 from .text_heads import check_class_names, check_templates, encode_heads, match_descriptions
 
@@ -37,7 +38,7 @@ class MicroCLIPOutput(ModelOutput):
     Output of [`MicroCLIPForImageClassification`].
 
     Args:
-        loss (`torch.Tensor` of shape `(1,)`, *optional*, returned when `labels` is given):
+        loss (`torch.Tensor` of shape `(1,)`, with `labels`):
             Cross-entropy of `logits`.
         logits (`torch.Tensor` of shape `(batch_size, num_labels)`):
             Fused logits, `fusion_ratio * cls_logits + (1 - fusion_ratio) * fg_logits`, float32.
@@ -49,15 +50,15 @@ class MicroCLIPOutput(ModelOutput):
             [CLS] embedding, unit norm.
         fg_embeds (`torch.Tensor` of shape `(batch_size, projection_dim)`):
             [FG] embedding, unit norm.
-        patch_embeds (`torch.Tensor` of shape `(batch_size, num_patches, hidden_size)`, *optional*, returned when `output_patch_embeds=True`):
-            Patch tokens of the last layer's value path, after `post_layernorm`, not projected.
-        saliency_mask (`torch.BoolTensor` of shape `(batch_size, num_patches)`, *optional*, returned when `output_patch_embeds=True`):
+        patch_embeds (`torch.Tensor` of shape `(batch_size, num_patches, width)`, with `output_patch_embeds=True`):
+            Patch tokens of the last layer's value path, after `post_layernorm`, not projected; the tower's width.
+        saliency_mask (`torch.BoolTensor` of shape `(batch_size, num_patches)`, with `output_patch_embeds=True`):
             The salient patches, row by row of the patch grid.
-        fg_attention (`torch.Tensor` of shape `(batch_size, num_patches + 1)`, *optional*, returned when `output_patch_embeds=True`):
+        fg_attention (`torch.Tensor` of shape `(batch_size, num_patches + 1)`, with `output_patch_embeds=True`):
             Weight of each patch in the [FG] token; the last entry is the null token's. Rows sum to 1.
-        hidden_states (`tuple(torch.Tensor)`, *optional*, returned when `output_hidden_states=True`):
+        hidden_states (`tuple(torch.Tensor)`, with `output_hidden_states=True`):
             Of the vision tower: `num_hidden_layers + 1` of shape `(batch_size, num_patches + 1, hidden_size)`.
-        attentions (`tuple(torch.Tensor)`, *optional*, returned when `output_attentions=True` with eager attention):
+        attentions (`tuple(torch.Tensor)`, with `output_attentions=True` and eager attention):
             `num_hidden_layers` of shape `(batch_size, num_heads, num_patches + 1, num_patches + 1)`.
     """
 
@@ -156,7 +157,7 @@ class MicroCLIPHead(nn.Module):
             self.register_buffer("weight", weight)
 
     def forward(self, embeds: torch.Tensor) -> torch.Tensor:
-        """Unit embeddings `(batch_size, embed_dim)` to cosines `(batch_size, num_labels)`, float32 also under autocast."""
+        """Unit embeddings `(batch_size, embed_dim)` to float32 cosines `(batch_size, num_labels)`, autocast or not."""
         with torch.autocast(embeds.device.type, enabled=False):
             return embeds.float() @ normalize(self.weight.float(), dim=-1).T
 
@@ -194,7 +195,7 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
     """A CLIP whose [CLS] token is fused with a saliency-guided [FG] token, and two heads made from text.
 
     Args:
-        config ([`MicroCLIPConfig`]): the architecture. Weights are random; [`from_clip`] or `from_pretrained` load them.
+        config ([`MicroCLIPConfig`]): the architecture. Weights are random; `from_clip` or `from_pretrained` load them.
     """
 
     def __init__(self, config: MicroCLIPConfig) -> None:
@@ -219,7 +220,7 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
 
     @property
     def logit_scale(self) -> torch.Tensor | float:
-        """What cosines are multiplied by: `config.logit_scale`, or `exp(logit_scale)` of the checkpoint, in float32."""
+        """What cosines are multiplied by: `config.logit_scale`, or the checkpoint's `exp(logit_scale)`, in float32."""
         if self.config.logit_scale is not None:
             return float(self.config.logit_scale)
         return self.clip.logit_scale.float().exp()
@@ -351,14 +352,14 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         Args:
             clip (`str`, `os.PathLike` or `CLIPModel`): a Hub id, a folder, or a model (which is copied, not changed).
             class_names (`Sequence[str]`): at least two different names.
-            templates (`str` or `Sequence[str]`, *optional*): prompts with `{}` for the name, default "a photo of a {}.".
+            templates (`str` or `Sequence[str]`, *optional*): prompts with `{}`, default "a photo of a {}.".
             descriptions (`Mapping[str, Sequence[str]]`, *optional*): `{class: [sentence, ...]}`. Keys match class
                 names whatever their case, `_` and `-`; classes without an entry are described by their templates.
             tokenizer (`PreTrainedTokenizerBase`, *optional*): default: the one saved with `clip`.
             image_processor (`BaseImageProcessor`, *optional*): saved with the model. Default: the one saved with
                 `clip` (PIL back end), or CLIP's own for the model's image size.
             batch_size (`int`, *optional*, defaults to 256): texts encoded at once.
-            kwargs: fields of [`MicroCLIPConfig`]; the others go to `CLIPModel.from_pretrained` (`revision`, `token`, ...).
+            kwargs: fields of [`MicroCLIPConfig`]; others go to `CLIPModel.from_pretrained` (`revision`, `token`, ...).
 
         Raises:
             TypeError, ValueError: on names, templates, descriptions, a tokenizer or a checkpoint that don't fit;
@@ -414,8 +415,8 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         """
         if not self.config.keep_text_model:
             raise ValueError(
-                "This model has no text tower (it was dropped to halve the checkpoint), so its classes can't be changed. "
-                "Build it with from_clip(..., keep_text_model=True), or from the CLIP again."
+                "This model has no text tower (it was dropped to halve the checkpoint), so its classes can't be "
+                "changed. Build it with from_clip(..., keep_text_model=True), or from the CLIP again."
             )
         self.tokenizer = tokenizer or self.tokenizer or _load_tokenizer(self.config._name_or_path or None, {})
         weighting = self.config.prior_weighting
@@ -450,8 +451,8 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         channels = self.config.clip_config.vision_config.num_channels
         if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
             raise ValueError(
-                f"pixel_values has the shape {tuple(pixel_values.shape)}; expected (batch_size, {channels}, height, width). "
-                "Convert images to RGB and let the image processor batch them."
+                f"pixel_values has the shape {tuple(pixel_values.shape)}; expected (batch_size, {channels}, height, "
+                "width). Convert images to RGB and let the image processor batch them."
             )
         check_finite(pixel_values, "pixel_values", "Check the images and their normalisation.")
 
@@ -470,14 +471,12 @@ def _label_maps(class_names: Sequence[str]) -> dict[str, dict]:
 def _check_source(clip: Any) -> str:
     if not isinstance(clip, (str, os.PathLike)):
         raise TypeError(
-            f"clip is a {type(clip).__module__}.{type(clip).__name__}; pass a Hub id, a folder, or a transformers CLIPModel."
+            f"clip is a {type(clip).__module__}.{type(clip).__name__}; pass a Hub id, a folder, or a transformers "
+            "CLIPModel."
         )
     source = os.fspath(clip)
-    if source.upper().startswith("RN"):
-        raise ValueError(
-            f"{source!r} names a CLIP with a ResNet, which has no patch tokens. Take a CLIP with a vision transformer, for "
-            "example 'openai/clip-vit-base-patch32'."
-        )
+    if re.fullmatch(r"RN\d+(x\d+)?", source):
+        raise ValueError(f"{source!r} {RESNET_ADVICE}")
     return source
 
 

@@ -32,10 +32,11 @@ def fuse_embeds(cls_embeds: torch.Tensor, fg_embeds: torch.Tensor) -> torch.Tens
 
 
 def aggregate_scores(prior_scores: torch.Tensor, fused_scores: torch.Tensor, prior_ratio: float) -> torch.Tensor:
-    """Dynamic knowledge aggregation: `gamma * m . W_LLM + (1 - gamma) * h . unit(W)`; its argmax is the pseudo-label.
+    """Dynamic knowledge aggregation, `gamma * m . W_LLM + (1 - gamma) * h . unit(W)`; its argmax is the pseudo-label.
 
     Args:
-        prior_scores (`torch.Tensor` of shape `(batch_size, num_classes)`): cosines of the composite with the frozen head.
+        prior_scores (`torch.Tensor` of shape `(batch_size, num_classes)`): cosines of the composite embedding with
+            the frozen head.
         fused_scores (`torch.Tensor` of shape `(batch_size, num_classes)`): cosines of the fused embedding with the
             learnable head.
         prior_ratio (`float`): gamma.
@@ -51,11 +52,12 @@ def fairness_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Keep every class in use: `-mean_c(log pbar_c) / 0.5` of the running mean of class probabilities.
 
-    `pbar` is the batch's mean at an epoch's start, then `0.5 * (stopgrad(pbar) + mean_batch(p))`. All of it is computed
-    with logarithms, so that a class whose probability underflows still gets a finite loss and its gradient.
+    `pbar` is the batch's mean at an epoch's start, then `0.5 * (stopgrad(pbar) + mean_batch(p))`. All of it is
+    computed with logarithms, so that a class whose probability underflows still gets a finite loss and its gradient.
 
     Args:
-        log_probabilities (`torch.Tensor` of shape `(batch_size, num_classes)`): log softmax of the student, with gradient.
+        log_probabilities (`torch.Tensor` of shape `(batch_size, num_classes)`): log softmax of the student, with
+            gradient.
         log_running_mean (`torch.Tensor` of shape `(num_classes,)`, *optional*): log of the mean so far, `None` at an
             epoch's start.
 

@@ -1,10 +1,13 @@
-"""Which patches belong to the object: a normalised cut of the patch graph (SOAP, arXiv:2510.02270; TokenCut, arXiv:2202.11539).
+"""Which patches belong to the object: a normalised cut of the patch graph (arXiv:2510.02270, section 3.2).
+
+The cut is TokenCut's (arXiv:2202.11539), in the form that microCLIP's authors published as part of SOAP.
 
 Pure tensor functions on a whole batch, computed in float32 (also under autocast) and without gradient.
 B images, N patches, D vision width.
 """
 
 import torch
+
 
 # Weight of the edge between two patches that aren't alike: the graph stays connected.
 EPSILON = 1e-6
@@ -35,7 +38,7 @@ def check_finite(values: torch.Tensor, name: str, advice: str) -> None:
 
 
 def patch_affinity(patch_embeds: torch.Tensor, affinity: str = "dot", threshold: float = 0.2) -> torch.Tensor:
-    """The graph of patches: 1 between patches that are alike, `EPSILON` elsewhere (paper section 3.2).
+    """The graph of patches: 1 between patches that are alike, `EPSILON` elsewhere (arXiv:2510.02270, section 3.2).
 
     Args:
         patch_embeds (`torch.Tensor` of shape `(batch_size, num_patches, hidden_size)`): the patch tokens, any norm.
@@ -118,7 +121,7 @@ def has_no_cut(graph: torch.Tensor) -> torch.Tensor:
 def saliency_mask(
     patch_embeds: torch.Tensor, affinity: str = "dot", threshold: float = 0.2, statistic: str = "std"
 ) -> torch.Tensor:
-    """The salient patches of each image (METHOD: paper section 3.2, "SOAP").
+    """The salient patches of each image (arXiv:2510.02270, section 3.2).
 
     A graph without a cut (all patches alike, or none) keeps every patch, and so does a single patch.
 

@@ -16,13 +16,18 @@ from transformers import CLIPModel, PreTrainedTokenizerBase
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 # A class's name weights are refused if they cancel to less than this share of their magnitudes.
 MIN_WEIGHT_SHARE = 1e-3
-# CLIP configurations written before transformers 4.31 name this end-of-text id, and the tower then pools the largest id.
+# Old CLIP configurations name this end-of-text id, OpenAI's among them; the tower then pools the largest id.
 LEGACY_EOS_TOKEN_ID = 2
 
 
 def normalize_name(name: str) -> str:
-    """The matching rule for names of classes, labels and description keys: case, `_`, `-` and runs of spaces don't count."""
+    """The rule by which class names, labels and description keys match: case, `_`, `-` and spacing don't count."""
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+
+
+def abbreviate(names: Sequence[str]) -> str:
+    """The first names of a list, quoted, for an error's text."""
+    return ", ".join([*map(repr, names[:5]), *(["..."] if len(names) > 5 else [])])
 
 
 def check_class_names(class_names: Sequence[str]) -> list[str]:
@@ -33,7 +38,7 @@ def check_class_names(class_names: Sequence[str]) -> list[str]:
         ValueError: if there are fewer than two, one is empty, or two are equal under [`normalize_name`].
     """
     if isinstance(class_names, (str, Mapping)) or not isinstance(class_names, Sequence):
-        raise TypeError(f"class_names is a {type(class_names).__name__}; pass a list of strings, one for each class.")
+        raise TypeError(f"class_names is a {type(class_names).__name__}; pass a list of strings, one a class.")
     for name in class_names:
         if not isinstance(name, str):
             raise TypeError(f"class_names holds {name!r}, a {type(name).__name__}; every class name must be a string.")
@@ -46,8 +51,8 @@ def check_class_names(class_names: Sequence[str]) -> list[str]:
             raise ValueError(f"class_names holds {name!r}; give every class a name with at least one letter.")
         if key in seen:
             raise ValueError(
-                f"class_names holds the duplicate {name!r} (the same as {seen[key]!r}: case, '_' and '-' don't count). "
-                "Remove one or make them differ."
+                f"class_names holds the duplicate {name!r} (the same as {seen[key]!r}: case, '_' and '-' don't "
+                "count). Remove one or make them differ."
             )
         seen[key] = name
     return list(class_names)
@@ -99,7 +104,7 @@ def match_descriptions(
         if index is None:
             raise ValueError(
                 f"descriptions has the key {key!r}, which is none of the {len(class_names)} class names "
-                f"({', '.join(map(repr, class_names[:5]))}{', ...' if len(class_names) > 5 else ''}). Rename or remove it."
+                f"({abbreviate(class_names)}). Rename or remove it."
             )
         if matched[index] is not None:
             raise ValueError(f"descriptions has two keys for the class {class_names[index]!r}; merge them into one.")
@@ -114,7 +119,8 @@ def _check_sentences(key: str, sentences: Sequence[str]) -> list[str]:
         raise ValueError(f"descriptions[{key!r}] is empty; add a sentence, or remove the key to use the templates.")
     for sentence in sentences:
         if not isinstance(sentence, str):
-            raise TypeError(f"descriptions[{key!r}] holds {sentence!r}, a {type(sentence).__name__}; pass strings.")
+            kind = type(sentence).__name__
+            raise TypeError(f"descriptions[{key!r}] holds {sentence!r}, a {kind}; pass strings.")
         if not sentence.strip():
             raise ValueError(f"descriptions[{key!r}] holds an empty sentence; remove it.")
     return list(sentences)
@@ -129,7 +135,7 @@ def encode_texts(
     Args:
         clip (`CLIPModel`): with its text tower.
         tokenizer (`PreTrainedTokenizerBase`): that tower's own.
-        texts (`Sequence[str]`): any number of texts; those longer than the tower's positions are cut, with one warning.
+        texts (`Sequence[str]`): any number; those longer than the tower's positions are cut, with one warning.
         batch_size (`int`): texts encoded at once.
 
     Returns:
@@ -150,8 +156,8 @@ def encode_texts(
         features.append(outputs.pooler_output.float().cpu())
     if num_cut:
         warnings.warn(
-            f"{num_cut} of {len(texts)} texts are longer than the {max_length} positions of the text tower and were "
-            "truncated; shorter sentences use all of their words.",
+            f"{num_cut} of {len(texts)} texts are longer than the {max_length} positions of the text tower and "
+            "were truncated; shorter sentences use all of their words.",
             stacklevel=2,
         )
     return torch.cat(features)
@@ -163,7 +169,8 @@ def _check_tokens(clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, input_ids
     advice = f"Pass the tokenizer that was saved with this CLIP; got a {type(tokenizer).__name__}"
     if input_ids.max() >= config.vocab_size:
         raise ValueError(
-            f"The tokenizer gave the id {int(input_ids.max())}, but the text tower has {config.vocab_size} tokens. {advice}."
+            f"The tokenizer gave the id {int(input_ids.max())}, but the text tower has {config.vocab_size} tokens. "
+            f"{advice}."
         )
     if config.eos_token_id == LEGACY_EOS_TOKEN_ID:
         ends = input_ids.amax(-1) == tokenizer.eos_token_id if tokenizer.eos_token_id is not None else input_ids < 0
@@ -184,8 +191,9 @@ def build_heads(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The two heads from text features (arXiv:2510.02270, section 3.3).
 
-    With `t_c` the unit mean of class c's raw prompt features and `d_ci` its unit description features, the learnable
-    head starts at `unit(mean_i d_ci)` and the frozen head is `unit(sum_i a_ci d_ci / sum_i a_ci)`, `a_ci = d_ci . t_c`.
+    With `t_c` the unit mean of class c's raw prompt features, `d_ci` its unit description features and
+    `a_ci = d_ci . t_c`, the learnable head starts at `unit(mean_i d_ci)` and the frozen head is
+    `unit(sum_i a_ci d_ci / sum_i a_ci)`.
 
     Args:
         prompt_features (`Sequence[torch.Tensor]`): C tensors of shape `(num_templates, embed_dim)`, raw.
@@ -208,9 +216,9 @@ def build_heads(
         if weights.sum().abs() < MIN_WEIGHT_SHARE * weights.abs().sum():
             name = repr(class_names[index]) if class_names else str(index)
             raise ValueError(
-                f"The name weights of class {name} cancel: they sum to {weights.sum():.2e} where their magnitudes sum to "
-                f"{weights.abs().sum():.2e}. The text tower doesn't relate this name to its descriptions; check them, or "
-                'use prior_weighting="uniform".'
+                f"The name weights of class {name} cancel: they sum to {weights.sum():.2e} where their magnitudes "
+                f"sum to {weights.abs().sum():.2e}. The text tower doesn't relate this name to its descriptions; "
+                'check them, or use prior_weighting="uniform".'
             )
         classifier.append(normalize(units.mean(0), dim=-1))
         prior_head.append(normalize((weights @ units) / weights.sum(), dim=-1))
@@ -226,7 +234,7 @@ def encode_heads(
     prior_weighting: str = "name",
     batch_size: int = 256,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two heads from texts. Classes without descriptions are described by their filled templates, with one warning.
+    """The two heads from texts. Classes without descriptions are described by their templates, with one warning.
 
     Args:
         clip, tokenizer, batch_size: see [`encode_texts`].

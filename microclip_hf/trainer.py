@@ -190,7 +190,7 @@ def _channels(processing_class: Any, name: str, default: list[float]) -> torch.T
 def _with_views(dataset: Any, model: MicroCLIPForImageClassification, args: MicroCLIPTrainingArguments) -> Any:
     if isinstance(dataset, torch.utils.data.IterableDataset) or "__getitem__" not in dir(dataset):
         raise TypeError(
-            f"train_dataset is a {type(dataset).__name__}; pass a map-style data set (with a length and items by index)."
+            f"train_dataset is a {type(dataset).__name__}; pass a map-style data set (a length, items by index)."
         )
     if len(dataset) == 0:
         raise ValueError("train_dataset is empty; pass images to adapt to.")
@@ -199,8 +199,8 @@ def _with_views(dataset: Any, model: MicroCLIPForImageClassification, args: Micr
         return dataset
     if "image" not in example:
         raise ValueError(
-            f"The items of train_dataset hold {', '.join(map(repr, example))}; expected 'image' (rename the column), or "
-            "the views 'weak', 'strong' and 'crops'."
+            f"The items of train_dataset hold {', '.join(map(repr, example))}; expected 'image' (rename the column), "
+            "or the views 'weak', 'strong' and 'crops'."
         )
     size = model.config.clip_config.vision_config.image_size
     return ViewDataset(dataset, size, args.num_crops, args.crop_ratio, args.seed)

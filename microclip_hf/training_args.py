@@ -1,4 +1,4 @@
-"""Settings of optimisation and pseudo-labelling; their defaults are the published ones (arXiv:2510.02270, section 4)."""
+"""Settings of optimisation and pseudo-labelling; the defaults are the published ones (arXiv:2510.02270, section 4)."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +14,8 @@ class MicroCLIPTrainingArguments(TrainingArguments):
     Defaults that differ from [`~transformers.TrainingArguments`]: `per_device_train_batch_size=64`,
     `per_device_eval_batch_size=64`, `num_train_epochs=15`, `learning_rate=1e-4`, `weight_decay=0.1` (on every trained
     parameter), `max_grad_norm=0` (no clipping), `lr_scheduler_type="cosine_with_min_lr"` down to 2e-6,
-    `save_strategy="epoch"`, `save_total_limit=2`, `logging_steps=10`, `hub_strategy="end"` (pushes in between would lack
-    the code), `remove_unused_columns=False` (views are made from the image column).
+    `save_strategy="epoch"`, `save_total_limit=2`, `logging_steps=10`, `hub_strategy="end"` (pushes in between would
+    lack the code), `remove_unused_columns=False` (views are made from the image column).
 
     Args:
         num_crops (`int`, *optional*, defaults to 8):

@@ -18,7 +18,8 @@ from transformers.image_utils import OPENAI_CLIP_MEAN
 
 STRONG_SCALE = (0.3, 1.0)
 STRONG_RATIO = (3 / 4, 4 / 3)
-# RandAugment as timm's `rand-m9-mstd0.5-inc1`: two operations an image, each with probability 0.5, magnitude N(9, 0.5).
+# RandAugment as timm's `rand-m9-mstd0.5-inc1`: two operations an image, each with probability 0.5, magnitude
+# N(9, 0.5).
 NUM_OPERATIONS, OPERATION_PROBABILITY = 2, 0.5
 MAGNITUDE_MEAN, MAGNITUDE_STD, MAX_MAGNITUDE = 9.0, 0.5, 10.0
 FILL_COLOR = tuple(round(255 * mean) for mean in OPENAI_CLIP_MEAN)
@@ -35,7 +36,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def weak_view(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """Resize the shorter side to `size` (bicubic) and crop a random square, in one pass over the pixels that are kept."""
+    """Resize the shorter side to `size` (bicubic) and crop a random square; only pixels that are kept are computed."""
     width, height = image.size
     short = min(width, height)
     resized_width, resized_height = int(size * width / short), int(size * height / short)
@@ -55,7 +56,7 @@ def random_crop(image: Image.Image, ratio: Sequence[float], rng: np.random.Gener
 
 
 def random_resized_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """A random rectangle of `STRONG_SCALE` of the area and `STRONG_RATIO` width to height, resized to a square (bicubic).
+    """A random rectangle, `STRONG_SCALE` of the area, `STRONG_RATIO` width to height, resized to a square (bicubic).
 
     After ten draws that don't fit, the largest central rectangle of a permitted ratio is taken.
     """
@@ -87,7 +88,7 @@ def _enhance(kind: type) -> Callable[[Image.Image, float, int], Image.Image]:
     return lambda image, level, sign: kind(image).enhance(max(0.1, 1 + sign * 0.9 * level))
 
 
-# The 15 operations: (image, level = magnitude / 10, sign = -1 or 1 at random) -> image. They get stronger with the level.
+# The 15 operations: (image, level = magnitude / 10, sign = -1 or 1 at random) -> image, stronger with the level.
 OPERATIONS: dict[str, Callable[[Image.Image, float, int], Image.Image]] = {
     "auto_contrast": lambda image, level, sign: ImageOps.autocontrast(image),
     "equalize": lambda image, level, sign: ImageOps.equalize(image),
