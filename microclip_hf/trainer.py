@@ -74,8 +74,10 @@ class MicroCLIPTrainer(Trainer):
             **kwargs,
         )
         self.add_callback(_EpochStart(self))
-        self._pixel_mean = _channels(processing_class, "image_mean", OPENAI_CLIP_MEAN)
-        self._pixel_std = _channels(processing_class, "image_std", OPENAI_CLIP_STD)
+        constants = (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+        if processing_class is not None:
+            constants = (processing_class.image_mean, processing_class.image_std)
+        self._pixel_mean, self._pixel_std = (torch.tensor(values).view(-1, 1, 1) for values in constants)
         self._log_class_mean: torch.Tensor | None = None
         self._step_metrics: dict[str, list[torch.Tensor]] = defaultdict(list)
 
@@ -180,11 +182,6 @@ class _EpochStart(TrainerCallback):
 def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
     """Top-1 accuracy, a fraction, of fused logits `(num_images, num_classes)` against `label_ids` `(num_images,)`."""
     return {"accuracy": float(np.mean(prediction.predictions.argmax(-1) == prediction.label_ids))}
-
-
-def _channels(processing_class: Any, name: str, default: list[float]) -> torch.Tensor:
-    values = default if processing_class is None else vars(processing_class)[name]
-    return torch.tensor(values).view(-1, 1, 1)
 
 
 def _with_views(dataset: Any, model: MicroCLIPForImageClassification, args: MicroCLIPTrainingArguments) -> Any:

@@ -1,0 +1,75 @@
+"""Pseudo-labels and fairness against their definition in float64 numpy."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from microclip_hf.pseudo_labels import aggregate_scores, composite_embeds, fairness_loss, fuse_embeds
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def embeds(*shape, seed=0):
+    return torch.nn.functional.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+@pytest.mark.parametrize("num_crops", [1, 2, 8])
+def test_composite(num_crops):
+    z, g = embeds(5, num_crops, 6), embeds(5, 6, seed=1)
+    for own, crops, anchor in zip(composite_embeds(z, g), z.double().numpy(), g.double().numpy(), strict=True):
+        relevance = np.exp(crops @ anchor)
+        np.testing.assert_allclose(own, unit((relevance[:, None] * crops).sum(0) / relevance.sum()), atol=1e-6)
+
+
+def test_composite_without_crops_is_the_weak_view():
+    g = embeds(5, 6)
+    assert composite_embeds(torch.empty(5, 0, 6), g).equal(g)
+
+
+def test_fused_embedding_and_aggregation():
+    g, l = embeds(5, 6), embeds(5, 6, seed=1)  # noqa: E741
+    np.testing.assert_allclose(fuse_embeds(g, l), unit(0.5 * g.double().numpy() + 0.5 * l.double().numpy()), atol=1e-6)
+    prior, fused = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+    torch.testing.assert_close(aggregate_scores(prior, fused, 0.75), torch.tensor([[0.75, 0.5]]))
+    assert aggregate_scores(prior, fused, 0).equal(fused) and aggregate_scores(prior, fused, 1).equal(prior)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 9), st.integers(2, 7), st.integers(1, 4), st.integers(0, 1000))
+def test_fairness(batch_size, num_classes, steps, seed):
+    """Loss, running mean and gradient of every step of an epoch."""
+    generator, running, expected = torch.Generator().manual_seed(seed), None, None
+    for _ in range(steps):
+        logits = 3 * torch.randn(batch_size, num_classes, generator=generator)
+        logits.requires_grad_()
+        loss, running = fairness_loss(logits.log_softmax(-1), running)
+        double = logits.detach().double().requires_grad_()
+        mean = double.softmax(-1).mean(0)
+        mean = mean if expected is None else 0.5 * (expected + mean)
+        reference = -mean.log().mean() / 0.5
+        expected = mean.detach()
+        torch.testing.assert_close(loss.double(), reference, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(running.exp().double(), expected, rtol=1e-4, atol=1e-6)
+        gradient, reference_gradient = torch.autograd.grad(loss, logits)[0], torch.autograd.grad(reference, double)[0]
+        torch.testing.assert_close(gradient.double(), reference_gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_fairness_of_a_class_without_probability_is_finite():
+    logits = torch.tensor([[0.0, 400.0], [0.0, 500.0]], requires_grad=True)
+    loss, _ = fairness_loss(logits.log_softmax(-1), None)
+    loss.backward()
+    assert loss.item() == pytest.approx((400 + math.log(2)) / 2 / 0.5, rel=1e-5)
+    assert logits.grad.isfinite().all() and logits.grad[0, 0] < 0
+
+
+def test_fairness_is_least_for_equal_use():
+    equal = torch.zeros(4, 3).log_softmax(-1)
+    uneven = torch.tensor([[2.0, 0, 0]]).expand(4, 3).log_softmax(-1)
+    assert fairness_loss(equal, None)[0].item() == pytest.approx(2 * math.log(3))
+    assert fairness_loss(uneven, None)[0] > fairness_loss(equal, None)[0]

@@ -1,0 +1,223 @@
+"""Text heads against float64, and what bad texts get."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASS_NAMES, DESCRIPTIONS
+from make_tiny_inputs import make_clip
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from microclip_hf import MicroCLIPForImageClassification
+from microclip_hf.data import read_class_names
+from microclip_hf.descriptions import read_descriptions
+from microclip_hf.text_heads import build_heads, encode_texts, normalize_name
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def text_features(clip, tokenizer, text):
+    """One text alone, without padding."""
+    with torch.no_grad():
+        return clip.get_text_features(**tokenizer([text], return_tensors="pt")).pooler_output[0].double().numpy()
+
+
+@pytest.mark.parametrize("weighting", ["name", "uniform"])
+def test_heads_equal_their_definition_in_float64(weighting):
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randn(3, 8, generator=generator) for _ in range(4)]
+    descriptions = [torch.randn(n, 8, generator=generator) for n in (1, 2, 5, 7)]
+    classifier, prior = build_heads(prompts, descriptions, weighting)
+    for c in range(4):
+        name, d = unit(prompts[c].double().numpy().mean(0)), unit(descriptions[c].double().numpy())
+        a = d @ name if weighting == "name" else np.ones(len(d))
+        np.testing.assert_allclose(classifier[c], unit(d.mean(0)), atol=1e-6)
+        np.testing.assert_allclose(prior[c], unit((a[:, None] * d).sum(0) / a.sum()), atol=1e-5)
+
+
+def test_negative_name_weights_keep_the_formula():
+    """All weights negative: their signs cancel in the quotient."""
+    prior = build_heads([torch.tensor([[-1.0, 0]])] * 2, [torch.tensor([[1.0, 0.5], [1.0, -0.25]])] * 2)[1]
+    assert prior[0, 0] > 0
+
+
+def test_cancelling_name_weights_name_the_class():
+    prompts = [torch.tensor([[1.0, 0]])] * 2
+    descriptions = [torch.tensor([[1.0, 1]]), torch.tensor([[1.0, 1], [-1, 1]])]
+    with pytest.raises(ValueError, match=r"class 'b' cancel.*uniform"):
+        build_heads(prompts, descriptions, class_names=["a", "b"])
+    build_heads(prompts, descriptions, "uniform")
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_texts_are_encoded_alike_in_any_batch(clip, tokenizer, batch_size):
+    texts = ["a", "a much longer text", "b c", "d", "e f g h i"]
+    features = encode_texts(clip, tokenizer, texts, batch_size)
+    for text, row in zip(texts, features, strict=True):
+        np.testing.assert_allclose(row, text_features(clip, tokenizer, text), atol=1e-6)
+
+
+def test_from_clip_builds_both_heads(model, clip, tokenizer):
+    """Keys match whatever their case, _ and -; a class without descriptions gets its templates."""
+    for row, name in zip(model.classifier.weight.detach(), CLASS_NAMES, strict=True):
+        own = next(s for key, s in DESCRIPTIONS.items() if normalize_name(key) == name)
+        expected = unit(np.mean([unit(text_features(clip, tokenizer, sentence)) for sentence in own], 0))
+        np.testing.assert_allclose(row, expected, atol=1e-5)
+    assert model.prior_head.weight.equal(model.classifier.weight)  # the uniform prior
+    assert model.config.id2label == dict(enumerate(CLASS_NAMES))
+    assert model.config.label2id == {name: i for i, name in enumerate(CLASS_NAMES)}
+
+
+def test_classes_without_descriptions_get_templates_and_one_warning(clip, tokenizer):
+    with pytest.warns(UserWarning, match="templates stand in: green_square, blue bar") as caught:
+        model = MicroCLIPForImageClassification.from_clip(
+            clip,
+            ["red disc", "green_square", "blue bar"],
+            templates=["a {}", "one {}."],
+            descriptions={"red disc": ["round"]},
+            tokenizer=tokenizer,
+            prior_weighting="uniform",
+        )
+    assert len(caught) == 1
+    expected = unit(
+        np.mean(
+            [unit(text_features(clip, tokenizer, f"{p} green square{e}")) for p, e in [("a", ""), ("one", ".")]], 0
+        )
+    )
+    np.testing.assert_allclose(model.classifier.weight[1].detach(), expected, atol=1e-5)
+
+
+def test_names_alone_are_enough_and_silent(clip, tokenizer):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        MicroCLIPForImageClassification.from_clip(clip, CLASS_NAMES, tokenizer=tokenizer)
+
+
+def test_long_descriptions_are_cut_with_one_warning(clip, tokenizer):
+    with pytest.warns(UserWarning, match="2 of 3 texts are longer than the 77 positions") as caught:
+        features = encode_texts(clip, tokenizer, ["short", "long " * 60, "longer " * 99], batch_size=1)
+    assert len(caught) == 1 and features.shape == (3, 16)
+
+
+def test_set_classes_rebuilds_the_heads(clip, tokenizer, pixel_values, tmp_path):
+    model = MicroCLIPForImageClassification.from_clip(
+        clip, CLASS_NAMES, tokenizer=tokenizer, keep_text_model=True, prior_weighting="uniform"
+    )
+    model.save_pretrained(tmp_path)
+    model = MicroCLIPForImageClassification.from_pretrained(tmp_path)  # the tokenizer was saved beside it
+    model.set_classes(
+        ["one", "two", "three", "four"], descriptions={name: ["x"] for name in ("one", "two", "three", "four")}
+    )
+    assert model(pixel_values).logits.shape == (4, 4) and model.config.num_labels == 4
+    fresh = MicroCLIPForImageClassification.from_clip(
+        clip, CLASS_NAMES, tokenizer=tokenizer, prior_weighting="uniform"
+    )
+    model.set_classes(CLASS_NAMES)
+    torch.testing.assert_close(model(pixel_values).logits, fresh(pixel_values).logits)
+
+
+def test_set_classes_needs_the_text_tower(model):
+    with pytest.raises(ValueError, match="keep_text_model=True"):
+        model.set_classes(["a", "b"])
+
+
+BAD_TEXTS = {
+    "empty class list": ({"class_names": []}, ValueError, "at least two"),
+    "one class": ({"class_names": ["a"]}, ValueError, "at least two"),
+    "no list": ({"class_names": "a b c"}, TypeError, "list of strings"),
+    "duplicate": ({"class_names": ["Sea-Lily", "sea lily"]}, ValueError, "duplicate 'sea lily'"),
+    "number": ({"class_names": ["a", 3]}, TypeError, "holds 3, a int"),
+    "blank": ({"class_names": ["a", " _ "]}, ValueError, "at least one letter"),
+    "unknown class": ({"descriptions": {"c": ["x"]}}, ValueError, "key 'c', which is none of the 2"),
+    "empty descriptions": ({"descriptions": {"a": []}}, ValueError, r"descriptions\['a'\] is empty"),
+    "empty sentence": ({"descriptions": {"a": ["x", " "]}}, ValueError, "empty sentence"),
+    "no sentence list": ({"descriptions": {"a": "x"}}, TypeError, "pass a list of sentences"),
+    "number as sentence": ({"descriptions": {"a": ["x", 3]}}, TypeError, "holds 3, a int"),
+    "list as descriptions": ({"descriptions": [["x"]]}, TypeError, "is a list; pass a dictionary"),
+    "one class twice": ({"descriptions": {"a": ["x"], "A": ["y"]}}, ValueError, "two keys for the class 'a'"),
+    "no template": ({"templates": []}, ValueError, "templates is empty"),
+    "template without name": ({"templates": ["a photo"]}, ValueError, "has no '{}'"),
+    "template no string": ({"templates": [3]}, TypeError, "holds 3"),
+}
+
+
+@pytest.mark.parametrize(("kwargs", "error", "message"), BAD_TEXTS.values(), ids=BAD_TEXTS.keys())
+def test_bad_texts_are_refused_before_anything_is_loaded(kwargs, error, message):
+    with pytest.raises(error, match=message):
+        MicroCLIPForImageClassification.from_clip("no/such-model", **{"class_names": ["a", "b"], **kwargs})
+
+
+def bert_like_tokenizer(vocab_size, end):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {f"w{i}": i for i in range(vocab_size - 2)} | {"[UNK]": vocab_size - 2, end: vocab_size - 1}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[UNK]")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(("vocab_size", "message"), [(9000, "the text tower has 514"), (100, "end-of-text")])
+def test_a_foreign_tokenizer_is_refused(tokenizer, vocab_size, message, legacy):
+    clip = make_clip(tokenizer)
+    if legacy:
+        clip.config.text_config.eos_token_id = clip.text_model.eos_token_id = 2
+    with pytest.raises(ValueError, match=message):
+        MicroCLIPForImageClassification.from_clip(clip, ["a", "b"], tokenizer=bert_like_tokenizer(vocab_size, "[SEP]"))
+
+
+def test_old_checkpoints_that_pool_the_largest_id(tokenizer):
+    """OpenAI's name 2 as their end-of-text id."""
+    clip = make_clip(tokenizer)
+    expected = encode_texts(clip, tokenizer, CLASS_NAMES)
+    clip.config.text_config.eos_token_id = clip.text_model.eos_token_id = 2
+    torch.testing.assert_close(encode_texts(clip, tokenizer, CLASS_NAMES), expected)
+
+
+def test_what_is_no_vit_clip_is_refused(tmp_path, tokenizer):
+    BertModel(
+        BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    ).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model type 'bert', and microCLIP adapts CLIP"):
+        MicroCLIPForImageClassification.from_clip(tmp_path, ["a", "b"])
+    with pytest.raises(ValueError, match="'RN50' is a CLIP with a ResNet"):
+        MicroCLIPForImageClassification.from_clip("RN50", ["a", "b"])
+    with pytest.raises(TypeError, match="a Hub id, a folder, or a transformers CLIPModel"):
+        MicroCLIPForImageClassification.from_clip(torch.nn.Linear(2, 2), ["a", "b"])
+    config = make_clip(tokenizer).config.to_dict()
+    config["vision_config"]["layers"] = [3, 4, 6, 3]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="ResNet, which has no patch tokens"):
+        MicroCLIPForImageClassification.from_clip(tmp_path, ["a", "b"])
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet50_clip"}))
+    with pytest.raises(ValueError, match="no 'model_type'"):
+        MicroCLIPForImageClassification.from_clip(tmp_path, ["a", "b"])
+
+
+def test_a_clip_without_a_known_tokenizer_asks_for_it(clip):
+    with pytest.raises(ValueError, match="Pass tokenizer="):
+        MicroCLIPForImageClassification.from_clip(clip, ["a", "b"])
+
+
+def test_from_clip_leaves_the_given_clip_alone(clip, tokenizer):
+    before = {name: value.clone() for name, value in clip.state_dict().items()}
+    model = MicroCLIPForImageClassification.from_clip(clip, CLASS_NAMES, tokenizer=tokenizer)
+    model.freeze_for_adaptation()
+    torch.nn.init.zeros_(model.clip.vision_model.post_layernorm.weight)
+    assert all(value.equal(before[name]) for name, value in clip.state_dict().items())
+    assert all(parameter.requires_grad for parameter in clip.parameters())
+
+
+def test_files_of_names_and_descriptions(tmp_path):
+    names, sentences = tmp_path / "names.txt", tmp_path / "descriptions.json"
+    names.write_text("\ufeffSea Lily\n\n  Rose\n", encoding="utf-8")
+    assert read_class_names(names) == ["Sea Lily", "Rose"]
+    sentences.write_text('{"sea_lily": ["blüht"]}', encoding="utf-8")
+    assert read_descriptions(sentences, ["Sea Lily", "Rose"]) == {"Sea Lily": ["blüht"]}
+    sentences.write_text("{'sea_lily'", encoding="utf-8")
+    with pytest.raises(ValueError, match="isn't a JSON file"):
+        read_descriptions(sentences, ["Sea Lily", "Rose"])

@@ -1,0 +1,222 @@
+"""Self-training: what moves, what doesn't, what may not matter, and what bad input gets."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASS_NAMES
+from datasets import Dataset
+from make_tiny_inputs import draw_shape
+from torch.testing import assert_close
+
+from microclip_hf import MicroCLIPConfig, MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    labels = [i % 3 for i in range(12)]
+    return Dataset.from_dict({"image": [draw_shape(CLASS_NAMES[label], rng) for label in labels], "label": labels})
+
+
+def arguments(folder, **kwargs):
+    defaults = {
+        "per_device_train_batch_size": 5,
+        "num_train_epochs": 2,
+        "num_crops": 2,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "logging_steps": 1,
+        "learning_rate": 1e-2,
+        "disable_tqdm": True,
+    }
+    return MicroCLIPTrainingArguments(str(folder), **{**defaults, **kwargs})
+
+
+def adapt(model, folder, dataset, **kwargs):
+    trainer = MicroCLIPTrainer(model=model, args=arguments(folder, **kwargs), train_dataset=dataset)
+    trainer.train()
+    return trainer
+
+
+@pytest.fixture
+def make_model(clip_folder):
+    """The same weights at every call."""
+    return lambda **kwargs: MicroCLIPForImageClassification.from_clip(
+        clip_folder, CLASS_NAMES, prior_weighting="uniform", **kwargs
+    )
+
+
+def test_every_trainable_parameter_moves_and_nothing_else(make_model, images, tmp_path):
+    model = make_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    adapt(model, tmp_path, images)
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    layer_norms = {name for name in before if "norm" in name or "layrnorm" in name}
+    projections = {f"fg_pooling.{name}_proj.weight" for name in ("query", "key", "value")}
+    assert trainable == layer_norms | projections | {"classifier.weight"}
+    moved = {name for name, value in model.state_dict().items() if not value.equal(before[name])}
+    assert moved == trainable
+
+
+def test_labels_do_not_matter(make_model, images, tmp_path):
+    """Right labels, shuffled labels, none: identical weights."""
+    shuffled = images.remove_columns("label").add_column("label", [2, 0, 1] * 4)
+    weights = []
+    for dataset in (images, shuffled, images.remove_columns("label")):
+        model = make_model()
+        adapt(model, tmp_path, dataset)
+        weights.append(model.state_dict())
+    for other in weights[1:]:
+        assert all(value.equal(other[name]) for name, value in weights[0].items())
+
+
+def test_the_same_seed_gives_the_same_run(make_model, images, tmp_path):
+    losses = []
+    for seed in (0, 0, 1):
+        trainer = adapt(make_model(), tmp_path, images, seed=seed)
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_logged_metrics(make_model, images, tmp_path):
+    trainer = adapt(make_model(), tmp_path, images, fairness_weight=0.5)
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(steps) == 2 * 3
+    for entry in steps:
+        assert entry["loss"] == pytest.approx(entry["cross_entropy"] + 0.5 * entry["fairness"], rel=1e-4)
+        assert 0 <= entry["student_agreement"] <= 1 and 0 <= entry["pseudo_label_accuracy"] <= 1
+
+
+def test_pseudo_labels_follow_the_weights(make_model, images, tmp_path):
+    """They are recomputed at every step: with another head the same views get other labels."""
+    model = make_model()
+    trainer = MicroCLIPTrainer(model=model, args=arguments(tmp_path, prior_ratio=0), train_dataset=images)
+    batch = next(iter(trainer.get_train_dataloader()))
+    labels = trainer.refine_pseudo_labels(batch)
+    model.classifier.weight.data.copy_(model.classifier.weight.roll(1, 0).clone())
+    assert trainer.refine_pseudo_labels(batch).equal((labels + 1) % 3)
+
+
+def test_pseudo_labels_are_computed_without_autocast(make_model, images, tmp_path):
+    """bf16 training labels as float32 does, while the student does run in bf16."""
+    labels, dtypes = [], []
+    for bf16 in (False, True):
+        model = make_model()
+        trainer = MicroCLIPTrainer(model=model, args=arguments(tmp_path, bf16=bf16), train_dataset=images)
+        wrapped = trainer.accelerator.prepare(model)
+        batch = next(iter(trainer.get_train_dataloader()))
+        labels.append(trainer.refine_pseudo_labels(batch))
+        model.clip.visual_projection.register_forward_hook(lambda *args: dtypes.append(args[-1].dtype))
+        trainer.refine_pseudo_labels(batch)
+        wrapped(pixel_values=trainer.normalize(batch["strong"]))
+    assert labels[0].equal(labels[1])
+    assert torch.bfloat16 in dtypes[-2:] and set(dtypes[:-2]) == {torch.float32}
+
+
+def test_batches_without_crops_or_extras_are_enough(make_model, tmp_path):
+    views = torch.randint(0, 256, (6, 2, 3, 32, 32), dtype=torch.uint8)
+    dataset = [{"weak": pair[0], "strong": pair[1]} for pair in views]
+    adapt(make_model(), tmp_path, dataset)
+    empty = torch.zeros(0, 3, 32, 32, dtype=torch.uint8)
+    adapt(make_model(), tmp_path, [{**example, "crops": empty} for example in dataset])
+
+
+def test_views_are_normalised_with_the_processors_constants(make_model, images, tmp_path):
+    trainer = MicroCLIPTrainer(model=make_model(), args=arguments(tmp_path), train_dataset=images)
+    view = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    pictures = [image.permute(1, 2, 0).numpy() for image in view]
+    expected = trainer.processing_class(pictures, return_tensors="pt")["pixel_values"]
+    assert_close(trainer.normalize(view), expected, rtol=0, atol=1e-6)
+    model = make_model()
+    model.image_processor = None
+    bare = MicroCLIPTrainer(model=model, args=arguments(tmp_path), train_dataset=images)
+    assert_close(bare.normalize(view), expected, rtol=0, atol=1e-6)
+
+
+def test_evaluation(make_model, images, tmp_path):
+    model = make_model()
+    trainer = MicroCLIPTrainer(model=model, args=arguments(tmp_path), eval_dataset=images)
+    pixel_values = model.image_processor([image for image in images["image"]], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        logits = model(pixel_values).logits
+    metrics = trainer.evaluate()
+    assert metrics["eval_accuracy"] == np.mean(logits.argmax(-1).numpy() == images["label"])
+    assert metrics["eval_loss"] == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, torch.tensor(images["label"])).item(), rel=1e-5
+    )
+    unlabelled = trainer.predict(images.remove_columns("label"))
+    assert_close(torch.tensor(unlabelled.predictions), logits)
+
+
+def test_saved_folders_hold_no_pickle_and_load(make_model, images, tmp_path):
+    trainer = adapt(make_model(), tmp_path, images)
+    trainer.save_model()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"model.safetensors", "preprocessor_config.json", "modeling_microclip.py", "training_args.json"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+    assert json.loads((tmp_path / "training_args.json").read_text())["num_crops"] == 2
+    loaded = MicroCLIPForImageClassification.from_pretrained(tmp_path)
+    assert all(value.equal(loaded.state_dict()[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_resume_between_epochs(make_model, images, tmp_path):
+    whole = adapt(make_model(), tmp_path / "whole", images, num_train_epochs=3, save_strategy="epoch")
+    model = make_model()
+    args = arguments(tmp_path / "other", num_train_epochs=3, save_strategy="no")
+    resumed = MicroCLIPTrainer(model=model, args=args, train_dataset=images)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-6"))
+    assert resumed.state.global_step == whole.state.global_step == 9
+    for name, value in whole.model.state_dict().items():
+        assert value.equal(model.state_dict()[name]), name
+
+
+def test_accumulated_gradients_are_not_scaled_up(make_model, images, tmp_path):
+    """Without fairness, which looks at whole batches, 2 x 6 images give the gradient of 12; labels or not."""
+    weights = []
+    for dataset in (images, images.remove_columns("label")):
+        for batch_size, accumulation in ((12, 1), (6, 2)):
+            model = make_model()
+            kwargs = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
+            adapt(model, tmp_path, dataset, num_train_epochs=1, fairness_weight=0.0, optim="sgd", **kwargs)
+            weights.append(model.state_dict())
+    for other in weights[1:]:
+        for name, value in weights[0].items():
+            assert_close(other[name], value, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_bad_input(make_model, images, tmp_path, clip):
+    args = arguments(tmp_path)
+    with pytest.raises(TypeError, match="pass a MicroCLIPForImageClassification"):
+        MicroCLIPTrainer(model=clip, args=args)
+    with pytest.raises(ValueError, match=r"hold 'picture'; expected 'image' \(rename the column\)"):
+        MicroCLIPTrainer(model=make_model(), args=args, train_dataset=[{"picture": 1}])
+    with pytest.raises(ValueError, match="train_dataset is empty"):
+        MicroCLIPTrainer(model=make_model(), args=args, train_dataset=[])
+    with pytest.raises(TypeError, match="map-style"):
+        MicroCLIPTrainer(model=make_model(), args=args, train_dataset=images.to_iterable_dataset())
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"num_crops": -1}, "num_crops is -1"),
+        ({"crop_ratio": [0.9, 0.5]}, "two ascending numbers"),
+        ({"crop_ratio": [0.0, 0.5]}, "two ascending numbers"),
+        ({"prior_ratio": 2.0}, "must lie in"),
+        ({"fairness_weight": -1.0}, "0 or more"),
+    ],
+)
+def test_bad_arguments(tmp_path, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **kwargs)
+
+
+def test_defaults_are_the_published_ones(tmp_path):
+    args, config = MicroCLIPTrainingArguments(str(tmp_path)), MicroCLIPConfig()
+    assert (args.per_device_train_batch_size, args.num_train_epochs, args.learning_rate) == (64, 15, 1e-4)
+    assert (args.weight_decay, args.max_grad_norm, args.warmup_steps, args.dataloader_drop_last) == (0.1, 0, 0, False)
+    assert (args.num_crops, args.crop_ratio, args.prior_ratio, args.fairness_weight) == (8, [0.5, 0.9], 0.5, 1)
+    assert (config.fusion_ratio, config.saliency_threshold, config.logit_scale) == (0.5, 0.2, None)
+    assert (config.saliency_affinity, config.saliency_cut, config.fg_query) == ("dot", "std", "saliency")
