@@ -45,7 +45,7 @@ class MicroCLIPConfig(PreTrainedConfig):
     """
 
     model_type = "microclip"
-    sub_configs_defaults = {"clip_config": CLIPConfig}
+    sub_configs = {"clip_config": CLIPConfig}
     keys_to_ignore_at_inference = ["cls_logits", "fg_logits", "cls_embeds", "fg_embeds"]
 
     clip_config: dict | CLIPConfig | None = None
@@ -63,8 +63,10 @@ class MicroCLIPConfig(PreTrainedConfig):
     )
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if isinstance(self.clip_config, dict):
-            _check_vit_clip(self.clip_config)
+        if self.clip_config is None or isinstance(self.clip_config, dict):
+            clip_config = self.clip_config or {}
+            _check_vit_clip(clip_config)
+            self.clip_config = CLIPConfig(**clip_config)
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:

@@ -492,9 +492,13 @@ def _load_tokenizer(source: str | None, hub_kwargs: dict[str, Any]) -> PreTraine
     if source is None:
         raise ValueError(f"This CLIP wasn't loaded from a Hub id or a folder, so its tokenizer isn't known. {advice}")
     try:
-        return AutoTokenizer.from_pretrained(source, **hub_kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(source, **hub_kwargs)
     except (OSError, ValueError) as error:
         raise ValueError(f"No tokenizer could be loaded from {source!r}. {advice}") from error
+    # Where there are no files, transformers makes a tokenizer without words.
+    if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):
+        raise ValueError(f"{source!r} holds no tokenizer. {advice}")
+    return tokenizer
 
 
 def _load_image_processor(

@@ -194,7 +194,7 @@ def test_activation_checkpointing_gives_the_same_gradients(clip, pixel_values):
         model = variant(clip).train()
         model.freeze_for_adaptation()
         if checkpointing:
-            model.activation_checkpointing_enable()
+            model.gradient_checkpointing_enable()
         model(pixel_values, labels=torch.tensor([0, 1, 2, 0])).loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
     assert all(gradient is not None for gradient in gradients[0].values())
