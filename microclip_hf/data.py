@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from datasets import ClassLabel, Dataset, load_dataset
-from datasets.data_files import EmptyDatasetError
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from .text_heads import abbreviate, check_class_names, normalize_name
 
@@ -35,13 +36,10 @@ def load_image_folder(path: str | os.PathLike, class_names: Sequence[str], label
     """
     if not os.path.isdir(path):
         raise ValueError(f"{path} isn't a folder; pass the folder that holds the images.")
-    try:
-        # One pattern for all: a class called "test" is no split of its own.
-        dataset = load_dataset("imagefolder", data_dir=os.fspath(path), data_files={"train": "**"}, split="train")
-    except EmptyDatasetError:
-        dataset = []
-    if not len(dataset):
+    if not any(Path(name).suffix.lower() in ImageFolder.EXTENSIONS for *_, names in os.walk(path) for name in names):
         raise ValueError(f"{path} holds no image files; pass the folder that holds the images (JPEG, PNG, ...).")
+    # One pattern for all: a class called "test" is no split of its own.
+    dataset = load_dataset("imagefolder", data_dir=os.fspath(path), data_files={"train": "**"}, split="train")
     columns = [name for name in ("image", "label") if name in dataset.column_names]
     dataset = dataset.select_columns(columns)
     folders = dataset.features["label"].names if "label" in columns else []

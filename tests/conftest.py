@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from make_tiny_inputs import make_clip, make_tokenizer, save_clip
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -18,6 +19,9 @@ from microclip_hf.text_heads import build_heads
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
+# The same examples in every run, and no health checks: those look at the clock.
+settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+settings.load_profile("repeatable")
 
 GOLDEN = Path(__file__).parent / "golden.safetensors"
 FLOWERS = Path(__file__).parents[2] / "shared" / "data" / "flowers12"

@@ -40,7 +40,7 @@ def test_fused_embedding_and_aggregation():
     assert aggregate_scores(prior, fused, 0).equal(fused) and aggregate_scores(prior, fused, 1).equal(prior)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(1, 9), st.integers(2, 7), st.integers(1, 4), st.integers(0, 1000))
 def test_fairness(batch_size, num_classes, steps, seed):
     """Loss, running mean and gradient of every step of an epoch."""

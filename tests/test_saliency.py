@@ -158,7 +158,7 @@ def cuttable(fiedler):
 vectors = st.lists(st.floats(-1, 1, width=32), min_size=3, max_size=60).map(torch.tensor)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(vectors, st.floats(0.01, 100), st.sampled_from([-1, 1]), st.sampled_from(["std", "mean"]))
 def test_cut_is_invariant_to_sign_and_scale(fiedler, scale, sign, statistic):
     assume(cuttable(fiedler))
@@ -167,7 +167,7 @@ def test_cut_is_invariant_to_sign_and_scale(fiedler, scale, sign, statistic):
     assert np.array_equal(expected[0].numpy(), mask64(fiedler, statistic))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 10_000), st.integers(8, 64))
 def test_mask_is_invariant_to_permutation_of_patches(seed, num_patches):
     generator = torch.Generator().manual_seed(seed)

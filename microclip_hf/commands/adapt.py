@@ -3,10 +3,11 @@
 import json
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from datasets import Dataset
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, pipeline
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -14,7 +15,7 @@ from ..configuration_microclip import MicroCLIPConfig
 from ..data import load_image_folder, read_class_names
 from ..descriptions import read_descriptions
 from ..modeling_microclip import MicroCLIPForImageClassification
-from ..text_heads import check_templates
+from ..text_heads import abbreviate, check_templates
 from ..trainer import MicroCLIPTrainer
 from ..training_args import MicroCLIPTrainingArguments
 
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         texts, overrides, train_dataset, test_dataset = _check_input(options, training_args)
         model = MicroCLIPForImageClassification.from_clip(options.model_name_or_path, **texts, **overrides)
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, StrictDataclassError) as error:
         sys.exit(f"microclip adapt: {error}")
     trainer = MicroCLIPTrainer(model=model, args=training_args, train_dataset=train_dataset, eval_dataset=test_dataset)
 
@@ -91,13 +92,24 @@ def _check_input(
     check_templates(options.templates)
     if options.descriptions is not None:
         texts["descriptions"] = read_descriptions(options.descriptions, class_names)
-    overrides = json.loads(options.config_overrides) if options.config_overrides else {}
-    MicroCLIPConfig(**overrides)
+    overrides = _read_overrides(options.config_overrides)
     train_dataset = load_image_folder(options.train_dir, class_names)
     test_dataset = None
     if options.test_dir is not None:
         test_dataset = load_image_folder(options.test_dir, class_names, labels_required=True)
     return texts, overrides, train_dataset, test_dataset
+
+
+def _read_overrides(text: str | None) -> dict[str, Any]:
+    try:
+        overrides = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--config_overrides {text} isn't JSON: {error}") from error
+    known = {field.name for field in fields(MicroCLIPConfig)}
+    if unknown := set(overrides) - known:
+        raise ValueError(f"--config_overrides has {abbreviate(sorted(unknown))}, no settings of MicroCLIPConfig.")
+    MicroCLIPConfig(**overrides)
+    return overrides
 
 
 def _show_prediction(folder: str, image: Any) -> None:

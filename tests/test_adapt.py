@@ -1,0 +1,163 @@
+"""The command, its errors, and every command of the README with ids replaced by local folders."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import make_tiny_inputs
+import pytest
+from safetensors.torch import load_file
+
+from microclip_hf.commands import adapt
+from microclip_hf.commands import main as microclip
+from microclip_hf.data import load_image_folder
+
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+HUB_ID = "openai/clip-vit-base-patch32"
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    make_tiny_inputs.main(folder)
+    return folder
+
+
+def flags(inputs, output, **options):
+    options = {
+        "model_name_or_path": inputs / "clip",
+        "train_dir": inputs / "photos",
+        "class_names": inputs / "names.txt",
+        "output_dir": output,
+        "num_train_epochs": 1,
+        "num_crops": 1,
+        "use_cpu": True,
+        **options,
+    }
+    return [text for name, value in options.items() for text in (f"--{name}", str(value))]
+
+
+def test_adapt_trains_saves_reloads_and_predicts(inputs, tmp_path, capsys):
+    options = {"descriptions": inputs / "descriptions.json", "test_dir": inputs / "test"}
+    overrides = '{"prior_weighting": "uniform", "fg_query": "cls"}'
+    adapt.main(flags(inputs, tmp_path, config_overrides=overrides, **options))
+    printed = capsys.readouterr().out
+    assert "before metrics" in printed and "eval metrics" in printed
+    assert re.findall(r"%  (.*)", printed).sort() == list(make_tiny_inputs.DESCRIPTIONS).sort()
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["prior_weighting"] == "uniform" and config["fg_query"] == "cls"
+    assert 0 <= json.loads((tmp_path / "all_results.json").read_text())["eval_accuracy"] <= 1
+    assert load_file(tmp_path / "model.safetensors")["classifier.weight"].shape == (3, 16)
+
+
+def test_an_existing_result_is_not_overwritten(inputs, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(SystemExit, match="already holds a model"):
+        adapt.main(flags(inputs, tmp_path))
+    assert (tmp_path / "config.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "message"),
+    [
+        ("class_names", "one\n", "at least two classes"),
+        ("class_names", "a\nA\n", "duplicate"),
+        ("descriptions", '{"yellow star": ["x"]}', "'yellow star', which is none of the 3 class names"),
+        ("descriptions", "{", "isn't a JSON file"),
+        ("train_dir", "no folder", "isn't a folder"),
+        ("config_overrides", '{"fusion_ratio": 3}', "fusion_ratio is 3"),
+        ("config_overrides", "{fusion", "isn't JSON"),
+        ("config_overrides", '{"fusion": 1}', "has 'fusion', no settings"),
+        ("templates", "a photo", "no '{}'"),
+    ],
+)
+def test_bad_input_is_found_before_the_model_is_loaded(inputs, tmp_path, option, content, message, monkeypatch):
+    monkeypatch.setattr(adapt.MicroCLIPForImageClassification, "from_clip", None)
+    if option in ("class_names", "descriptions"):
+        (tmp_path / "file").write_text(content)
+        content = tmp_path / "file"
+    with pytest.raises(SystemExit, match=message):
+        adapt.main(flags(inputs, tmp_path / "out", **{option: content}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_of_images(inputs, tmp_path):
+    names = list(make_tiny_inputs.DESCRIPTIONS)
+    assert load_image_folder(inputs / "photos", names).column_names == ["image"]
+    labelled = load_image_folder(inputs / "test", ["Blue_Bar", "green-square", "unused", "RED disc"])
+    assert sorted(set(labelled["label"])) == [0, 1, 3] and len(labelled) == 12
+    image, label = labelled[0]["image"], labelled[0]["label"]
+    red, green, blue = map(sum, zip(*image.get_flattened_data(), strict=True))
+    assert {0: blue, 1: green, 3: red}[label] == max(red, green, blue)
+    with pytest.raises(ValueError, match="the folders 'blue bar', 'green square'; to measure"):
+        load_image_folder(inputs / "test", ["red disc", "star"], labels_required=True)
+    with pytest.raises(ValueError, match="no sub-folders"):
+        load_image_folder(inputs / "photos", names, labels_required=True)
+    assert load_image_folder(inputs / "test", ["red disc", "star"]).column_names == ["image"]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no image")
+    with pytest.raises(ValueError, match="holds no image files"):
+        load_image_folder(tmp_path / "empty", names)
+
+
+def test_classes_called_train_and_test_are_classes(inputs, tmp_path):
+    for name in ("train", "test"):
+        (tmp_path / name).mkdir()
+        for source in sorted((inputs / "photos").iterdir())[:2]:
+            (tmp_path / name / source.name).write_bytes(source.read_bytes())
+    dataset = load_image_folder(tmp_path, ["train", "test"], labels_required=True)
+    assert sorted(dataset["label"]) == [0, 0, 1, 1]
+
+
+def test_command_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["microclip", "--help"])
+    microclip()
+    assert "adapt" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["microclip", "adpat"])
+    with pytest.raises(SystemExit, match="no command 'adpat'"):
+        microclip()
+    monkeypatch.setattr(sys, "argv", ["microclip", "adapt", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        microclip()
+    printed = capsys.readouterr().out
+    assert "--train_dir" in printed and "--num_crops" in printed and "microclip adapt" in printed
+
+
+def test_every_code_block_of_the_readme(inputs, tmp_path):
+    """In their order, in one folder. `pip install` and `git clone` are what made this environment."""
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONWARNINGS": "ignore"}
+    for name in ("photos", "names.txt", "descriptions.json"):
+        (tmp_path / name).symlink_to(inputs / name)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "photo.png").symlink_to(min((inputs / "photos").iterdir()))
+    blocks = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 8
+    for language, block in blocks:
+        if "git clone" in block:
+            continue
+        if language == "bash":
+            block = block.rstrip() + ' --num_train_epochs 2 --config_overrides \'{"prior_weighting": "uniform"}\'\n'
+        block = block.replace(HUB_ID, str(inputs / "clip"))
+        block = block.replace('MicroCLIPTrainingArguments("adapted")', 'MicroCLIPTrainingArguments("by_python")')
+        command = ["bash", "-ec", block] if language == "bash" else [sys.executable, "-c", block]
+        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, f"{block}\n{result.stdout}\n{result.stderr}"
+    assert (tmp_path / "by_python" / "model.safetensors").exists()
+
+
+def test_the_example_shows_the_command_of_the_readme():
+    readme, example = (ROOT / "README.md").read_text(), (ROOT / "examples" / "adapt.py").read_text()
+    command = re.search(r"accelerate launch.*?--output_dir adapted", readme, re.DOTALL)[0]
+    assert command.split() == re.search(r"accelerate launch.*?--output_dir adapted", example, re.DOTALL)[0].split()
+
+
+@pytest.mark.skipif(not (BIN / ".." / ".installed").exists(), reason="not an environment that make set up")
+def test_make_demo(tmp_path):
+    result = subprocess.run(["make", "demo"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "eval metrics" in result.stdout and (ROOT / "outputs" / "demo" / "adapted" / "model.safetensors").exists()
