@@ -24,7 +24,8 @@ from transformers import (
 from transformers import initialization as init
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_microclip import RESNET_ADVICE, MicroCLIPConfig
@@ -127,8 +128,8 @@ class MicroCLIPPooling(nn.Module):
             return cls_token
         if self.query == "random":
             generator = torch.Generator().manual_seed(0)
-            index = torch.randint(patch_embeds.shape[1], patch_embeds.shape[:1], generator=generator)
-            return patch_embeds[torch.arange(len(index)), index.to(patch_embeds.device)]
+            index = torch.randint(patch_embeds.shape[1], (len(patch_embeds), 1), generator=generator)
+            return patch_embeds.take_along_dim(index.unsqueeze(-1).to(patch_embeds.device), 1).squeeze(1)
         chosen = mask if self.query == "saliency" else torch.ones_like(mask)
         return _weighted_sum(_mean_weights(chosen, patch_embeds.dtype), patch_embeds)
 
@@ -150,11 +151,10 @@ class MicroCLIPHead(nn.Module):
 
     def __init__(self, num_labels: int, embed_dim: int, learnable: bool = True) -> None:
         super().__init__()
-        weight = torch.empty(num_labels, embed_dim)
         if learnable:
-            self.weight = nn.Parameter(weight)
+            self.weight = nn.Parameter(torch.empty(num_labels, embed_dim))
         else:
-            self.register_buffer("weight", weight)
+            self.register_buffer("weight", torch.zeros(num_labels, embed_dim))
 
     def forward(self, embeds: torch.Tensor) -> torch.Tensor:
         """Unit embeddings `(batch_size, embed_dim)` to float32 cosines `(batch_size, num_labels)`, autocast or not."""
@@ -185,8 +185,10 @@ class MicroCLIPPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, IdentityLinear):
             init.eye_(module.weight)
-        elif isinstance(module, MicroCLIPHead):
+        elif isinstance(module, MicroCLIPHead) and isinstance(module.weight, nn.Parameter):
             init.normal_(module.weight, std=module.weight.shape[-1] ** -0.5)
+        elif isinstance(module, MicroCLIPHead):
+            init.zeros_(module.weight)
         else:
             super()._init_weights(module)
 
@@ -279,7 +281,7 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         output_patch_embeds: bool = False,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MicroCLIPOutput:
         r"""
         Classify images (TokenFusion, arXiv:2510.02270, section 3.2).

@@ -30,7 +30,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """An upright 8-bit RGB image from any PIL image: EXIF orientation applied, 16-bit grey scaled, alpha dropped."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
-        values = np.asarray(image)
+        values = np.asarray(image).clip(0, 65535)
         image = Image.fromarray((values // 256 if values.max(initial=0) > 255 else values).astype(np.uint8))
     return image.convert("RGB")
 
@@ -171,18 +171,20 @@ class ViewDataset(torch.utils.data.Dataset):
 
     def __init__(self, dataset: Any, size: int, num_crops: int, crop_ratio: Sequence[float], seed: int) -> None:
         self.dataset, self.size, self.num_crops = dataset, size, num_crops
-        self.crop_ratio, self.seed, self.epoch = tuple(crop_ratio), seed, 0
+        self.crop_ratio, self.seed = tuple(crop_ratio), seed
+        # Shared memory: workers that outlive an epoch hold a copy of this object.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Views of the next pass; the Trainer calls it."""
-        self.epoch = epoch
+        """Views of the next pass, in every worker; the Trainer calls it."""
+        self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self.dataset[index]
-        rng = np.random.default_rng((self.seed, self.epoch, index))
+        rng = np.random.default_rng((self.seed, self._epoch.item(), index))
         views = make_views(example["image"], self.size, self.num_crops, self.crop_ratio, rng)
         labels = {"labels": example["label"]} if "label" in example else {}
         return {**views, **labels, "index": index}

@@ -336,7 +336,7 @@ def test_any_clip_size(tokenizer, image_size, patch_size, width):
     assert model.image_processor.crop_size["height"] == image_size
 
 
-def test_same_price_as_a_plain_clip_in_calls(clip, pixel_values):
+def test_flops_over_a_plain_clip(clip, pixel_values):
     """The second path costs one MLP and two projections of one layer, not of all."""
     from torch.utils.flop_counter import FlopCounterMode
 
