@@ -31,7 +31,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         values = np.asarray(image).clip(0, 65535)
-        image = Image.fromarray((values // 256 if values.max(initial=0) > 255 else values).astype(np.uint8))
+        sixteen_bit = image.mode != "I" or values.max(initial=0) > 255
+        image = Image.fromarray((values // 256 if sixteen_bit else values).astype(np.uint8))
     return image.convert("RGB")
 
 
