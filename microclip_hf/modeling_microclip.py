@@ -15,7 +15,6 @@ from torch import nn
 from torch.nn.functional import normalize
 from transformers import (
     AutoImageProcessor,
-    AutoTokenizer,
     BaseImageProcessor,
     CLIPModel,
     PreTrainedModel,
@@ -30,7 +29,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_microclip import RESNET_ADVICE, MicroCLIPConfig
 from .saliency import check_finite, saliency_mask
-from .text_heads import check_class_names, check_templates, encode_heads, match_descriptions
+from .text_heads import check_class_names, check_templates, encode_heads, load_tokenizer, match_descriptions
 
 
 @dataclass
@@ -202,6 +201,8 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
 
     def __init__(self, config: MicroCLIPConfig) -> None:
         super().__init__(config)
+        # By default transformers guesses it from the class's name, which a subclass may change.
+        self.loss_type = "ForImageClassification"
         self.num_labels = config.num_labels
         self.clip = CLIPModel._from_config(config.clip_config)
         self.fg_pooling = MicroCLIPPooling(config)
@@ -391,7 +392,7 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
             model = cls(config)
         model.clip = clip
         model.fg_pooling = MicroCLIPPooling(config).to(clip.device, dtype)
-        model.tokenizer = tokenizer or _load_tokenizer(source, _hub_kwargs(kwargs))
+        model.tokenizer = tokenizer or load_tokenizer(source, _hub_kwargs(kwargs))
         model.image_processor = image_processor or _load_image_processor(source, config, _hub_kwargs(kwargs))
         model.set_classes(class_names, templates, descriptions, batch_size=batch_size)
         if not keep_text_model:
@@ -420,7 +421,7 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
                 "This model has no text tower (it was dropped to halve the checkpoint), so its classes can't be "
                 "changed. Build it with from_clip(..., keep_text_model=True), or from the CLIP again."
             )
-        self.tokenizer = tokenizer or self.tokenizer or _load_tokenizer(self.config._name_or_path or None, {})
+        self.tokenizer = tokenizer or self.tokenizer or load_tokenizer(self.config._name_or_path or None, {})
         weighting = self.config.prior_weighting
         weights = encode_heads(self.clip, self.tokenizer, class_names, templates, descriptions, weighting, batch_size)
         like = self.clip.visual_projection.weight
@@ -487,22 +488,6 @@ def _hub_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: kwargs[name] for name in names if name in kwargs}
 
 
-def _load_tokenizer(source: str | None, hub_kwargs: dict[str, Any]) -> PreTrainedTokenizerBase:
-    advice = (
-        "Pass tokenizer=, the one that belongs to this CLIP (for example AutoTokenizer.from_pretrained(<its id>))."
-    )
-    if source is None:
-        raise ValueError(f"This CLIP wasn't loaded from a Hub id or a folder, so its tokenizer isn't known. {advice}")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **hub_kwargs)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"No tokenizer could be loaded from {source!r}. {advice}") from error
-    # Where there are no files, transformers makes a tokenizer without words.
-    if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):
-        raise ValueError(f"{source!r} holds no tokenizer. {advice}")
-    return tokenizer
-
-
 def _load_image_processor(
     source: str | None, config: MicroCLIPConfig, hub_kwargs: dict[str, Any]
 ) -> BaseImageProcessor:
@@ -511,5 +496,10 @@ def _load_image_processor(
             return AutoImageProcessor.from_pretrained(source, backend="pil", **hub_kwargs)
         except (OSError, ValueError):
             pass
+    return default_image_processor(config)
+
+
+def default_image_processor(config: MicroCLIPConfig) -> BaseImageProcessor:
+    """CLIP's own preparation for the model's image size, with the PIL back end."""
     size = config.clip_config.vision_config.image_size
     return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})

@@ -6,11 +6,12 @@ C classes, E joint embedding width.
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
-from transformers import CLIPModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
@@ -124,6 +125,31 @@ def _check_sentences(key: str, sentences: Sequence[str]) -> list[str]:
         if not sentence.strip():
             raise ValueError(f"descriptions[{key!r}] holds an empty sentence; remove it.")
     return list(sentences)
+
+
+def load_tokenizer(source: str | None, hub_kwargs: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """The tokenizer saved with a CLIP.
+
+    Args:
+        source (`str`, *optional*): Hub id or folder, `None` where it isn't known.
+        hub_kwargs (`dict[str, Any]`): `revision`, `token` and the like.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    advice = (
+        "Pass tokenizer=, the one that belongs to this CLIP (for example AutoTokenizer.from_pretrained(<its id>))."
+    )
+    if source is None:
+        raise ValueError(f"This CLIP wasn't loaded from a Hub id or a folder, so its tokenizer isn't known. {advice}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **hub_kwargs)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"No tokenizer could be loaded from {source!r}. {advice}") from error
+    # Where there are no files, transformers makes a tokenizer without words.
+    if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):
+        raise ValueError(f"{source!r} holds no tokenizer. {advice}")
+    return tokenizer
 
 
 @torch.no_grad()

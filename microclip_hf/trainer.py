@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from .modeling_microclip import MicroCLIPForImageClassification
+from .modeling_microclip import MicroCLIPForImageClassification, default_image_processor
 from .pseudo_labels import aggregate_scores, composite_embeds, fairness_loss, fuse_embeds
 from .training_args import MicroCLIPTrainingArguments
 from .views import ViewCollator, ViewDataset
@@ -29,7 +28,7 @@ class MicroCLIPTrainer(Trainer):
             `strong` (3, S, S) and `crops` (K, 3, S, S), uint8. A `label` never influences training.
         eval_dataset: items with `image` or `pixel_values`, and `label` to measure by.
         processing_class (`BaseImageProcessor`, *optional*): saved with the model and used in evaluation; its mean and
-            std normalise the views. Default: the model's `image_processor`; without any, CLIP's constants.
+            std normalise the views. Default: the model's `image_processor`; without any, CLIP's own.
         data_collator, kwargs: as in [`~transformers.Trainer`].
 
     Raises:
@@ -60,7 +59,7 @@ class MicroCLIPTrainer(Trainer):
         if not isinstance(args, MicroCLIPTrainingArguments):
             raise TypeError(f"args is a {type(args).__name__}; pass MicroCLIPTrainingArguments.")
         model.freeze_for_adaptation()
-        processing_class = processing_class if processing_class is not None else model.image_processor
+        processing_class = processing_class or model.image_processor or default_image_processor(model.config)
         if train_dataset is not None:
             train_dataset = _with_views(train_dataset, model, args)
         kwargs.setdefault("compute_metrics", compute_accuracy)
@@ -74,10 +73,8 @@ class MicroCLIPTrainer(Trainer):
             **kwargs,
         )
         self.add_callback(_EpochStart(self))
-        constants = (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
-        if processing_class is not None:
-            constants = (processing_class.image_mean, processing_class.image_std)
-        self._pixel_mean, self._pixel_std = (torch.tensor(values).view(-1, 1, 1) for values in constants)
+        self._pixel_mean = torch.tensor(processing_class.image_mean).view(-1, 1, 1)
+        self._pixel_std = torch.tensor(processing_class.image_std).view(-1, 1, 1)
         self._log_class_mean: torch.Tensor | None = None
         self._step_metrics: dict[str, list[torch.Tensor]] = defaultdict(list)
 

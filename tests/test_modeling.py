@@ -281,6 +281,15 @@ def test_a_plain_clip_checkpoint_loads_with_new_heads(clip, clip_folder):
     assert model.config.clip_config.vision_config.image_size == 32
 
 
+def test_a_plain_clip_checkpoint_with_its_text_tower(clip, clip_folder):
+    model = MicroCLIPForImageClassification.from_pretrained(
+        clip_folder, keep_text_model=True, prior_weighting="uniform"
+    )
+    assert all(value.equal(model.clip.text_model.state_dict()[n]) for n, value in clip.text_model.state_dict().items())
+    model.set_classes(CLASS_NAMES)
+    assert model.config.num_labels == 3
+
+
 def test_another_number_of_classes(model, tmp_path):
     model.save_pretrained(tmp_path)
     kwargs = {"id2label": {i: str(i) for i in range(5)}, "label2id": {str(i): i for i in range(5)}}
