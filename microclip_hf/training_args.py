@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 
@@ -67,4 +68,6 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             raise ValueError(f"prior_ratio is {self.prior_ratio}; it must lie in [0, 1].")
         if self.fairness_weight < 0:
             raise ValueError(f"fairness_weight is {self.fairness_weight}; it must be 0 or more.")
+        # Without an accelerator there is nothing to pin memory for, and torch would warn at every epoch.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         super().__post_init__()
