@@ -4,6 +4,7 @@ import os
 from collections import defaultdict
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
@@ -25,7 +26,8 @@ class MicroCLIPTrainer(Trainer):
             adapted is frozen.
         args ([`MicroCLIPTrainingArguments`]): settings, default `MicroCLIPTrainingArguments()`.
         train_dataset: a map-style data set whose items hold a PIL `image`, or the views themselves: `weak` and
-            `strong` (3, S, S) and `crops` (K, 3, S, S), uint8. A `label` never influences training.
+            `strong` (3, S, S) and `crops` (K, 3, S, S), uint8. A `label` never influences training. With a
+            `data_collator` of one's own, whatever that turns into batches of views.
         eval_dataset: items with `image` or `pixel_values`, and `label` to measure by.
         processing_class (`BaseImageProcessor`, *optional*): saved with the model and used in evaluation; its mean and
             std normalise the views. Default: the model's `image_processor`; without any, CLIP's own.
@@ -60,7 +62,7 @@ class MicroCLIPTrainer(Trainer):
             raise TypeError(f"args is a {type(args).__name__}; pass MicroCLIPTrainingArguments.")
         model.freeze_for_adaptation()
         processing_class = processing_class or model.image_processor or default_image_processor(model.config)
-        if train_dataset is not None:
+        if train_dataset is not None and data_collator is None:
             train_dataset = _with_views(train_dataset, model, args)
         kwargs.setdefault("compute_metrics", compute_accuracy)
         super().__init__(
@@ -83,9 +85,17 @@ class MicroCLIPTrainer(Trainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """The student's loss: cross-entropy with the pseudo-labels on the strong view, plus fairness.
 
-        Batches with `pixel_values` instead of views are evaluated against their labels.
+        In evaluation, batches hold `pixel_values`, and `labels` to measure the loss by.
+
+        Raises:
+            ValueError: if a training batch has no views; labels never train.
         """
-        if "pixel_values" in inputs:
+        if "weak" not in inputs:
+            if model.training:
+                raise ValueError(
+                    f"A training batch holds {', '.join(map(repr, inputs))}; expected the views 'weak', 'strong' and "
+                    "'crops'. Let train_dataset hold an 'image' column, or the views."
+                )
             return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
         pseudo_labels = self.refine_pseudo_labels(inputs)
         outputs = model(pixel_values=self.normalize(inputs["strong"]))
@@ -182,10 +192,13 @@ def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def _with_views(dataset: Any, model: MicroCLIPForImageClassification, args: MicroCLIPTrainingArguments) -> Any:
-    if isinstance(dataset, torch.utils.data.IterableDataset) or "__getitem__" not in dir(dataset):
+    if isinstance(dataset, (dict, datasets.IterableDataset)):
         raise TypeError(
-            f"train_dataset is a {type(dataset).__name__}; pass a map-style data set (a length, items by index)."
+            f"train_dataset is a {type(dataset).__name__}; pass one map-style data set (a length, items by index), "
+            "such as one split of a DatasetDict."
         )
+    if isinstance(dataset, torch.utils.data.IterableDataset):
+        return dataset
     if len(dataset) == 0:
         raise ValueError("train_dataset is empty; pass images to adapt to.")
     example = dataset[0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASS_NAMES
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from make_tiny_inputs import draw_shape
 from torch.testing import assert_close
 
@@ -194,8 +194,34 @@ def test_bad_input(make_model, images, tmp_path, clip):
         MicroCLIPTrainer(model=make_model(), args=args, train_dataset=[{"picture": 1}])
     with pytest.raises(ValueError, match="train_dataset is empty"):
         MicroCLIPTrainer(model=make_model(), args=args, train_dataset=[])
-    with pytest.raises(TypeError, match="map-style"):
-        MicroCLIPTrainer(model=make_model(), args=args, train_dataset=images.to_iterable_dataset())
+    for wrong in (images.to_iterable_dataset(), DatasetDict(train=images)):
+        with pytest.raises(TypeError, match="pass one map-style data set"):
+            MicroCLIPTrainer(model=make_model(), args=args, train_dataset=wrong)
+
+
+def test_labelled_batches_without_views_never_train(make_model, tmp_path):
+    def collate(examples):
+        return {"pixel_values": torch.zeros(len(examples), 3, 32, 32), "labels": torch.zeros(len(examples)).long()}
+
+    trainer = MicroCLIPTrainer(
+        model=make_model(), args=arguments(tmp_path), train_dataset=list(range(6)), data_collator=collate
+    )
+    with pytest.raises(ValueError, match="A training batch holds 'pixel_values', 'labels'; expected the views"):
+        trainer.train()
+
+
+def test_batches_of_views_from_a_collator_of_ones_own(make_model, images, tmp_path):
+    """The items may then be anything; the same batches give the same run."""
+    usual = adapt(make_model(), tmp_path, images, num_train_epochs=1)
+    model = make_model()
+    trainer = MicroCLIPTrainer(
+        model=model,
+        args=arguments(tmp_path, num_train_epochs=1),
+        train_dataset=range(len(images)),
+        data_collator=lambda indices: usual.data_collator([usual.train_dataset[i] for i in indices]),
+    )
+    trainer.train()
+    assert all(value.equal(model.state_dict()[name]) for name, value in usual.model.state_dict().items())
 
 
 @pytest.mark.parametrize(
