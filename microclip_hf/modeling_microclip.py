@@ -17,15 +17,15 @@ from transformers import (
     AutoImageProcessor,
     BaseImageProcessor,
     CLIPModel,
+    CLIPVisionModel,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers import initialization as init
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_microclip import RESNET_ADVICE, MicroCLIPConfig
 from .saliency import check_finite, saliency_mask
@@ -176,7 +176,6 @@ class MicroCLIPPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_record_outputs = {"hidden_states": CLIPEncoderLayer, "attentions": CLIPAttention}
     # A CLIP checkpoint brings its text tower; it is used only where `keep_text_model` asks for it.
     _keys_to_ignore_on_load_unexpected = [r"text_model\.", r"text_projection\."]
 
@@ -246,36 +245,52 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         return normalize(features.pooler_output.float(), dim=-1)
 
     def encode_image(
-        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | int | list[int] | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MicroCLIPOutput:
         """Both paths of the vision tower (arXiv:2510.02270, sections 3.1 and 3.2), without the heads.
 
         Args:
             pixel_values, interpolate_pos_encoding: see [`coarse_embeds`].
+            output_hidden_states (`bool`, `int` or `list[int]`, *optional*): default: the configuration's.
+            output_attentions (`bool`, *optional*): default: the configuration's.
             kwargs: handed on to the encoder layers.
 
         Returns:
-            `cls_embeds`, `fg_embeds`, `patch_embeds`, `saliency_mask`, `fg_attention`, see [`MicroCLIPOutput`].
+            [`MicroCLIPOutput`] with everything but `loss` and logits.
 
         Raises:
             ValueError: see [`coarse_embeds`].
         """
         self._check_pixels(pixel_values)
         config, vision = self.config, self.clip.vision_model
-        hidden_states = vision.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
-        hidden_states = vision.pre_layrnorm(hidden_states)
-        *layers, last_layer = vision.encoder.layers
-        for layer in layers:
-            hidden_states = layer(hidden_states, None, **kwargs)
-        cls_token = vision.post_layernorm(last_layer(hidden_states, None, **kwargs)[:, 0])
-        patch_embeds = vision.post_layernorm(_value_path(last_layer, hidden_states[:, 1:]))
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        kwargs["interpolate_pos_encoding"] = interpolate_pos_encoding
+        captured = MicroCLIPOutput()
+        if output_hidden_states or output_attentions:
+            captured = vision(pixel_values, output_hidden_states=True, output_attentions=output_attentions, **kwargs)
+            last_input, cls_token = captured.hidden_states[-2], captured.pooler_output
+        else:
+            last_input, cls_token = _run_tower(vision, pixel_values, **kwargs)
+        patch_embeds = vision.post_layernorm(_value_path(vision.encoder.layers[-1], last_input[:, 1:]))
         mask = saliency_mask(patch_embeds, config.saliency_affinity, config.saliency_threshold, config.saliency_cut)
         fg_token, attention = self.fg_pooling(patch_embeds, mask, cls_token)
-        cls_embeds = normalize(self.clip.visual_projection(cls_token).float(), dim=-1)
-        fg_embeds = normalize(self.clip.visual_projection(fg_token).float(), dim=-1)
-        return cls_embeds, fg_embeds, patch_embeds, mask, attention
+        return MicroCLIPOutput(
+            cls_embeds=normalize(self.clip.visual_projection(cls_token).float(), dim=-1),
+            fg_embeds=normalize(self.clip.visual_projection(fg_token).float(), dim=-1),
+            patch_embeds=patch_embeds,
+            saliency_mask=mask,
+            fg_attention=attention,
+            hidden_states=_select(captured.hidden_states, output_hidden_states) if output_hidden_states else None,
+            attentions=captured.attentions,
+        )
 
-    @capture_outputs(tie_last_hidden_states=False)
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -304,10 +319,8 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         Raises:
             ValueError: on another number of channels, NaN, or another size without `interpolate_pos_encoding`.
         """
-        cls_embeds, fg_embeds, patch_embeds, mask, attention = self.encode_image(
-            pixel_values, interpolate_pos_encoding, **kwargs
-        )
-        cls_cosines, fg_cosines = self.classifier(cls_embeds), self.classifier(fg_embeds)
+        encoded = self.encode_image(pixel_values, interpolate_pos_encoding, **kwargs)
+        cls_cosines, fg_cosines = self.classifier(encoded.cls_embeds), self.classifier(encoded.fg_embeds)
         scale, ratio = self.logit_scale, self.config.fusion_ratio
         if isinstance(scale, torch.Tensor):
             scale = scale.to(cls_cosines.device)
@@ -318,11 +331,13 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
             logits=logits,
             cls_logits=cls_logits,
             fg_logits=fg_logits,
-            cls_embeds=cls_embeds,
-            fg_embeds=fg_embeds,
-            patch_embeds=patch_embeds if output_patch_embeds else None,
-            saliency_mask=mask if output_patch_embeds else None,
-            fg_attention=attention if output_patch_embeds else None,
+            cls_embeds=encoded.cls_embeds,
+            fg_embeds=encoded.fg_embeds,
+            patch_embeds=encoded.patch_embeds if output_patch_embeds else None,
+            saliency_mask=encoded.saliency_mask if output_patch_embeds else None,
+            fg_attention=encoded.fg_attention if output_patch_embeds else None,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
         )
 
     def freeze_for_adaptation(self) -> None:
@@ -458,6 +473,28 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
                 "width). Convert images to RGB and let the image processor batch them."
             )
         check_finite(pixel_values, "pixel_values", "Check the images and their normalisation.")
+
+
+def _select(states: tuple[torch.Tensor, ...], selection: bool | int | list[int]) -> tuple[torch.Tensor | None, ...]:
+    """All of them for `True`; else only those at the indices, with `None` in the places of the others."""
+    if selection is True:
+        return states
+    indices = [selection] if isinstance(selection, int) else selection
+    return tuple(
+        state if index in indices or index - len(states) in indices else None for index, state in enumerate(states)
+    )
+
+
+def _run_tower(
+    vision: CLIPVisionModel, pixel_values: torch.Tensor, interpolate_pos_encoding: bool, **kwargs: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The last layer's input and the [CLS] token after it; the inputs of earlier layers aren't kept."""
+    hidden_states = vision.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+    hidden_states = vision.pre_layrnorm(hidden_states)
+    *layers, last_layer = vision.encoder.layers
+    for layer in layers:
+        hidden_states = layer(hidden_states, None, **kwargs)
+    return hidden_states, vision.post_layernorm(last_layer(hidden_states, None, **kwargs)[:, 0])
 
 
 def _value_path(layer: CLIPEncoderLayer, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -118,12 +118,12 @@ class MicroCLIPTrainer(Trainer):
         """
         # The model's forward runs under autocast; these methods of the unwrapped model don't.
         model = self.accelerator.unwrap_model(self.model)
-        cls_embeds, fg_embeds, *_ = model.encode_image(self.normalize(inputs["weak"]))
+        weak = model.encode_image(self.normalize(inputs["weak"]))
         crops = inputs["crops"].unbind(1) if "crops" in inputs else ()
         crop_embeds = [model.coarse_embeds(self.normalize(crop)) for crop in crops]
-        crop_embeds = torch.stack(crop_embeds, 1) if crop_embeds else cls_embeds.new_empty(len(cls_embeds), 0, 1)
-        prior_scores = model.prior_head(composite_embeds(crop_embeds, cls_embeds))
-        fused_scores = model.classifier(fuse_embeds(cls_embeds, fg_embeds))
+        crop_embeds = torch.stack(crop_embeds, 1) if crop_embeds else weak.cls_embeds.new_empty(len(crops), 0, 0)
+        prior_scores = model.prior_head(composite_embeds(crop_embeds, weak.cls_embeds))
+        fused_scores = model.classifier(fuse_embeds(weak.cls_embeds, weak.fg_embeds))
         return aggregate_scores(prior_scores, fused_scores, self.args.prior_ratio).argmax(-1)
 
     def normalize(self, views: torch.Tensor) -> torch.Tensor:

@@ -56,6 +56,11 @@ def test_hidden_states_and_attentions_are_the_vision_towers(clip, pixel_values):
     for name in ("hidden_states", "attentions"):
         assert len(own[name]) == len(clips[name])
         assert all(a.equal(b) for a, b in zip(own[name], clips[name], strict=True))
+    model.clip.vision_model(pixel_values, **kwargs)
+    again = model(pixel_values, **kwargs)
+    assert len(again.hidden_states) == 3 and len(again.attentions) == 2
+    assert_close(again.logits, model(pixel_values).logits)
+    assert model(pixel_values, output_attentions=True).hidden_states is None
 
 
 def reference_fg_token(model, pixel_values):
