@@ -86,7 +86,7 @@ class MicroCLIPConfig(PreTrainedConfig):
         config_dict, kwargs = super().get_config_dict(*args, **kwargs)
         if "model_type" not in config_dict:
             raise ValueError(
-                "The config.json found has no 'model_type', so it isn't transformers'. Pass a CLIP or microCLIP "
+                "There is no config.json with a 'model_type', as transformers writes it. Pass a CLIP or microCLIP "
                 "checkpoint in transformers' format."
             )
         return _wrap_clip(config_dict), kwargs

@@ -21,7 +21,7 @@ def read_descriptions(path: str | os.PathLike, class_names: Sequence[str]) -> di
         ValueError: if the file isn't JSON, or its contents don't fit (see `match_descriptions`).
         TypeError: if values aren't lists of strings.
     """
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         try:
             content = json.load(file)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -3,6 +3,7 @@
 B images, C classes, N patches, D vision width, E joint embedding width.
 """
 
+import contextlib
 import copy
 import os
 import re
@@ -16,8 +17,10 @@ from torch.nn.functional import normalize
 from transformers import (
     AutoImageProcessor,
     BaseImageProcessor,
+    CLIPConfig,
     CLIPModel,
     CLIPVisionModel,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -354,6 +357,21 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         self.fg_pooling.requires_grad_(self.config.fg_pooling == "attention")
 
     @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in the base class; the image processor and the tokenizer saved beside the weights come along."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if pretrained_model_name_or_path is not None:
+            source, hub_kwargs = os.fspath(pretrained_model_name_or_path), _hub_kwargs(kwargs)
+            model.image_processor = _load_image_processor(source, model.config, hub_kwargs)
+            if model.config.keep_text_model:
+                with contextlib.suppress(ValueError):
+                    model.tokenizer = load_tokenizer(source, hub_kwargs)
+        return loaded
+
+    @classmethod
     def from_clip(
         cls,
         clip: str | os.PathLike | CLIPModel,
@@ -397,7 +415,15 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
             clip = copy.deepcopy(clip).to(dtype=dtype)
         else:
             source = _check_source(clip)
-            MicroCLIPConfig.from_pretrained(source, **_hub_kwargs(kwargs))
+            MicroCLIPConfig.from_pretrained(source, **_hub_kwargs(kwargs))  # refuses what isn't a CLIP
+            if (
+                PreTrainedConfig.get_config_dict(source, **_hub_kwargs(kwargs))[0]["model_type"]
+                != CLIPConfig.model_type
+            ):
+                raise ValueError(
+                    f"{source!r} is an adapted microCLIP. Load it with from_pretrained (and change its classes with "
+                    "set_classes, if its text tower was kept), or start from the CLIP that it was made of."
+                )
             clip = CLIPModel.from_pretrained(source, dtype=dtype, **kwargs)
         config_kwargs |= {"clip_config": copy.deepcopy(clip.config), **_label_maps(class_names)}
         keep_text_model = config_kwargs.pop("keep_text_model", False)
@@ -426,7 +452,7 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
 
         Args:
             class_names, templates, descriptions, batch_size: see [`from_clip`].
-            tokenizer (`PreTrainedTokenizerBase`, *optional*): default: the model's own, or the one saved beside it.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*): default: the one saved with the model.
 
         Raises:
             ValueError: if the text tower was dropped, or as in [`from_clip`].
@@ -436,7 +462,7 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
                 "This model has no text tower (it was dropped to halve the checkpoint), so its classes can't be "
                 "changed. Build it with from_clip(..., keep_text_model=True), or from the CLIP again."
             )
-        self.tokenizer = tokenizer or self.tokenizer or load_tokenizer(self.config._name_or_path or None, {})
+        self.tokenizer = tokenizer or self.tokenizer or load_tokenizer(None, {})
         weighting = self.config.prior_weighting
         weights = encode_heads(self.clip, self.tokenizer, class_names, templates, descriptions, weighting, batch_size)
         like = self.clip.visual_projection.weight
@@ -515,6 +541,8 @@ def _check_source(clip: Any) -> str:
             "CLIPModel."
         )
     source = os.fspath(clip)
+    if source.startswith((".", "/", "~")) and not os.path.isdir(source):
+        raise ValueError(f"{source!r} isn't a folder; pass one that holds a CLIP, or a Hub id.")
     if re.fullmatch(r"RN\d+(x\d+)?", source):
         raise ValueError(f"{source!r} {RESNET_ADVICE}")
     return source

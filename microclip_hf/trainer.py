@@ -7,12 +7,16 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn.functional import cross_entropy
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from .configuration_microclip import MicroCLIPConfig
+from .data import align_labels
 from .modeling_microclip import MicroCLIPForImageClassification, default_image_processor
 from .pseudo_labels import aggregate_scores, composite_embeds, fairness_loss, fuse_embeds
+from .text_heads import abbreviate
 from .training_args import MicroCLIPTrainingArguments
 from .views import ViewCollator, ViewDataset
 
@@ -62,6 +66,8 @@ class MicroCLIPTrainer(Trainer):
             raise TypeError(f"args is a {type(args).__name__}; pass MicroCLIPTrainingArguments.")
         model.freeze_for_adaptation()
         processing_class = processing_class or model.image_processor or default_image_processor(model.config)
+        class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+        eval_dataset = _align(eval_dataset, class_names)
         if train_dataset is not None and data_collator is None:
             train_dataset = _with_views(train_dataset, model, args)
         kwargs.setdefault("compute_metrics", compute_accuracy)
@@ -166,6 +172,21 @@ class MicroCLIPTrainer(Trainer):
         for name, value in metrics.items():
             self._step_metrics[name].append(value.detach())
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """As in the base class, but heads of other classes, or of another order, aren't taken over.
+
+        Raises:
+            ValueError: if the checkpoint was made for other classes.
+        """
+        saved, own = MicroCLIPConfig.from_pretrained(resume_from_checkpoint).id2label, self.model.config.id2label
+        if saved != own:
+            raise ValueError(
+                f"The checkpoint {resume_from_checkpoint} has the classes {abbreviate(list(saved.values()))}, the "
+                f"model {abbreviate(list(own.values()))}. Resume with the class names that the run began with, in "
+                "their order."
+            )
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Settings are saved as JSON: the Trainer's own file is a pickle that nothing reads back."""
         super()._save(output_dir, state_dict)
@@ -191,6 +212,14 @@ def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float(np.mean(prediction.predictions.argmax(-1) == prediction.label_ids))}
 
 
+def _align(dataset: Any, class_names: list[str]) -> Any:
+    """Labels numbered as the model's classes are, unless those have no names of their own."""
+    if isinstance(dataset, dict):
+        return {name: _align(own, class_names) for name, own in dataset.items()}
+    named = class_names != [f"LABEL_{i}" for i in range(len(class_names))]
+    return align_labels(dataset, class_names) if named and isinstance(dataset, datasets.Dataset) else dataset
+
+
 def _with_views(dataset: Any, model: MicroCLIPForImageClassification, args: MicroCLIPTrainingArguments) -> Any:
     if isinstance(dataset, (dict, datasets.IterableDataset)):
         raise TypeError(
@@ -202,12 +231,19 @@ def _with_views(dataset: Any, model: MicroCLIPForImageClassification, args: Micr
     if len(dataset) == 0:
         raise ValueError("train_dataset is empty; pass images to adapt to.")
     example = dataset[0]
-    if "weak" in example and "strong" in example:
+    if isinstance(example, dict) and "weak" in example and "strong" in example:
         return dataset
-    if "image" not in example:
-        raise ValueError(
-            f"The items of train_dataset hold {', '.join(map(repr, example))}; expected 'image' (rename the column), "
-            "or the views 'weak', 'strong' and 'crops'."
+    if not isinstance(example, dict) or not isinstance(example.get("image"), Image.Image):
+        found = (
+            {name: type(value).__name__ for name, value in example.items()} if isinstance(example, dict) else example
         )
+        raise ValueError(
+            f"The items of train_dataset hold {found}; expected a PIL image under 'image' (rename the column, and "
+            "cast_column('image', datasets.Image()) where it holds paths), or the views 'weak', 'strong' and 'crops'."
+        )
+    try:
+        dataset = _align(dataset, [model.config.id2label[i] for i in range(model.config.num_labels)])
+    except ValueError:
+        dataset = dataset.remove_columns("label")  # they would only be measured by
     size = model.config.clip_config.vision_config.image_size
     return ViewDataset(dataset, size, args.num_crops, args.crop_ratio, args.seed)

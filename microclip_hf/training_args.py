@@ -68,6 +68,8 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             raise ValueError(f"prior_ratio is {self.prior_ratio}; it must lie in [0, 1].")
         if self.fairness_weight < 0:
             raise ValueError(f"fairness_weight is {self.fairness_weight}; it must be 0 or more.")
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns is True; it must be False, since views are made from the images.")
         # Without an accelerator there is nothing to pin memory for, and torch would warn at every epoch.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         super().__post_init__()

@@ -70,9 +70,12 @@ def test_an_existing_result_is_not_overwritten(inputs, tmp_path):
         ("descriptions", '{"yellow star": ["x"]}', "'yellow star', which is none of the 3 class names"),
         ("descriptions", "{", "isn't a JSON file"),
         ("train_dir", "no folder", "isn't a folder"),
+        ("num_crops", -1, "num_crops is -1"),
+        ("lerning_rate", 1, "lerning_rate"),
+        ("resume_from_checkpoint", "true", "holds no checkpoint"),
         ("config_overrides", '{"fusion_ratio": 3}', "fusion_ratio is 3"),
         ("config_overrides", "{fusion", "isn't JSON"),
-        ("config_overrides", '{"fusion": 1}', "has 'fusion', no settings"),
+        ("config_overrides", '{"fusion": 1}', "has 'fusion'; the settings are fg_pooling"),
         ("templates", "a photo", "no '{}'"),
     ],
 )
@@ -94,11 +97,18 @@ def test_folders_of_images(inputs, tmp_path):
     image, label = labelled[0]["image"], labelled[0]["label"]
     red, green, blue = map(sum, zip(*image.get_flattened_data(), strict=True))
     assert {0: blue, 1: green, 3: red}[label] == max(red, green, blue)
-    with pytest.raises(ValueError, match="the folders 'blue bar', 'green square'; to measure"):
+    with pytest.raises(ValueError, match="the labels 'blue bar', 'green square', none of the 2 classes"):
         load_image_folder(inputs / "test", ["red disc", "star"], labels_required=True)
-    with pytest.raises(ValueError, match="no sub-folders"):
+    with pytest.raises(ValueError, match="lie in no sub-folder"):
         load_image_folder(inputs / "photos", names, labels_required=True)
     assert load_image_folder(inputs / "test", ["red disc", "star"]).column_names == ["image"]
+    odd = tmp_path / "photos [2024]"
+    (odd / "real").mkdir(parents=True)
+    (odd / "linked").symlink_to(inputs / "test" / "red disc")
+    for name in (".hidden.png", "metadata.csv", "photos.zip"):
+        (odd / name).write_text("")
+    (odd / "real" / "one.PNG").write_bytes(next((inputs / "photos").iterdir()).read_bytes())
+    assert len(load_image_folder(odd, names)) == 5
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("no image")
     with pytest.raises(ValueError, match="holds no image files"):
@@ -126,6 +136,15 @@ def test_command_line(monkeypatch, capsys):
         microclip()
     printed = capsys.readouterr().out
     assert "--train_dir" in printed and "--num_crops" in printed and "microclip adapt" in printed
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["microclip", "adapt"])
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    for name in [name for name in sys.modules if name.startswith("microclip_hf.") and "adapt" in name]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(SystemExit, match=r'pip install "microclip_hf\[train\]"'):
+        microclip()
 
 
 def test_every_code_block_of_the_readme(inputs, tmp_path):

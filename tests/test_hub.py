@@ -199,6 +199,20 @@ def test_processors_of_the_source_are_kept(clip_folder, tmp_path):
         MicroCLIPForImageClassification.from_clip(tmp_path / "bare", CLASS_NAMES)
 
 
+def test_processors_survive_loading_and_saving_again(clip_folder, tmp_path):
+    processor = AutoImageProcessor.from_pretrained(clip_folder, backend="pil")
+    processor.image_mean = [0.1, 0.2, 0.3]
+    model = MicroCLIPForImageClassification.from_clip(
+        clip_folder, CLASS_NAMES, image_processor=processor, keep_text_model=True, prior_weighting="uniform"
+    )
+    model.save_pretrained(tmp_path / "first")
+    loaded, _ = MicroCLIPForImageClassification.from_pretrained(tmp_path / "first", output_loading_info=True)
+    loaded.set_classes(["one", "two"])
+    loaded.save_pretrained(tmp_path / "second")
+    assert AutoImageProcessor.from_pretrained(tmp_path / "second", backend="pil").image_mean == (0.1, 0.2, 0.3)
+    assert MicroCLIPForImageClassification.from_pretrained(tmp_path / "second").tokenizer is not None
+
+
 def test_flowers_in_the_pipeline(clip_folder, flowers, tmp_path):
     """Real photos, by name and by object, one by one and in batches."""
     names = sorted(path.name for path in (flowers / "test").iterdir())

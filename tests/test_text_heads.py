@@ -194,8 +194,16 @@ def test_what_is_no_vit_clip_is_refused(tmp_path, tokenizer):
     with pytest.raises(ValueError, match="ResNet, which has no patch tokens"):
         MicroCLIPForImageClassification.from_clip(tmp_path, ["a", "b"])
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet50_clip"}))
-    with pytest.raises(ValueError, match="no 'model_type'"):
+    with pytest.raises(ValueError, match=r"no config.json with a 'model_type'"):
         MicroCLIPForImageClassification.from_clip(tmp_path, ["a", "b"])
+
+
+def test_an_adapted_folder_is_no_clip(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"is an adapted microCLIP. Load it with from_pretrained"):
+        MicroCLIPForImageClassification.from_clip(tmp_path, ["a", "b"])
+    with pytest.raises(ValueError, match=r"nowhere' isn't a folder"):
+        MicroCLIPForImageClassification.from_clip("./nowhere", ["a", "b"])
 
 
 def test_a_clip_without_a_known_tokenizer_asks_for_it(clip):
@@ -214,9 +222,12 @@ def test_from_clip_leaves_the_given_clip_alone(clip, tokenizer):
 
 def test_files_of_names_and_descriptions(tmp_path):
     names, sentences = tmp_path / "names.txt", tmp_path / "descriptions.json"
+    names.write_bytes("Möwe".encode("latin-1"))
+    with pytest.raises(ValueError, match="isn't text in UTF-8"):
+        read_class_names(names)
     names.write_text("\ufeffSea Lily\n\n  Rose\n", encoding="utf-8")
     assert read_class_names(names) == ["Sea Lily", "Rose"]
-    sentences.write_text('{"sea_lily": ["blüht"]}', encoding="utf-8")
+    sentences.write_text('\ufeff{"sea_lily": ["blüht"]}', encoding="utf-8")
     assert read_descriptions(sentences, ["Sea Lily", "Rose"]) == {"Sea Lily": ["blüht"]}
     sentences.write_text("{'sea_lily'", encoding="utf-8")
     with pytest.raises(ValueError, match="isn't a JSON file"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASS_NAMES
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict
 from make_tiny_inputs import draw_shape
 from torch.testing import assert_close
 
@@ -172,6 +172,38 @@ def test_resume_between_epochs(make_model, images, tmp_path):
         assert value.equal(model.state_dict()[name]), name
 
 
+def test_resume_with_other_classes_is_refused(make_model, clip_folder, images, tmp_path):
+    """The same names in another order would mislabel everything."""
+    adapt(make_model(), tmp_path, images, num_train_epochs=1, save_strategy="epoch")
+    model = MicroCLIPForImageClassification.from_clip(clip_folder, CLASS_NAMES[::-1], prior_weighting="uniform")
+    trainer = MicroCLIPTrainer(model=model, args=arguments(tmp_path), train_dataset=images)
+    with pytest.raises(ValueError, match="Resume with the class names that the run began with"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_labels_are_matched_by_name(make_model, images, tmp_path):
+    """Data sets number their classes in an order of their own."""
+    order = sorted(CLASS_NAMES)
+    labels = [order.index(CLASS_NAMES[label]) for label in images["label"]]
+    renumbered = images.remove_columns("label").add_column("label", labels)
+    renumbered = renumbered.cast_column("label", ClassLabel(names=[name.replace(" ", "_") for name in order]))
+    evaluations, logs = [], []
+    for dataset in (images, renumbered):
+        trainer = adapt(make_model(), tmp_path, dataset)
+        evaluations += [trainer.evaluate(dataset), trainer.evaluate({"test": dataset})]
+        logs.append([entry.get("pseudo_label_accuracy") for entry in trainer.state.log_history])
+    assert logs[0] == logs[1]
+    assert evaluations[0]["eval_accuracy"] == evaluations[2]["eval_accuracy"]
+    assert evaluations[1]["eval_test_accuracy"] == evaluations[3]["eval_test_accuracy"]
+    strange = renumbered.cast_column("label", ClassLabel(names=["2022", "2023", "2024"]))
+    assert (
+        "labels"
+        not in MicroCLIPTrainer(model=make_model(), args=arguments(tmp_path), train_dataset=strange).train_dataset[0]
+    )
+    with pytest.raises(ValueError, match="labels '2022', '2023', '2024', none of the 3 classes"):
+        MicroCLIPTrainer(model=make_model(), args=arguments(tmp_path), eval_dataset=strange)
+
+
 def test_accumulated_gradients_are_not_scaled_up(make_model, images, tmp_path):
     """Without fairness, which looks at whole batches, 2 x 6 images give the gradient of 12; labels or not."""
     weights = []
@@ -190,8 +222,10 @@ def test_bad_input(make_model, images, tmp_path, clip):
     args = arguments(tmp_path)
     with pytest.raises(TypeError, match="pass a MicroCLIPForImageClassification"):
         MicroCLIPTrainer(model=clip, args=args)
-    with pytest.raises(ValueError, match=r"hold 'picture'; expected 'image' \(rename the column\)"):
+    with pytest.raises(ValueError, match=r"hold .*'picture'.*; expected a PIL image under 'image'"):
         MicroCLIPTrainer(model=make_model(), args=args, train_dataset=[{"picture": 1}])
+    with pytest.raises(ValueError, match=r"hold {'image': 'str'}; expected a PIL image"):
+        MicroCLIPTrainer(model=make_model(), args=args, train_dataset=[{"image": "photo.jpg"}])
     with pytest.raises(ValueError, match="train_dataset is empty"):
         MicroCLIPTrainer(model=make_model(), args=args, train_dataset=[])
     for wrong in (images.to_iterable_dataset(), DatasetDict(train=images)):
@@ -232,6 +266,7 @@ def test_batches_of_views_from_a_collator_of_ones_own(make_model, images, tmp_pa
         ({"crop_ratio": [0.0, 0.5]}, "two ascending numbers"),
         ({"prior_ratio": 2.0}, "must lie in"),
         ({"fairness_weight": -1.0}, "0 or more"),
+        ({"remove_unused_columns": True}, "must be False"),
     ],
 )
 def test_bad_arguments(tmp_path, kwargs, message):

@@ -17,4 +17,8 @@ def main() -> None:
         return
     if arguments[0] not in COMMANDS:
         sys.exit(f"microclip: there is no command {arguments[0]!r}\n\n{usage}")
-    importlib.import_module(f".{arguments[0]}", __name__).main(arguments[1:])
+    try:
+        command = importlib.import_module(f".{arguments[0]}", __name__)
+    except ModuleNotFoundError as error:
+        sys.exit(f'microclip: {error.name} is missing; pip install "microclip_hf[train]" brings it.')
+    command.main(arguments[1:])

@@ -8,14 +8,14 @@ from typing import Any
 
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
-from transformers import HfArgumentParser, pipeline
+from transformers import HfArgumentParser, PreTrainedConfig, pipeline
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..configuration_microclip import MicroCLIPConfig
 from ..data import load_image_folder, read_class_names
 from ..descriptions import read_descriptions
 from ..modeling_microclip import MicroCLIPForImageClassification
-from ..text_heads import abbreviate, check_templates
+from ..text_heads import check_templates
 from ..trainer import MicroCLIPTrainer
 from ..training_args import MicroCLIPTrainingArguments
 
@@ -46,12 +46,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser = HfArgumentParser(
         (AdaptArguments, MicroCLIPTrainingArguments), prog="microclip adapt", description=__doc__
     )
-    options, training_args = parser.parse_args_into_dataclasses(arguments)
     try:
+        options, training_args = parser.parse_args_into_dataclasses(arguments)
         texts, overrides, train_dataset, test_dataset = _check_input(options, training_args)
         model = MicroCLIPForImageClassification.from_clip(options.model_name_or_path, **texts, **overrides)
     except (OSError, TypeError, ValueError, StrictDataclassError) as error:
         sys.exit(f"microclip adapt: {error}")
+    print(
+        f"Adapting to {len(train_dataset)} images of {len(texts['class_names'])} classes, "
+        f"{len(texts.get('descriptions', ()))} of them described."
+    )
     trainer = MicroCLIPTrainer(model=model, args=training_args, train_dataset=train_dataset, eval_dataset=test_dataset)
 
     if test_dataset is not None:
@@ -75,18 +79,7 @@ def _check_input(
     options: AdaptArguments, training_args: MicroCLIPTrainingArguments
 ) -> tuple[dict[str, Any], dict[str, Any], Dataset, Dataset | None]:
     """All that can be wrong is found before the model is loaded."""
-    output_dir, resume = training_args.output_dir, training_args.resume_from_checkpoint
-    if (
-        not resume
-        and os.path.isdir(output_dir)
-        and (os.path.exists(os.path.join(output_dir, "config.json")) or get_last_checkpoint(output_dir))
-    ):
-        raise ValueError(
-            f"--output_dir {output_dir} already holds a model. Choose another folder, or continue that run with "
-            "--resume_from_checkpoint true."
-        )
-    if resume in ("true", "True"):
-        training_args.resume_from_checkpoint = True
+    _check_output(training_args)
     class_names = read_class_names(options.class_names)
     texts = {"class_names": class_names, "templates": options.templates}
     check_templates(options.templates)
@@ -100,14 +93,34 @@ def _check_input(
     return texts, overrides, train_dataset, test_dataset
 
 
+def _check_output(training_args: MicroCLIPTrainingArguments) -> None:
+    """A finished run isn't overwritten, and there is something to resume."""
+    folder, resume = training_args.output_dir, str(training_args.resume_from_checkpoint)
+    if resume.lower() in ("none", "true", "false"):
+        training_args.resume_from_checkpoint = resume.lower() == "true"
+    checkpoint = get_last_checkpoint(folder) if os.path.isdir(folder) else None
+    if training_args.resume_from_checkpoint is True and checkpoint is None:
+        raise ValueError(f"--resume_from_checkpoint true, but {folder} holds no checkpoint; leave the option out.")
+    if not training_args.resume_from_checkpoint and (
+        checkpoint or os.path.exists(os.path.join(folder, "config.json"))
+    ):
+        raise ValueError(
+            f"--output_dir {folder} already holds a model. Choose another folder, or continue that run with "
+            "--resume_from_checkpoint true."
+        )
+
+
 def _read_overrides(text: str | None) -> dict[str, Any]:
     try:
         overrides = json.loads(text or "{}")
     except json.JSONDecodeError as error:
         raise ValueError(f"--config_overrides {text} isn't JSON: {error}") from error
-    known = {field.name for field in fields(MicroCLIPConfig)}
+    known = {f.name for f in fields(MicroCLIPConfig)} - {f.name for f in fields(PreTrainedConfig)} - {"clip_config"}
     if unknown := set(overrides) - known:
-        raise ValueError(f"--config_overrides has {abbreviate(sorted(unknown))}, no settings of MicroCLIPConfig.")
+        raise ValueError(
+            f"--config_overrides has {', '.join(map(repr, sorted(unknown)))}; the settings are "
+            f"{', '.join(sorted(known))}."
+        )
     MicroCLIPConfig(**overrides)
     return overrides
 
