@@ -6,6 +6,7 @@ B images, C classes, N patches, D vision width, E joint embedding width.
 import contextlib
 import copy
 import os
+import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -32,7 +33,14 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_microclip import RESNET_ADVICE, MicroCLIPConfig
 from .saliency import check_finite, saliency_mask
-from .text_heads import check_class_names, check_templates, encode_heads, load_tokenizer, match_descriptions
+from .text_heads import (
+    abbreviate,
+    check_class_names,
+    check_templates,
+    encode_heads,
+    load_tokenizer,
+    match_descriptions,
+)
 
 
 @dataclass
@@ -41,7 +49,7 @@ class MicroCLIPOutput(ModelOutput):
     Output of [`MicroCLIPForImageClassification`].
 
     Args:
-        loss (`torch.Tensor` of shape `(1,)`, with `labels`):
+        loss (`torch.Tensor` of shape `()`, with `labels`):
             Cross-entropy of `logits`.
         logits (`torch.Tensor` of shape `(batch_size, num_labels)`):
             Fused logits, `fusion_ratio * cls_logits + (1 - fusion_ratio) * fg_logits`, float32.
@@ -129,9 +137,8 @@ class MicroCLIPPooling(nn.Module):
         if self.query == "cls":
             return cls_token
         if self.query == "random":
-            generator = torch.Generator().manual_seed(0)
-            index = torch.randint(patch_embeds.shape[1], (len(patch_embeds), 1), generator=generator)
-            return patch_embeds.take_along_dim(index.unsqueeze(-1).to(patch_embeds.device), 1).squeeze(1)
+            # The same place in every image, so that an image's logits don't depend on its batch.
+            return patch_embeds[:, random.Random(0).randrange(patch_embeds.shape[1])]
         chosen = mask if self.query == "saliency" else torch.ones_like(mask)
         return _weighted_sum(_mean_weights(chosen, patch_embeds.dtype), patch_embeds)
 
@@ -361,15 +368,21 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
     ) -> Any:
         """As in the base class; the image processor and the tokenizer saved beside the weights come along."""
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        with_report = kwargs.pop("output_loading_info", False)
+        model, report = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        if any("text_model." in key for key in report["missing_keys"]):
+            raise ValueError(
+                f"{pretrained_model_name_or_path!r} has no text tower; load it without keep_text_model=True."
+            )
         if pretrained_model_name_or_path is not None:
             source, hub_kwargs = os.fspath(pretrained_model_name_or_path), _hub_kwargs(kwargs)
             model.image_processor = _load_image_processor(source, model.config, hub_kwargs)
             if model.config.keep_text_model:
                 with contextlib.suppress(ValueError):
                     model.tokenizer = load_tokenizer(source, hub_kwargs)
-        return loaded
+        return (model, report) if with_report else model
 
     @classmethod
     def from_clip(
@@ -406,13 +419,14 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         match_descriptions(class_names, descriptions)
         config_kwargs = {f.name: kwargs.pop(f.name) for f in fields(MicroCLIPConfig) if f.name in kwargs}
         dtype = config_kwargs.pop("dtype", torch.float32)
+        dtype = vars(torch)[dtype] if isinstance(dtype, str) and dtype != "auto" else dtype
         if isinstance(clip, CLIPModel):
             if kwargs:
                 raise TypeError(
                     f"from_clip got {', '.join(kwargs)}, which only apply when clip is a Hub id or a folder."
                 )
             source = clip.config._name_or_path or None
-            clip = copy.deepcopy(clip).to(dtype=dtype)
+            clip = copy.deepcopy(clip).to(dtype=clip.dtype if dtype == "auto" else dtype)
         else:
             source = _check_source(clip)
             MicroCLIPConfig.from_pretrained(source, **_hub_kwargs(kwargs))  # refuses what isn't a CLIP
@@ -424,15 +438,20 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
                     f"{source!r} is an adapted microCLIP. Load it with from_pretrained (and change its classes with "
                     "set_classes, if its text tower was kept), or start from the CLIP that it was made of."
                 )
-            clip = CLIPModel.from_pretrained(source, dtype=dtype, **kwargs)
+            clip, report = CLIPModel.from_pretrained(source, dtype=dtype, output_loading_info=True, **kwargs)
+            if report["missing_keys"]:
+                raise ValueError(
+                    f"{source!r} lacks the weights {abbreviate(sorted(report['missing_keys']))}; pass a CLIP with "
+                    "both of its towers."
+                )
         config_kwargs |= {"clip_config": copy.deepcopy(clip.config), **_label_maps(class_names)}
         keep_text_model = config_kwargs.pop("keep_text_model", False)
-        config = MicroCLIPConfig(**config_kwargs, keep_text_model=True, dtype=dtype)
+        config = MicroCLIPConfig(**config_kwargs, keep_text_model=True, dtype=clip.dtype)
         config._attn_implementation = clip.config._attn_implementation
         with torch.device("meta"):
             model = cls(config)
         model.clip = clip
-        model.fg_pooling = MicroCLIPPooling(config).to(clip.device, dtype)
+        model.fg_pooling = MicroCLIPPooling(config).to(clip.device, clip.dtype)
         model.tokenizer = tokenizer or load_tokenizer(source, _hub_kwargs(kwargs))
         model.image_processor = image_processor or _load_image_processor(source, config, _hub_kwargs(kwargs))
         model.set_classes(class_names, templates, descriptions, batch_size=batch_size)
@@ -462,14 +481,15 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
                 "This model has no text tower (it was dropped to halve the checkpoint), so its classes can't be "
                 "changed. Build it with from_clip(..., keep_text_model=True), or from the CLIP again."
             )
-        self.tokenizer = tokenizer or self.tokenizer or load_tokenizer(None, {})
+        tokenizer = tokenizer or self.tokenizer or load_tokenizer(None, {})
         weighting = self.config.prior_weighting
-        weights = encode_heads(self.clip, self.tokenizer, class_names, templates, descriptions, weighting, batch_size)
+        weights = encode_heads(self.clip, tokenizer, class_names, templates, descriptions, weighting, batch_size)
         like = self.clip.visual_projection.weight
         for name, weight in zip(("classifier", "prior_head"), weights, strict=True):
             head = MicroCLIPHead(*weight.shape, learnable=name == "classifier")
             head.weight.data.copy_(weight)
             setattr(self, name, head.to(like.device, like.dtype))
+        self.tokenizer = tokenizer
         for key, value in _label_maps(class_names).items():
             setattr(self.config, key, value)
         self.num_labels = self.config.num_labels
@@ -482,12 +502,15 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         self.config.keep_text_model = False
         self.tokenizer = None
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
         """As in the base class; the image processor, and the tokenizer of a kept text tower, are saved too."""
-        super().save_pretrained(save_directory, *args, **kwargs)
+        # First, since the base class may push the folder to the Hub.
         for processor in (self.image_processor, self.tokenizer):
-            if processor is not None and kwargs.get("is_main_process", True):
+            if processor is not None and is_main_process:
                 processor.save_pretrained(save_directory)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
 
     def _check_pixels(self, pixel_values: torch.Tensor | None) -> None:
         if pixel_values is None:

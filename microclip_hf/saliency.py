@@ -26,7 +26,7 @@ def check_finite(values: torch.Tensor, name: str, advice: str) -> None:
     Raises:
         ValueError: on the CPU, in eager mode (otherwise a `RuntimeError` from the device).
     """
-    if torch.compiler.is_exporting() or values.is_meta:
+    if torch.compiler.is_exporting():
         return
     finite = values.isfinite().all()
     message = f"{name} of shape {tuple(values.shape)} holds NaN or infinite values. {advice}"
@@ -52,7 +52,7 @@ def patch_affinity(patch_embeds: torch.Tensor, affinity: str = "dot", threshold:
     if affinity == "cosine":
         patch_embeds = torch.nn.functional.normalize(patch_embeds, dim=-1)
     similarity = patch_embeds @ patch_embeds.transpose(-1, -2)
-    return torch.where(similarity > threshold, 1.0, EPSILON)
+    return torch.where(similarity > threshold, 1.0, EPSILON).float()
 
 
 def fiedler_vector(graph: torch.Tensor) -> torch.Tensor:
@@ -113,11 +113,12 @@ def has_no_cut(graph: torch.Tensor) -> torch.Tensor:
     loops = connected.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
     edges = connected.sum((-2, -1)).unsqueeze(-1) - loops
     num_patches = graph.shape[-1]
-    all_or_none = (edges == 0) | (edges == num_patches * (num_patches - 1))
-    return all_or_none & ((loops == 0) | (loops == num_patches))
+    # Two patches that are alike only to themselves do have a cut.
+    isolated = (loops == num_patches) & (num_patches > 2)
+    complete = (edges == num_patches * (num_patches - 1)) & (loops == num_patches)
+    return complete | ((edges == 0) & (isolated | (loops == 0)))
 
 
-@torch.no_grad()
 def saliency_mask(
     patch_embeds: torch.Tensor, affinity: str = "dot", threshold: float = 0.2, statistic: str = "std"
 ) -> torch.Tensor:
@@ -137,6 +138,8 @@ def saliency_mask(
         ValueError: if `patch_embeds` holds NaN or infinite values (see [`check_finite`]).
     """
     check_finite(patch_embeds, "patch_embeds", "Check the weights, and use bfloat16 or float32 if float16 overflows.")
+    # Not `no_grad`: an assertion that fails in compiled code would leave gradients off for the whole process.
+    patch_embeds = patch_embeds.detach()
     if patch_embeds.shape[1] == 1:
         return torch.ones(patch_embeds.shape[:2], dtype=torch.bool, device=patch_embeds.device)
     with torch.autocast(patch_embeds.device.type, enabled=False):

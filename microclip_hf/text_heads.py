@@ -4,6 +4,7 @@ C classes, E joint embedding width.
 """
 
 import re
+import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
+
+from .saliency import check_finite
 
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
@@ -23,7 +26,7 @@ LEGACY_EOS_TOKEN_ID = 2
 
 def normalize_name(name: str) -> str:
     """The rule by which class names, labels and description keys match: case, `_`, `-` and spacing don't count."""
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", name)).strip().casefold()
 
 
 def abbreviate(names: Sequence[str]) -> str:
@@ -186,7 +189,9 @@ def encode_texts(
             "were truncated; shorter sentences use all of their words.",
             stacklevel=2,
         )
-    return torch.cat(features)
+    features = torch.cat(features)
+    check_finite(features, "The text features", "Check the weights of the text tower, and load them in float32.")
+    return features
 
 
 def _check_tokens(clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor) -> None:
@@ -231,15 +236,17 @@ def build_heads(
         `(classifier, prior_head)`, two `torch.Tensor` of shape `(num_classes, embed_dim)` with unit rows.
 
     Raises:
-        ValueError: if the weights of a class cancel, `|sum a| < 1e-3 sum |a|`.
+        ValueError: if the weights of a class cancel, `|sum a| < 1e-3 sum |a|`, or `prior_weighting` is neither.
     """
+    if prior_weighting not in ("name", "uniform"):
+        raise ValueError(f'prior_weighting is {prior_weighting!r}; it must be "name" or "uniform".')
     classifier, prior_head = [], []
     for index, (prompts, descriptions) in enumerate(zip(prompt_features, description_features, strict=True)):
         units = normalize(descriptions, dim=-1)
         weights = units.new_ones(len(units))
         if prior_weighting == "name":
             weights = units @ normalize(prompts.mean(0), dim=-1)
-        if weights.sum().abs() < MIN_WEIGHT_SHARE * weights.abs().sum():
+        if weights.sum().abs() <= MIN_WEIGHT_SHARE * weights.abs().sum():
             name = repr(class_names[index]) if class_names else str(index)
             raise ValueError(
                 f"The name weights of class {name} cancel: they sum to {weights.sum():.2e} where their magnitudes "

@@ -1,6 +1,7 @@
 """Self-training without labels (arXiv:2510.02270, sections 3.3 and 3.4) on transformers' Trainer."""
 
 import os
+import warnings
 from collections import defaultdict
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn.functional import cross_entropy
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import BaseImageProcessor, EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from .configuration_microclip import MicroCLIPConfig
@@ -38,7 +39,8 @@ class MicroCLIPTrainer(Trainer):
         data_collator, kwargs: as in [`~transformers.Trainer`].
 
     Raises:
-        TypeError: if the model or the arguments are of another class, or the training data is a stream.
+        TypeError: if the model, the arguments or the image processor are of another class, or the training data is
+            several data sets or a stream of images.
         ValueError: if the training data has neither images nor views.
     """
 
@@ -64,8 +66,15 @@ class MicroCLIPTrainer(Trainer):
         args = args if args is not None else MicroCLIPTrainingArguments()
         if not isinstance(args, MicroCLIPTrainingArguments):
             raise TypeError(f"args is a {type(args).__name__}; pass MicroCLIPTrainingArguments.")
+        if not model.prior_head.weight.any():
+            warnings.warn(
+                "prior_head is all zeros: no text has built it. Use from_clip(clip, class_names).", stacklevel=2
+            )
+        model.float()  # steps of 1e-4 vanish in half precision; bf16=True and fp16=True train under autocast
         model.freeze_for_adaptation()
         processing_class = processing_class or model.image_processor or default_image_processor(model.config)
+        if not isinstance(processing_class, BaseImageProcessor):
+            raise TypeError(f"processing_class is a {type(processing_class).__name__}; pass an image processor.")
         class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
         eval_dataset = _align(eval_dataset, class_names)
         if train_dataset is not None and data_collator is None:
@@ -81,8 +90,8 @@ class MicroCLIPTrainer(Trainer):
             **kwargs,
         )
         self.add_callback(_EpochStart(self))
-        self._pixel_mean = torch.tensor(processing_class.image_mean).view(-1, 1, 1)
-        self._pixel_std = torch.tensor(processing_class.image_std).view(-1, 1, 1)
+        self._pixel_mean = torch.tensor(processing_class.image_mean, device=self.args.device).view(-1, 1, 1)
+        self._pixel_std = torch.tensor(processing_class.image_std, device=self.args.device).view(-1, 1, 1)
         self._log_class_mean: torch.Tensor | None = None
         self._step_metrics: dict[str, list[torch.Tensor]] = defaultdict(list)
 
@@ -127,15 +136,24 @@ class MicroCLIPTrainer(Trainer):
         weak = model.encode_image(self.normalize(inputs["weak"]))
         crops = inputs["crops"].unbind(1) if "crops" in inputs else ()
         crop_embeds = [model.coarse_embeds(self.normalize(crop)) for crop in crops]
-        crop_embeds = torch.stack(crop_embeds, 1) if crop_embeds else weak.cls_embeds.new_empty(len(crops), 0, 0)
+        crop_embeds = torch.stack(crop_embeds, 1) if crop_embeds else weak.cls_embeds.unsqueeze(1)[:, :0]
         prior_scores = model.prior_head(composite_embeds(crop_embeds, weak.cls_embeds))
         fused_scores = model.classifier(fuse_embeds(weak.cls_embeds, weak.fg_embeds))
         return aggregate_scores(prior_scores, fused_scores, self.args.prior_ratio).argmax(-1)
 
     def normalize(self, views: torch.Tensor) -> torch.Tensor:
-        """uint8 views `(batch_size, 3, S, S)` on their device to normalised float32 pixel values."""
-        mean, std = self._pixel_mean.to(views.device), self._pixel_std.to(views.device)
-        return (views.float() / 255 - mean) / std
+        """uint8 views `(batch_size, 3, S, S)` on the training device to normalised float32 pixel values.
+
+        Raises:
+            ValueError: if the views aren't uint8.
+        """
+        if views.dtype != torch.uint8:
+            raise ValueError(f"Views are {views.dtype}; pass them as uint8, from 0 to 255, before normalisation.")
+        return (views.float() / 255 - self._pixel_mean) / self._pixel_std
+
+    def start_training(self) -> None:
+        """What an earlier run left unlogged isn't this one's."""
+        self._step_metrics.clear()
 
     def start_epoch(self, epoch: int) -> None:
         """New views, and the fairness mean starts afresh."""
@@ -200,6 +218,11 @@ class MicroCLIPTrainer(Trainer):
 class _EpochStart(TrainerCallback):
     def __init__(self, trainer: MicroCLIPTrainer) -> None:
         self.trainer = trainer
+
+    def on_train_begin(
+        self, args: MicroCLIPTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.start_training()
 
     def on_epoch_begin(
         self, args: MicroCLIPTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -41,7 +41,7 @@ class MicroCLIPTrainingArguments(TrainingArguments):
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients to this norm; 0 doesn't."})
     lr_scheduler_type: str = field(default="cosine_with_min_lr", metadata={"help": "Learning rate schedule."})
     lr_scheduler_kwargs: dict[str, Any] | str | None = field(
-        default_factory=lambda: {"min_lr": 2e-6}, metadata={"help": "Settings of the schedule."}
+        default=None, metadata={"help": 'Settings of the schedule. Default for "cosine_with_min_lr": min_lr 2e-6.'}
     )
 
     # Pseudo-labels
@@ -68,6 +68,12 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             raise ValueError(f"prior_ratio is {self.prior_ratio}; it must lie in [0, 1].")
         if self.fairness_weight < 0:
             raise ValueError(f"fairness_weight is {self.fairness_weight}; it must be 0 or more.")
+        if self.push_to_hub and self.hub_strategy != "end":
+            raise ValueError(
+                f'hub_strategy is "{self.hub_strategy}"; only "end" pushes what a model needs to be loaded.'
+            )
+        if self.lr_scheduler_type == "cosine_with_min_lr" and self.lr_scheduler_kwargs is None:
+            self.lr_scheduler_kwargs = {"min_lr": 2e-6}
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns is True; it must be False, since views are made from the images.")
         # Without an accelerator there is nothing to pin memory for, and torch would warn at every epoch.

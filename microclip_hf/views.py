@@ -205,7 +205,7 @@ class ViewCollator:
         """
         Args:
             examples: dictionaries with the views of [`make_views`], or with `pixel_values`, or with a PIL `image`;
-                `index`, and `labels` or `label`, come along where every example has them.
+                `index`, and `labels` or `label`, come along where every example has one (-1 means none).
 
         Returns:
             `weak` and `strong` (B, 3, S, S) and `crops` (B, K, 3, S, S), uint8; or `pixel_values` (B, 3, S, S).
@@ -227,8 +227,9 @@ class ViewCollator:
                 "'pixel_values', or the views 'weak', 'strong' and 'crops'."
             )
         for source, target in (("index", "index"), ("label", "labels"), ("labels", "labels")):
-            if all(example.get(source) is not None for example in examples):
-                batch[target] = torch.tensor([int(example[source]) for example in examples])
+            values = [example.get(source) for example in examples]
+            if all(isinstance(value, (int, np.integer, torch.Tensor)) and value >= 0 for value in values):
+                batch[target] = torch.tensor([int(value) for value in values])
         return batch
 
 

@@ -48,7 +48,7 @@ def test_adapt_trains_saves_reloads_and_predicts(inputs, tmp_path, capsys):
     adapt.main(flags(inputs, tmp_path, config_overrides=overrides, **options))
     printed = capsys.readouterr().out
     assert "before metrics" in printed and "eval metrics" in printed
-    assert re.findall(r"%  (.*)", printed).sort() == list(make_tiny_inputs.DESCRIPTIONS).sort()
+    assert sorted(re.findall(r"%  (.*)", printed)) == sorted(make_tiny_inputs.DESCRIPTIONS)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["prior_weighting"] == "uniform" and config["fg_query"] == "cls"
     assert 0 <= json.loads((tmp_path / "all_results.json").read_text())["eval_accuracy"] <= 1

@@ -67,6 +67,7 @@ def test_masks_equal_float64(num_patches, statistic):
 @pytest.mark.parametrize("num_patches", [49, 196])
 def test_disconnected_graphs_equal_float64(num_patches):
     """Two components and noise inside them: the two largest eigenvalues are 4e-6 apart."""
+    compared = 0
     for seed in range(40):
         rng = np.random.default_rng(seed)
         size = int(rng.integers(num_patches // 4, num_patches // 2 - 1))
@@ -84,6 +85,8 @@ def test_disconnected_graphs_equal_float64(num_patches):
             continue
         mask = cut(fiedler_vector(torch.tensor(graph, dtype=torch.float32)[None]))[0]
         assert np.array_equal(mask.numpy(), mask64(fiedler)), seed
+        compared += 1
+    assert compared >= 15
 
 
 @pytest.mark.parametrize(
@@ -111,6 +114,12 @@ def test_two_blocks_are_separated():
     patches = torch.cat([torch.tensor([[2.0, 0]]).expand(30, 2), torch.tensor([[0, 2.0]]).expand(19, 2)])
     mask = saliency_mask(patches[None])[0]
     assert mask.equal(torch.arange(49) >= 30)
+
+
+def test_two_patches():
+    """Unlike each other, they are two equal blocks; alike, they have no cut."""
+    assert saliency_mask(2 * torch.eye(2)[None]).tolist() == [[True, False]]
+    assert saliency_mask(torch.full((1, 2, 4), 3.0)).all() and saliency_mask(torch.zeros(1, 2, 4)).all()
 
 
 def test_two_equal_blocks_keep_the_first_patch():
@@ -207,6 +216,7 @@ def test_nan_is_an_error_in_compiled_code():
     patches[0, 0, 0] = float("nan")
     with pytest.raises(RuntimeError, match="NaN or infinite"):
         compiled(patches)
+    assert torch.is_grad_enabled()
 
 
 def test_back_ends_without_eigh_run_it_on_the_cpu(monkeypatch):

@@ -1,6 +1,7 @@
 """Text heads against float64, and what bad texts get."""
 
 import json
+import shutil
 import warnings
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from conftest import CLASS_NAMES, DESCRIPTIONS
 from make_tiny_inputs import make_clip
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from microclip_hf import MicroCLIPForImageClassification
@@ -37,6 +39,16 @@ def test_heads_equal_their_definition_in_float64(weighting):
         a = d @ name if weighting == "name" else np.ones(len(d))
         np.testing.assert_allclose(classifier[c], unit(d.mean(0)), atol=1e-6)
         np.testing.assert_allclose(prior[c], unit((a[:, None] * d).sum(0) / a.sum()), atol=1e-5)
+
+
+def test_broken_features_give_no_head(clip, tokenizer):
+    with pytest.raises(ValueError, match="cancel"):
+        build_heads([torch.ones(1, 4)] * 2, [torch.zeros(1, 4)] * 2)
+    with pytest.raises(ValueError, match="prior_weighting is 'nmae'"):
+        build_heads([torch.ones(1, 4)] * 2, [torch.ones(1, 4)] * 2, "nmae")
+    torch.nn.init.constant_(clip.text_projection.weight, float("nan"))
+    with pytest.raises(ValueError, match=r"The text features .* NaN"):
+        encode_texts(clip, tokenizer, ["a"])
 
 
 def test_negative_name_weights_keep_the_formula():
@@ -206,6 +218,18 @@ def test_an_adapted_folder_is_no_clip(model, tmp_path):
         MicroCLIPForImageClassification.from_clip("./nowhere", ["a", "b"])
 
 
+def test_a_checkpoint_without_its_text_tower_is_refused(model, clip_folder, tmp_path):
+    shutil.copytree(clip_folder, tmp_path / "clip")
+    weights = load_file(tmp_path / "clip" / "model.safetensors")
+    vision = {name: value for name, value in weights.items() if not name.startswith("text_model")}
+    save_file(vision, tmp_path / "clip" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks the weights 'text_model"):
+        MicroCLIPForImageClassification.from_clip(tmp_path / "clip", ["a", "b"])
+    model.save_pretrained(tmp_path / "adapted")
+    with pytest.raises(ValueError, match="has no text tower"):
+        MicroCLIPForImageClassification.from_pretrained(tmp_path / "adapted", keep_text_model=True)
+
+
 def test_a_clip_without_a_known_tokenizer_asks_for_it(clip):
     with pytest.raises(ValueError, match="Pass tokenizer="):
         MicroCLIPForImageClassification.from_clip(clip, ["a", "b"])
@@ -229,6 +253,10 @@ def test_files_of_names_and_descriptions(tmp_path):
     assert read_class_names(names) == ["Sea Lily", "Rose"]
     sentences.write_text('\ufeff{"sea_lily": ["blüht"]}', encoding="utf-8")
     assert read_descriptions(sentences, ["Sea Lily", "Rose"]) == {"Sea Lily": ["blüht"]}
+    sentences.write_text('{"Rose": ["red"], "Rose": ["thorns"]}', encoding="utf-8")
+    with pytest.raises(ValueError, match="the key 'Rose' twice"):
+        read_descriptions(sentences, ["Sea Lily", "Rose"])
+    assert normalize_name("Blu\u0308te") == normalize_name("BL\u00dcTE")
     sentences.write_text("{'sea_lily'", encoding="utf-8")
     with pytest.raises(ValueError, match="isn't a JSON file"):
         read_descriptions(sentences, ["Sea Lily", "Rose"])

@@ -226,6 +226,11 @@ def test_bad_input(make_model, images, tmp_path, clip):
         MicroCLIPTrainer(model=make_model(), args=args, train_dataset=[{"picture": 1}])
     with pytest.raises(ValueError, match=r"hold {'image': 'str'}; expected a PIL image"):
         MicroCLIPTrainer(model=make_model(), args=args, train_dataset=[{"image": "photo.jpg"}])
+    with pytest.raises(TypeError, match="pass an image processor"):
+        MicroCLIPTrainer(model=make_model(), args=args, processing_class=torch.nn.Identity())
+    trainer = MicroCLIPTrainer(model=make_model(), args=args)
+    with pytest.raises(ValueError, match=r"Views are torch.float32; pass them as uint8"):
+        trainer.normalize(torch.rand(2, 3, 32, 32))
     with pytest.raises(ValueError, match="train_dataset is empty"):
         MicroCLIPTrainer(model=make_model(), args=args, train_dataset=[])
     for wrong in (images.to_iterable_dataset(), DatasetDict(train=images)):
@@ -242,6 +247,32 @@ def test_labelled_batches_without_views_never_train(make_model, tmp_path):
     )
     with pytest.raises(ValueError, match="A training batch holds 'pixel_values', 'labels'; expected the views"):
         trainer.train()
+
+
+def test_half_precision_weights_are_adapted_in_float32(make_model, images, tmp_path):
+    model = make_model(dtype="bfloat16")
+    assert model.dtype == torch.bfloat16
+    adapt(model, tmp_path, images, learning_rate=1e-4)
+    weight = model.clip.vision_model.post_layernorm.weight
+    assert weight.dtype == torch.float32 and (weight != 1).any()
+
+
+def test_heads_without_texts_are_warned_about(clip_folder, tmp_path):
+    model = MicroCLIPForImageClassification.from_pretrained(clip_folder, num_labels=3)
+    with pytest.warns(UserWarning, match=r"Use from_clip\(clip, class_names\)"):
+        MicroCLIPTrainer(model=model, args=arguments(tmp_path))
+
+
+def test_strange_labels_are_left_out(make_model, images, tmp_path):
+    for values in (["rose"] * 12, [-1] * 12, [None] * 12):
+        dataset = images.remove_columns("label").add_column("label", values)
+        trainer = adapt(make_model(), tmp_path, dataset, num_train_epochs=1)
+        assert not any("pseudo_label_accuracy" in entry for entry in trainer.state.log_history)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_other_schedules(make_model, images, tmp_path, schedule):
+    adapt(make_model(), tmp_path, images, lr_scheduler_type=schedule, num_train_epochs=1)
 
 
 def test_batches_of_views_from_a_collator_of_ones_own(make_model, images, tmp_path):
@@ -267,6 +298,7 @@ def test_batches_of_views_from_a_collator_of_ones_own(make_model, images, tmp_pa
         ({"prior_ratio": 2.0}, "must lie in"),
         ({"fairness_weight": -1.0}, "0 or more"),
         ({"remove_unused_columns": True}, "must be False"),
+        ({"push_to_hub": True, "hub_strategy": "every_save"}, 'only "end" pushes'),
     ],
 )
 def test_bad_arguments(tmp_path, kwargs, message):
