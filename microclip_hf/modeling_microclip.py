@@ -18,7 +18,6 @@ from torch.nn.functional import normalize
 from transformers import (
     AutoImageProcessor,
     BaseImageProcessor,
-    CLIPConfig,
     CLIPModel,
     CLIPVisionModel,
     PreTrainedConfig,
@@ -429,21 +428,7 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
             clip = copy.deepcopy(clip).to(dtype=clip.dtype if dtype == "auto" else dtype)
         else:
             source = _check_source(clip)
-            MicroCLIPConfig.from_pretrained(source, **_hub_kwargs(kwargs))  # refuses what isn't a CLIP
-            if (
-                PreTrainedConfig.get_config_dict(source, **_hub_kwargs(kwargs))[0]["model_type"]
-                != CLIPConfig.model_type
-            ):
-                raise ValueError(
-                    f"{source!r} is an adapted microCLIP. Load it with from_pretrained (and change its classes with "
-                    "set_classes, if its text tower was kept), or start from the CLIP that it was made of."
-                )
-            clip, report = CLIPModel.from_pretrained(source, dtype=dtype, output_loading_info=True, **kwargs)
-            if report["missing_keys"]:
-                raise ValueError(
-                    f"{source!r} lacks the weights {abbreviate(sorted(report['missing_keys']))}; pass a CLIP with "
-                    "both of its towers."
-                )
+            clip = _load_clip(source, dtype, kwargs)
         config_kwargs |= {"clip_config": copy.deepcopy(clip.config), **_label_maps(class_names)}
         keep_text_model = config_kwargs.pop("keep_text_model", False)
         config = MicroCLIPConfig(**config_kwargs, keep_text_model=True, dtype=clip.dtype)
@@ -569,6 +554,24 @@ def _check_source(clip: Any) -> str:
     if re.fullmatch(r"RN\d+(x\d+)?", source):
         raise ValueError(f"{source!r} {RESNET_ADVICE}")
     return source
+
+
+def _load_clip(source: str, dtype: torch.dtype | str, kwargs: dict[str, Any]) -> CLIPModel:
+    """A CLIP with both towers; whatever else is there is refused."""
+    hub_kwargs = _hub_kwargs(kwargs)
+    if PreTrainedConfig.get_config_dict(source, **hub_kwargs)[0].get("model_type") == MicroCLIPConfig.model_type:
+        raise ValueError(
+            f"{source!r} is an adapted microCLIP. Load it with from_pretrained (and change its classes with "
+            "set_classes, if its text tower was kept), or start from the CLIP that it was made of."
+        )
+    MicroCLIPConfig.from_pretrained(source, **hub_kwargs)
+    clip, report = CLIPModel.from_pretrained(source, dtype=dtype, output_loading_info=True, **kwargs)
+    if report["missing_keys"]:
+        raise ValueError(
+            f"{source!r} lacks the weights {abbreviate(sorted(report['missing_keys']))}; pass a CLIP with both of its "
+            "towers."
+        )
+    return clip
 
 
 def _hub_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:

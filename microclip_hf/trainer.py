@@ -75,8 +75,7 @@ class MicroCLIPTrainer(Trainer):
         processing_class = processing_class or model.image_processor or default_image_processor(model.config)
         if not isinstance(processing_class, BaseImageProcessor):
             raise TypeError(f"processing_class is a {type(processing_class).__name__}; pass an image processor.")
-        class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
-        eval_dataset = _align(eval_dataset, class_names)
+        eval_dataset = _align(eval_dataset, model.config)
         if train_dataset is not None and data_collator is None:
             train_dataset = _with_views(train_dataset, model, args)
         kwargs.setdefault("compute_metrics", compute_accuracy)
@@ -89,7 +88,7 @@ class MicroCLIPTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
-        self.add_callback(_EpochStart(self))
+        self.add_callback(_StartCallback(self))
         self._pixel_mean = torch.tensor(processing_class.image_mean, device=self.args.device).view(-1, 1, 1)
         self._pixel_std = torch.tensor(processing_class.image_std, device=self.args.device).view(-1, 1, 1)
         self._log_class_mean: torch.Tensor | None = None
@@ -215,7 +214,7 @@ class MicroCLIPTrainer(Trainer):
                 file.write(self.args.to_json_string())
 
 
-class _EpochStart(TrainerCallback):
+class _StartCallback(TrainerCallback):
     def __init__(self, trainer: MicroCLIPTrainer) -> None:
         self.trainer = trainer
 
@@ -235,10 +234,11 @@ def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float(np.mean(prediction.predictions.argmax(-1) == prediction.label_ids))}
 
 
-def _align(dataset: Any, class_names: list[str]) -> Any:
+def _align(dataset: Any, config: MicroCLIPConfig) -> Any:
     """Labels numbered as the model's classes are, unless those have no names of their own."""
     if isinstance(dataset, dict):
-        return {name: _align(own, class_names) for name, own in dataset.items()}
+        return {name: _align(own, config) for name, own in dataset.items()}
+    class_names = [config.id2label[i] for i in range(config.num_labels)]
     named = class_names != [f"LABEL_{i}" for i in range(len(class_names))]
     return align_labels(dataset, class_names) if named and isinstance(dataset, datasets.Dataset) else dataset
 
@@ -265,7 +265,7 @@ def _with_views(dataset: Any, model: MicroCLIPForImageClassification, args: Micr
             "cast_column('image', datasets.Image()) where it holds paths), or the views 'weak', 'strong' and 'crops'."
         )
     try:
-        dataset = _align(dataset, [model.config.id2label[i] for i in range(model.config.num_labels)])
+        dataset = _align(dataset, model.config)
     except ValueError:
         dataset = dataset.remove_columns("label")  # they would only be measured by
     size = model.config.clip_config.vision_config.image_size
