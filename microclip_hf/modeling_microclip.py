@@ -105,6 +105,9 @@ class MicroCLIPPooling(nn.Module):
         super().__init__()
         hidden_size = config.clip_config.vision_config.hidden_size
         self.query, self.pooling = config.fg_query, config.fg_pooling
+        # The query "random" is this share of the way through the patches, the same in every image, so that an image's
+        # logits don't depend on its batch.
+        self.random_place = random.Random(0).random()
         self.query_proj = IdentityLinear(hidden_size)
         self.key_proj = IdentityLinear(hidden_size)
         self.value_proj = IdentityLinear(hidden_size)
@@ -136,8 +139,7 @@ class MicroCLIPPooling(nn.Module):
         if self.query == "cls":
             return cls_token
         if self.query == "random":
-            # The same place in every image, so that an image's logits don't depend on its batch.
-            return patch_embeds[:, random.Random(0).randrange(patch_embeds.shape[1])]
+            return patch_embeds[:, int(self.random_place * patch_embeds.shape[1])]
         chosen = mask if self.query == "saliency" else torch.ones_like(mask)
         return _weighted_sum(_mean_weights(chosen, patch_embeds.dtype), patch_embeds)
 

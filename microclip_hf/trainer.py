@@ -160,6 +160,14 @@ class MicroCLIPTrainer(Trainer):
         if isinstance(self.train_dataset, ViewDataset):
             self.train_dataset.set_epoch(epoch)
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
+        """As in the base class, with labels numbered as the model's classes are."""
+        return super().get_eval_dataloader(_align(eval_dataset, self.model.config))
+
+    def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
+        """As in the base class, with labels numbered as the model's classes are."""
+        return super().get_test_dataloader(_align(test_dataset, self.model.config))
+
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Weight decay applies to all trained parameters, LayerNorms included."""
         return [name for name, parameter in model.named_parameters() if parameter.requires_grad]

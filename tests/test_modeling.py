@@ -222,8 +222,9 @@ def test_activation_checkpointing_gives_the_same_gradients(clip, pixel_values):
         assert_close(gradients[1][name], gradient)
 
 
-def test_torch_compile_without_graph_breaks(clip, pixel_values):
-    model = variant(clip)
+@pytest.mark.parametrize("query", ["saliency", "cls", "mean", "random"])
+def test_torch_compile_without_graph_breaks(clip, pixel_values, query):
+    model = variant(clip, fg_query=query)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         assert_close(compiled(pixel_values).logits, model(pixel_values).logits)

@@ -191,6 +191,10 @@ def test_labels_are_matched_by_name(make_model, images, tmp_path):
     for dataset in (images, renumbered):
         trainer = adapt(make_model(), tmp_path, dataset)
         evaluations += [trainer.evaluate(dataset), trainer.evaluate({"test": dataset})]
+        assert trainer.predict(dataset).label_ids.tolist() == images["label"]
+        constructed = MicroCLIPTrainer(model=make_model(), args=arguments(tmp_path), eval_dataset=dataset)
+        for loader in (constructed.get_eval_dataloader(), trainer.get_eval_dataloader(dataset)):
+            assert torch.cat([batch["labels"] for batch in loader]).tolist() == images["label"]
         logs.append([entry.get("pseudo_label_accuracy") for entry in trainer.state.log_history])
     assert logs[0] == logs[1]
     assert evaluations[0]["eval_accuracy"] == evaluations[2]["eval_accuracy"]
