@@ -287,8 +287,8 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
             captured = vision(pixel_values, output_hidden_states=True, output_attentions=output_attentions, **kwargs)
             last_input, cls_token = captured.hidden_states[-2], captured.pooler_output
         else:
-            last_input, cls_token = _run_tower(vision, pixel_values, **kwargs)
-        patch_embeds = vision.post_layernorm(_value_path(vision.encoder.layers[-1], last_input[:, 1:]))
+            last_input, cls_token = run_tower(vision, pixel_values, **kwargs)
+        patch_embeds = vision.post_layernorm(value_path(vision.encoder.layers[-1], last_input[:, 1:]))
         mask = saliency_mask(patch_embeds, config.saliency_affinity, config.saliency_threshold, config.saliency_cut)
         fg_token, attention = self.fg_pooling(patch_embeds, mask, cls_token)
         return MicroCLIPOutput(
@@ -521,7 +521,7 @@ def _select(states: tuple[torch.Tensor, ...], selection: bool | int | list[int])
     )
 
 
-def _run_tower(
+def run_tower(
     vision: CLIPVisionModel, pixel_values: torch.Tensor, interpolate_pos_encoding: bool, **kwargs: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The last layer's input and the [CLS] token after it; the inputs of earlier layers aren't kept."""
@@ -533,7 +533,7 @@ def _run_tower(
     return hidden_states, vision.post_layernorm(last_layer(hidden_states, None, **kwargs)[:, 0])
 
 
-def _value_path(layer: CLIPEncoderLayer, hidden_states: torch.Tensor) -> torch.Tensor:
+def value_path(layer: CLIPEncoderLayer, hidden_states: torch.Tensor) -> torch.Tensor:
     """The layer without its attention: each token keeps to its own value, so patches stay local."""
     values = layer.self_attn.out_proj(layer.self_attn.v_proj(layer.layer_norm1(hidden_states)))
     hidden_states = hidden_states.to(values.device) + values

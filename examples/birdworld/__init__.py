@@ -1,0 +1,1 @@
+"""A rendered world of birds with parts, captions and masks, and a tiny CLIP pre-trained on it."""

@@ -1,0 +1,165 @@
+"""The source domain, and target domains: held-out species under another look."""
+
+import json
+import random
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as PILImage
+
+from .birds import Bird, make_species, source_bird
+from .render import PLACES, Look, render, render_with_mask
+from .texts import caption, describe, make_name
+
+
+SOURCE_LOOK = Look(scale=(58, 104), offset=0.1)
+# Pictures of target domains are larger than the CLIP's input, so that crops show more.
+TARGET_SIZE = 96
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Species of its own under a look of its own.
+
+    Args:
+        name (`str`): the domain's name, from which its species are drawn too.
+        role (`"development"` or `"report"`): whether settings may be chosen on it.
+        look ([`Look`]): how its pictures look.
+        num_species (`int`): classes.
+        absent (`int`): classes, the last ones, of which there are no pictures.
+        imbalance (`float`): how many times as frequent the first class is as the last that is there.
+    """
+
+    name: str
+    role: str
+    look: Look
+    num_species: int = 30
+    absent: int = 0
+    imbalance: float = 1.0
+
+    @cached_property
+    def species(self) -> dict[str, Bird]:
+        """The attributes of every species by name, in the order of the labels."""
+        rng = random.Random(f"species of {self.name}")
+        species: dict[str, Bird] = {}
+        for bird in make_species(rng, self.num_species):
+            while (name := make_name(bird, rng)) in species:
+                pass
+            species[name] = bird
+        return species
+
+    @property
+    def class_names(self) -> list[str]:
+        """The species' names, in the order of the labels."""
+        return list(self.species)
+
+    @cached_property
+    def descriptions(self) -> dict[str, list[str]]:
+        """8 to 12 sentences on each species."""
+        return {
+            name: describe(bird, name, random.Random(f"descriptions of {self.name}: {name}"))
+            for name, bird in self.species.items()
+        }
+
+    def examples(self, split: str, count: int, with_masks: bool = False) -> list[dict[str, Any]]:
+        """Pictures with labels, the same in every call; a split's first pictures don't depend on `count`.
+
+        Args:
+            split (`str`): any name; other names, other pictures.
+            count (`int`): number of pictures.
+            with_masks (`bool`): add the bird's pixels as `mask`.
+
+        Returns:
+            Dictionaries with `image`, `label` and perhaps `mask`; images of 96 x 96.
+        """
+        present = self.num_species - self.absent
+        weights = [self.imbalance ** (-index / max(1, present - 1)) for index in range(present)]
+        birds = list(self.species.values())
+        examples = []
+        for index in range(count):
+            rng = random.Random(f"{self.name} {split} {index}")
+            label = rng.choices(range(present), weights)[0]
+            arguments = (birds[label], rng.choice(self.look.places), self.look, rng, TARGET_SIZE)
+            if with_masks:
+                image, mask = render_with_mask(*arguments)
+                examples.append({"image": image, "label": label, "mask": mask})
+            else:
+                examples.append({"image": render(*arguments), "label": label})
+        return examples
+
+    def dataset(self, split: str, count: int, with_masks: bool = False) -> Dataset:
+        """[`examples`] as a data set with the features `image`, `label` (with names) and perhaps `mask`."""
+        features = {"image": Image(), "label": ClassLabel(names=self.class_names)}
+        if with_masks:
+            features["mask"] = Image()
+        return Dataset.from_list(self.examples(split, count, with_masks), features=Features(features))
+
+    def write(self, folder: Path, num_train: int = 1600, num_test: int = 600) -> None:
+        """Write `train/` (unlabelled), `test/` (a folder a class), `names.txt` and `descriptions.json`.
+
+        Files that are there already are kept, so an interrupted call can be repeated.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        for split, count in (("train", num_train), ("test", num_test)):
+            for index, example in enumerate(self.examples(split, count)):
+                parent = folder / split
+                if split == "test":
+                    parent = parent / self.class_names[example["label"]]
+                parent.mkdir(parents=True, exist_ok=True)
+                _write_image(example["image"], parent / f"{index:05}.png")
+        (folder / "names.txt").write_text("\n".join(self.class_names) + "\n", encoding="utf-8")
+        (folder / "descriptions.json").write_text(json.dumps(self.descriptions, indent=1), encoding="utf-8")
+
+
+def _write_image(image: PILImage.Image, path: Path) -> None:
+    if not path.exists():
+        partial = path.with_suffix(".part")
+        image.save(partial, format="png")
+        partial.replace(path)
+
+
+# Birds there are smaller and further from the middle than in the source domain, among more things.
+_OUTDOORS = Look(clutter=(12, 28), scale=(56, 80), offset=0.13, tilt=0.3)
+DOMAINS = {
+    domain.name: domain
+    for domain in (
+        Domain(
+            "garden",
+            "development",
+            replace(_OUTDOORS, places=("meadow", "sand"), clutter=(24, 44), twigs=(0, 3), scale=(54, 76)),
+        ),
+        Domain("dusk", "development", replace(_OUTDOORS, gain=(0.45, 0.7), cast=(1.15, 0.92, 0.78), noise=10)),
+        Domain(
+            "mist", "development", replace(_OUTDOORS, places=("snow", "rock", "sky"), haze=(0.3, 0.5), blur=(1, 2.4))
+        ),
+        Domain(
+            "night", "report", replace(_OUTDOORS, gain=(0.35, 0.6), cast=(0.85, 1.1, 1.0), noise=14, grey=(0.1, 0.4))
+        ),
+        Domain("thicket", "report", replace(_OUTDOORS, places=("meadow",), clutter=(36, 60), twigs=(2, 6))),
+        Domain(
+            "reef",
+            "report",
+            replace(_OUTDOORS, places=("water",), cast=(0.72, 1.0, 1.15), haze=(0.1, 0.3), haze_color=(60, 130, 160)),
+            num_species=36,
+        ),
+        Domain("sketch", "report", replace(_OUTDOORS, pencil=0.4, clutter=(4, 14))),
+        Domain("distant", "report", replace(_OUTDOORS, scale=(38, 56), offset=0.24), num_species=24),
+        Domain("glare", "report", replace(_OUTDOORS, gain=(1.35, 1.8), haze=(0.05, 0.2), haze_color=(255, 250, 236))),
+        Domain("trap", "report", replace(_OUTDOORS, noise=26, tilt=0.45, blur=(0, 2)), num_species=40),
+        Domain(
+            "rarities", "report", replace(_OUTDOORS, twigs=(0, 2), gain=(0.6, 1.2), noise=8), absent=2, imbalance=20
+        ),
+    )
+}
+
+
+def source_example(rng: random.Random, look: Look = SOURCE_LOOK) -> tuple[PILImage.Image, Bird, str]:
+    """A picture of 64 x 64, all that can be said of it (the attributes and `place`), and a caption."""
+    bird = source_bird(rng)
+    place = rng.choice(list(PLACES))
+    image = render(bird, place, look, rng)
+    facts = {**bird, "place": place}
+    return image, facts, caption(facts, rng)

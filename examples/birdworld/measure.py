@@ -1,0 +1,2 @@
+"""stub"""
+def measure(f): return {}

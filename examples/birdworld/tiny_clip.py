@@ -1,0 +1,55 @@
+"""The architecture of the bird world's CLIP, its tokenizer and its image processor."""
+
+from pathlib import Path
+
+import torch
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from .texts import vocabulary
+
+
+FOLDER = Path(__file__).parent / "clip"
+IMAGE_SIZE = 64
+
+
+def make_tokenizer() -> CLIPTokenizer:
+    """CLIP's own kind of tokenizer, trained on the world's words: each of them is one token, others fall into bytes."""
+    texts = [text.replace("{}", "").replace("{name}", "").replace("{parts}", "") for text in vocabulary()]
+    tokenizer = CLIPTokenizer().train_new_from_iterator(texts, vocab_size=2000, show_progress=False)
+    tokenizer.model_max_length = 48
+    return tokenizer
+
+
+def make_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
+    """A CLIP with random weights: 64 px, patches of 8, both towers 128 wide, four and three layers."""
+    tower = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4}
+    config = CLIPConfig(
+        text_config={
+            **tower,
+            "num_hidden_layers": 3,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": tokenizer.model_max_length,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        vision_config={**tower, "num_hidden_layers": 4, "image_size": IMAGE_SIZE, "patch_size": 8},
+        projection_dim=128,
+    )
+    return CLIPModel(config)
+
+
+def make_image_processor() -> CLIPImageProcessorPil:
+    """CLIP's own preparation at 64 px."""
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    return CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=size)
+
+
+def save(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Weights in half precision, tokenizer and image processor, for `CLIPModel` and `AutoProcessor`."""
+    half = make_clip(tokenizer)
+    half.load_state_dict(clip.state_dict())
+    half.to(torch.float16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    make_image_processor().save_pretrained(folder)
