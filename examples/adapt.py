@@ -10,11 +10,29 @@ Adapt CLIP to a folder of images without labels.
 
 `names.txt` has one class name a line; `descriptions.json` is `{"class": ["sentence", ...]}` and may be left out.
 `--test_dir` with a sub-folder for each class measures accuracy; `--push_to_hub` uploads the result;
-`--resume_from_checkpoint true` continues an interrupted run; `--help` lists every setting.
+`--resume_from_checkpoint true` continues an interrupted run; `--config settings.yaml` reads options from a file;
+`--help` lists every setting.
+
+Without any argument it shows itself on rendered birds, with no download: `examples/configs/birdworld.yaml`.
 """
+
+import os
+import sys
+from pathlib import Path
 
 from microclip_hf.commands.adapt import main
 
 
+def prepare_demo() -> list[str]:
+    """Draw the demo's images where its configuration looks for them, relative to the repository's root."""
+    from accelerate import PartialState
+    from birdworld.domains import DOMAINS
+
+    os.chdir(Path(__file__).parents[1])
+    with PartialState().main_process_first():
+        DOMAINS["garden"].write(Path("outputs/birdworld/garden"))
+    return ["--config", "examples/configs/birdworld.yaml"]
+
+
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or prepare_demo())

@@ -1,7 +1,7 @@
 """
 Pre-train the bird world's CLIP from nothing, with the source domain's pictures and captions, drawn as they are needed.
 
-    cd examples && accelerate launch --cpu --num_processes 2 --mixed_precision bf16 --module birdworld.pretrain
+    cd examples && OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 --module birdworld.pretrain
 
 Two processes of one thread each are faster on two cores than one of two. An interrupted run goes on from the last
 checkpoint when the command is repeated; a checkpoint is written every five minutes. The loss has three parts:
@@ -33,15 +33,14 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from microclip_hf.modeling_microclip import run_tower, value_path
 
-from .birds import ATTRIBUTES
 from .domains import SOURCE_LOOK, source_example
-from .measure import measure
-from .texts import PHRASES, attribute_caption
+from .measure import FACTS, measure
+from .render import Look
+from .texts import attribute_caption
 from .tiny_clip import FOLDER, make_clip, make_tokenizer, save
 
 
-FACTS = {**ATTRIBUTES, "place": tuple(PHRASES["place"])}
-PATCH_WEIGHT = 0.5
+CLS_WEIGHT, PATCH_WEIGHT = 4, 2
 SECONDS_BETWEEN_CHECKPOINTS = 300
 
 
@@ -69,7 +68,7 @@ class PretrainingLoss(nn.Module):
         found = ((scale * similar).softmax(1) * similar).sum(1)
         cls_loss = attribute_loss(scale * images @ values.T, batch["facts"])
         patch_loss = attribute_loss(scale * found, batch["facts"])
-        loss = contrast + cls_loss + PATCH_WEIGHT * patch_loss
+        loss = contrast + CLS_WEIGHT * cls_loss + PATCH_WEIGHT * patch_loss
         return {"loss": loss, "contrast": contrast, "cls_attributes": cls_loss, "patch_attributes": patch_loss}
 
 
@@ -85,13 +84,10 @@ def make_batch(tokenizer: CLIPTokenizer, indices: range, progress: float, seed: 
     Args:
         tokenizer (`CLIPTokenizer`): the world's.
         indices (`range`): which images of the endless source domain; each depends on its index and `seed` alone.
-        progress (`float`): share of the training done, in [0, 1]: birds vary more in size, and face both ways, later.
+        progress (`float`): share of the training done, in [0, 1].
         seed (`int`): of the whole run.
     """
-    mirrored = 0.5 * min(1, max(0, progress - 0.4) / 0.2)
-    ease = max(0, 1 - progress / 0.3)
-    low, high = SOURCE_LOOK.scale
-    look = replace(SOURCE_LOOK, mirrored=mirrored, scale=(low + 14 * ease, high - 14 * ease))
+    look = source_look(progress)
     examples = [source_example(random.Random(f"source {seed} {index}"), look) for index in indices]
     rng = random.Random(f"captions {seed} {indices.start}")
     values = [attribute_caption(name, value, rng) for name, own in FACTS.items() for value in own]
@@ -102,6 +98,19 @@ def make_batch(tokenizer: CLIPTokenizer, indices: range, progress: float, seed: 
         "captions": dict(tokenizer(captions, padding=True, truncation=True, return_tensors="pt")),
         "values": dict(tokenizer(values, padding=True, return_tensors="pt")),
     }
+
+
+def source_look(progress: float) -> Look:
+    """Birds of like size and pose in the middle first, then all of them, at last facing both ways."""
+    ease = max(0, 1 - progress / 0.4)
+    low, high = SOURCE_LOOK.scale
+    return replace(
+        SOURCE_LOOK,
+        scale=(low + 16 * ease, high - 16 * ease),
+        offset=SOURCE_LOOK.offset * (1 - 0.8 * ease),
+        tilt=SOURCE_LOOK.tilt * (1 - 0.8 * ease),
+        mirrored=SOURCE_LOOK.mirrored * min(1, max(0, progress - 0.4) / 0.2),
+    )
 
 
 def to_pixel_values(images: np.ndarray) -> torch.Tensor:
@@ -118,14 +127,14 @@ def learning_rate(progress: float, peak: float) -> float:
 def main() -> None:
     """Train, or go on training, then save and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num_images", type=int, default=720_000, help="images drawn in all")
+    parser.add_argument("--num_images", type=int, default=800_000, help="images drawn in all")
     parser.add_argument("--batch_size", type=int, default=64, help="images a step in each process")
     parser.add_argument("--learning_rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, default=FOLDER)
     parser.add_argument("--checkpoint", type=Path, default=Path("../outputs/pretrain/checkpoint.pt"))
     options = parser.parse_args()
-    accelerator = Accelerator()
+    accelerator = Accelerator(mixed_precision="bf16")
     torch.manual_seed(options.seed)
     tokenizer = make_tokenizer()
     module = PretrainingLoss(make_clip(tokenizer))

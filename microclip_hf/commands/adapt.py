@@ -4,8 +4,11 @@ import json
 import os
 import sys
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
+import torch
+import yaml
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, PreTrainedConfig, pipeline
@@ -15,7 +18,8 @@ from ..configuration_microclip import MicroCLIPConfig
 from ..data import load_image_folder, read_class_names
 from ..descriptions import read_descriptions
 from ..modeling_microclip import MicroCLIPForImageClassification
-from ..text_heads import check_templates
+from ..plots import plot_adaptation, snapshot
+from ..text_heads import check_templates, encode_heads
 from ..trainer import MicroCLIPTrainer
 from ..training_args import MicroCLIPTrainingArguments
 
@@ -46,10 +50,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = HfArgumentParser(
         (AdaptArguments, MicroCLIPTrainingArguments), prog="microclip adapt", description=__doc__
     )
+    parser.add_argument("--config", help="YAML file of settings named like these options, which override it.")
     try:
-        options, training_args = parser.parse_args_into_dataclasses(arguments)
+        arguments = _expand_config(sys.argv[1:] if arguments is None else arguments)
+        options, training_args = parser.parse_args_into_dataclasses(arguments)[:2]
         texts, overrides, train_dataset, test_dataset = _check_input(options, training_args)
-        model = MicroCLIPForImageClassification.from_clip(options.model_name_or_path, **texts, **overrides)
+        model, zero_shot_head = _load_model(options.model_name_or_path, texts, overrides)
     except (OSError, TypeError, ValueError, StrictDataclassError) as error:
         sys.exit(f"microclip adapt: {error}")
     print(
@@ -58,21 +64,84 @@ def main(arguments: list[str] | None = None) -> None:
     )
     trainer = MicroCLIPTrainer(model=model, args=training_args, train_dataset=train_dataset, eval_dataset=test_dataset)
 
+    accuracies = {}
     if test_dataset is not None:
-        trainer.log_metrics("before", trainer.evaluate())
+        cupl_head = model.classifier.weight.detach().clone()
+        accuracies |= _evaluate_clip(trainer, zero_shot_head, "zero_shot")
+        accuracies |= _evaluate_clip(trainer, cupl_head, "cupl")
+    shown = _spread(test_dataset if test_dataset is not None else train_dataset)
+    before = snapshot(model, shown)
     result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model()
     trainer.save_state()
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
     if test_dataset is not None:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
+        accuracies |= _accuracy(trainer.evaluate(metric_key_prefix="adapted"))
+        trainer.log_metrics("eval", accuracies)
+        trainer.save_metrics("eval", accuracies)
+    trainer.create_model_card(tasks="image-classification", finetuned_from=options.model_name_or_path)
+    if trainer.is_world_process_zero():
+        picture = Path(training_args.output_dir, "adaptation.png")
+        plot_adaptation(picture, trainer.state.log_history, accuracies, before, snapshot(model, shown))
     if training_args.push_to_hub:
         trainer.push_to_hub()
     if trainer.is_world_process_zero():
-        _show_prediction(training_args.output_dir, (test_dataset or train_dataset)[0]["image"])
+        _show_prediction(training_args.output_dir, shown[0]["image"])
+        print(f"What was learned, in a picture: {picture}")
+
+
+def _expand_config(arguments: list[str]) -> list[str]:
+    """The settings of `--config` as options, before those that are given."""
+    if "--config" not in arguments[:-1]:
+        return arguments
+    place = arguments.index("--config")
+    path, rest = arguments[place + 1], arguments[:place] + arguments[place + 2 :]
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"--config {path} isn't a YAML file: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"--config {path} holds a {type(settings).__name__}; expected lines such as 'seed: 1'.")
+    options = []
+    for name, value in settings.items():
+        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        options += [f"--{name}", *map(str, values)]
+    return options + rest
+
+
+def _load_model(
+    source: str, texts: dict[str, Any], overrides: dict[str, Any]
+) -> tuple[MicroCLIPForImageClassification, torch.Tensor]:
+    """The model with both of its heads, and the head of plain CLIP, made of the templates alone."""
+    model = MicroCLIPForImageClassification.from_clip(source, **texts, **{**overrides, "keep_text_model": True})
+    zero_shot_head, _ = encode_heads(model.clip, model.tokenizer, texts["class_names"], texts["templates"])
+    if not overrides.get("keep_text_model"):
+        model.drop_text_model()
+    return model, zero_shot_head
+
+
+def _evaluate_clip(trainer: MicroCLIPTrainer, head: torch.Tensor, name: str) -> dict[str, float]:
+    """Accuracy of plain CLIP: its [CLS] feature against a head."""
+    model = trainer.model
+    own_head, own_ratio = model.classifier.weight.detach().clone(), model.config.fusion_ratio
+    try:
+        model.classifier.weight.data.copy_(head)
+        model.config.fusion_ratio = 1
+        return _accuracy(trainer.evaluate(metric_key_prefix=name))
+    finally:
+        model.classifier.weight.data.copy_(own_head)
+        model.config.fusion_ratio = own_ratio
+
+
+def _accuracy(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name.endswith("_accuracy")}
+
+
+def _spread(dataset: Dataset, count: int = 8) -> Dataset:
+    """A few images from all over the data set."""
+    count = min(count, len(dataset))
+    return dataset.select([index * len(dataset) // count for index in range(count)])
 
 
 def _check_input(

@@ -1,0 +1,117 @@
+"""Pictures of an adaptation run, for people who would rather look."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .modeling_microclip import MicroCLIPForImageClassification
+from .views import ViewCollator
+
+
+CURVES = {
+    "cross_entropy": "cross-entropy",
+    "fairness": "fairness",
+    "student_agreement": "student agrees with pseudo-label",
+    "pseudo_label_accuracy": "pseudo-label is right",
+}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a model says of a few images.
+
+    Args:
+        images (`torch.Tensor` of shape `(num_images, height, width, 3)`): as the model sees them, in [0, 1].
+        saliency (`torch.Tensor` of shape `(num_images, height, width)`): True where a patch is salient.
+        labels (`list[str]`): the predicted class names.
+        truths (`list[str | None]`): the true ones, where known.
+    """
+
+    images: torch.Tensor
+    saliency: torch.Tensor
+    labels: list[str]
+    truths: list[str | None]
+
+
+@torch.no_grad()
+def snapshot(model: MicroCLIPForImageClassification, examples: Iterable[dict[str, Any]]) -> Snapshot:
+    """Predict a few images.
+
+    Args:
+        model ([`MicroCLIPForImageClassification`]): with its image processor.
+        examples: dictionaries with a PIL `image` and perhaps a `label`, an index or -1.
+    """
+    examples, training = list(examples), model.training
+    processor, names = model.image_processor, model.config.id2label
+    pixel_values = ViewCollator(processor)(examples)["pixel_values"]
+    output = model.eval()(pixel_values.to(model.device), output_patch_embeds=True)
+    model.train(training)
+    side = model.config.clip_config.vision_config.patch_size
+    rows = pixel_values.shape[2] // side
+    mask = output.saliency_mask.cpu().unflatten(1, (rows, -1))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
+    return Snapshot(
+        images=(pixel_values * std + mean).clamp(0, 1).permute(0, 2, 3, 1),
+        saliency=mask.repeat_interleave(side, 1).repeat_interleave(side, 2),
+        labels=[names[index] for index in output.logits.argmax(-1).tolist()],
+        truths=[names[example["label"]] if example.get("label", -1) >= 0 else None for example in examples],
+    )
+
+
+def plot_adaptation(
+    path: str | os.PathLike,
+    log_history: Sequence[dict[str, float]],
+    accuracies: dict[str, float],
+    before: Snapshot,
+    after: Snapshot,
+) -> None:
+    """Draw the curves of a run, its accuracies, and a few images before and after; what isn't salient is dimmed.
+
+    Args:
+        path (`str` or `os.PathLike`): the PNG to write.
+        log_history: the Trainer's.
+        accuracies (`dict[str, float]`): fractions by name, perhaps none.
+        before, after ([`Snapshot`]): the same images, predicted by the model before and after.
+    """
+    columns = max(4, len(before.labels))
+    figure = Figure(figsize=(1.9 * columns, 7.6), layout="constrained")
+    grid = figure.add_gridspec(3, columns, height_ratios=(1.3, 1, 1))
+    third = columns // 4
+    spans = (grid[0, :third], grid[0, third : 3 * third], grid[0, 3 * third :])
+    _plot_curves(figure.add_subplot(spans[0]), log_history, ("cross_entropy", "fairness"), "loss")
+    _plot_curves(
+        figure.add_subplot(spans[1]), log_history, ("student_agreement", "pseudo_label_accuracy"), "share of images"
+    )
+    _plot_accuracies(figure.add_subplot(spans[2]), accuracies)
+    for row, (title, shot) in enumerate((("before", before), ("after", after)), start=1):
+        for column, label in enumerate(shot.labels):
+            axes = figure.add_subplot(grid[row, column])
+            dimmed = shot.images[column] * (0.35 + 0.65 * shot.saliency[column].unsqueeze(-1))
+            axes.imshow(dimmed.numpy())
+            axes.set(xticks=[], yticks=[], ylabel=title if column == 0 else "")
+            truth = shot.truths[column]
+            color = "black" if truth is None else "tab:green" if truth == label else "tab:red"
+            axes.set_title(label, fontsize=8, color=color, wrap=True)
+    figure.savefig(path, dpi=100)
+
+
+def _plot_curves(axes: Axes, log_history: Sequence[dict[str, float]], names: Sequence[str], label: str) -> None:
+    for name in names:
+        points = [(entry["epoch"], entry[name]) for entry in log_history if name in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=CURVES[name])
+    axes.set(xlabel="epoch", ylabel=label)
+    if axes.lines:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def _plot_accuracies(axes: Axes, accuracies: dict[str, float]) -> None:
+    names = [name.removesuffix("_accuracy").replace("_", "-") for name in accuracies]
+    bars = axes.bar(names, [100 * value for value in accuracies.values()], color=("silver", "grey", "tab:blue"))
+    axes.bar_label(bars, fmt="%.1f")
+    axes.set(ylabel="test accuracy (%)", ylim=(0, 100))
