@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from make_tiny_inputs import make_clip, make_tokenizer, save_clip
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tiny_inputs import make_clip, make_tokenizer, save_clip
 from transformers import CLIPConfig, CLIPModel
 
 from microclip_hf import MicroCLIPConfig, MicroCLIPForImageClassification

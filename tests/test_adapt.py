@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import make_tiny_inputs
 import pytest
+import tiny_inputs
+import torch
+from PIL import Image
 from safetensors.torch import load_file
+from torch.nn.functional import normalize
+from transformers import AutoProcessor, CLIPModel
 
 from microclip_hf.commands import adapt
 from microclip_hf.commands import main as microclip
@@ -24,7 +28,7 @@ HUB_ID = "openai/clip-vit-base-patch32"
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
-    make_tiny_inputs.main(folder)
+    tiny_inputs.write_inputs(folder)
     return folder
 
 
@@ -47,11 +51,13 @@ def test_adapt_trains_saves_reloads_and_predicts(inputs, tmp_path, capsys):
     overrides = '{"prior_weighting": "uniform", "fg_query": "cls"}'
     adapt.main(flags(inputs, tmp_path, config_overrides=overrides, **options))
     printed = capsys.readouterr().out
-    assert "before metrics" in printed and "eval metrics" in printed
-    assert sorted(re.findall(r"%  (.*)", printed)) == sorted(make_tiny_inputs.DESCRIPTIONS)
+    assert "eval metrics" in printed
+    assert sorted(re.findall(r"%  (.*)", printed)) == sorted(tiny_inputs.DESCRIPTIONS)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["prior_weighting"] == "uniform" and config["fg_query"] == "cls"
-    assert 0 <= json.loads((tmp_path / "all_results.json").read_text())["eval_accuracy"] <= 1
+    results = json.loads((tmp_path / "all_results.json").read_text())
+    assert all(0 <= results[f"{name}_accuracy"] <= 1 for name in ("zero_shot", "cupl", "adapted"))
+    assert (tmp_path / "README.md").exists() and Image.open(tmp_path / "adaptation.png").width > 600
     assert load_file(tmp_path / "model.safetensors")["classifier.weight"].shape == (3, 16)
 
 
@@ -90,7 +96,7 @@ def test_bad_input_is_found_before_the_model_is_loaded(inputs, tmp_path, option,
 
 
 def test_folders_of_images(inputs, tmp_path):
-    names = list(make_tiny_inputs.DESCRIPTIONS)
+    names = list(tiny_inputs.DESCRIPTIONS)
     assert load_image_folder(inputs / "photos", names).column_names == ["image"]
     labelled = load_image_folder(inputs / "test", ["Blue_Bar", "green-square", "unused", "RED disc"])
     assert sorted(set(labelled["label"])) == [0, 1, 3] and len(labelled) == 12
@@ -175,8 +181,58 @@ def test_the_example_shows_the_command_of_the_readme():
     assert command.split() == re.search(r"accelerate launch.*?--output_dir adapted", example, re.DOTALL)[0].split()
 
 
+def test_settings_from_a_file(inputs, tmp_path, capsys):
+    lines = dict(zip(*[iter(flags(inputs, tmp_path / "out"))] * 2, strict=True))
+    text = "".join(f"{name[2:]}: {value}\n" for name, value in lines.items())
+    text += "learning_rate: 1e-3\nconfig_overrides: {prior_weighting: uniform}\ncrop_ratio: [0.4, 0.6]\nseed: 3\n"
+    (tmp_path / "settings.yaml").write_text(text)
+    adapt.main(["--config", str(tmp_path / "settings.yaml"), "--seed", "5"])
+    saved = json.loads((tmp_path / "out" / "training_args.json").read_text())
+    assert (saved["learning_rate"], saved["crop_ratio"], saved["seed"]) == (1e-3, [0.4, 0.6], 5)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["prior_weighting"] == "uniform"
+    for content, message in (
+        ("a: [", "isn't a YAML file"),
+        ("- 1", "holds a list"),
+        ("lerning_rate: 1", "lerning_rate"),
+    ):
+        (tmp_path / "bad.yaml").write_text(content)
+        with pytest.raises(SystemExit, match=message):
+            adapt.main(["--config", str(tmp_path / "bad.yaml"), *flags(inputs, tmp_path / "other")])
+    with pytest.raises(SystemExit, match="No such file"):
+        adapt.main(["--config", str(tmp_path / "none.yaml")])
+
+
+def test_accuracies_of_plain_clip(inputs, tmp_path):
+    """Against CLIPModel's own features and texts."""
+    options = {"test_dir": inputs / "test", "descriptions": inputs / "descriptions.json", "num_train_epochs": 0.1}
+    adapt.main(flags(inputs, tmp_path, config_overrides='{"prior_weighting": "uniform"}', **options))
+    results = json.loads((tmp_path / "all_results.json").read_text())
+    clip = CLIPModel.from_pretrained(inputs / "clip")
+    processor = AutoProcessor.from_pretrained(inputs / "clip", backend="pil")
+    names = list(tiny_inputs.DESCRIPTIONS)
+    photos = load_image_folder(inputs / "test", names, labels_required=True)
+    with torch.no_grad():
+        images = clip.get_image_features(**processor(images=photos["image"], return_tensors="pt")).pooler_output
+        for key, texts in (
+            ("zero_shot", [[f"a photo of a {name}."] for name in names]),
+            ("cupl", tiny_inputs.DESCRIPTIONS.values()),
+        ):
+            heads = []
+            for own in texts:
+                tokens = processor(text=list(own), return_tensors="pt", padding=True)
+                heads.append(
+                    normalize(normalize(clip.get_text_features(**tokens).pooler_output, dim=-1).mean(0), dim=0)
+                )
+            right = (images @ torch.stack(heads).T).argmax(-1) == torch.tensor(photos["label"])
+            assert results[f"{key}_accuracy"] == pytest.approx(right.float().mean().item())
+
+
 @pytest.mark.skipif(not (BIN / ".." / ".installed").exists(), reason="not an environment that make set up")
-def test_make_demo(tmp_path):
+def test_make_demo():
     result = subprocess.run(["make", "demo"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "eval metrics" in result.stdout and (ROOT / "outputs" / "demo" / "adapted" / "model.safetensors").exists()
+    results = json.loads((ROOT / "outputs" / "demo" / "all_results.json").read_text())
+    assert results["adapted_accuracy"] > max(results["cupl_accuracy"], results["zero_shot_accuracy"])
+    for name in ("model.safetensors", "README.md", "adaptation.png"):
+        assert (ROOT / "outputs" / "demo" / name).exists()
+    assert "says of the first image" in result.stdout

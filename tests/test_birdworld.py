@@ -70,22 +70,14 @@ def test_each_attribute_changes_the_bird_and_nothing_else(attribute):
         bird = birds.random_bird(random.Random(seed))
         rendered = {}
         for value in birds.ATTRIBUTES[attribute]:
-            rendered[value] = render_with_mask({**bird, attribute: value}, "rock", PLAIN, random.Random(seed), 64)
+            rendered[value] = render_with_mask({**bird, attribute: value}, "rock", PLAIN, random.Random(seed), CANVAS)
         for value, (image, mask) in rendered.items():
             if value == bird[attribute]:
                 continue
             own, own_mask = rendered[bird[attribute]]
             changed = np.abs(np.asarray(image, dtype=int) - np.asarray(own, dtype=int)).sum(-1) > 0
-            either = Image.fromarray((np.asarray(mask) | np.asarray(own_mask)))
-            near = np.asarray(either.resize((66, 66))) > 0  # a pixel's margin, for pixels that are partly bird
             assert changed.sum() >= 3, (seed, value)
-            assert not (changed & ~_grown(np.asarray(either) > 0)).any() or near.all(), (seed, value)
-
-
-def _grown(mask):
-    padded = np.pad(mask, 1)
-    rows, columns = mask.shape
-    return np.any([padded[i : i + rows, j : j + columns] for i in range(3) for j in range(3)], axis=0)
+            assert not (changed & ~(np.asarray(mask) > 0) & ~(np.asarray(own_mask) > 0)).any(), (seed, value)
 
 
 def test_the_mask_is_where_the_bird_covers_the_background():
@@ -108,8 +100,10 @@ def test_the_mask_is_where_the_bird_covers_the_background():
 
 def test_every_look_keeps_the_bird_in_the_picture():
     for domain in DOMAINS.values():
-        shares = [np.asarray(example["mask"]).mean() / 255 for example in domain.examples("train", 30, with_masks=True)]
-        assert 0.02 < min(shares) and max(shares) < 0.6, domain.name
+        shares = [
+            np.asarray(example["mask"]).mean() / 255 for example in domain.examples("train", 30, with_masks=True)
+        ]
+        assert min(shares) > 0.02 and max(shares) < 0.6, domain.name
     with pytest.raises(ValueError, match="size is 50; it must divide 192"):
         draw(birds.random_bird(random.Random(0)), size=50)
 
@@ -188,22 +182,25 @@ def test_the_domains_are_what_the_benchmark_needs():
     labels = [example["label"] for example in rare.examples("train", 1500)]
     counts = np.bincount(labels, minlength=rare.num_species)
     assert list(counts[-2:]) == [0, 0] and (counts[:-2] > 0).all() and counts[0] > 8 * counts[27]
-    assert all(2 <= domain.num_species - domain.absent for domain in DOMAINS.values())
+    assert all(domain.num_species - domain.absent >= 2 for domain in DOMAINS.values())
 
 
 def test_domains_as_data_sets_and_folders(tmp_path):
     domain = DOMAINS["garden"]
     dataset = domain.dataset("test", 40, with_masks=True)
-    assert dataset.features["label"].names == domain.class_names and set(dataset.column_names) == {"image", "label", "mask"}
-    assert dataset[3]["image"] == domain.examples("test", 4)[3]["image"]
-    assert dataset[3]["image"] != domain.examples("train", 4)[3]["image"]
+    assert dataset.features["label"].names == domain.class_names
+    assert set(dataset.column_names) == {"image", "label", "mask"}
+    assert dataset[3]["image"].tobytes() == domain.examples("test", 4)[3]["image"].tobytes()
+    assert dataset[3]["image"].tobytes() != domain.examples("train", 4)[3]["image"].tobytes()
     domain.write(tmp_path, num_train=5, num_test=40)
     names = read_class_names(tmp_path / "names.txt")
     assert names == domain.class_names
     assert read_descriptions(tmp_path / "descriptions.json", names) == domain.descriptions
     folder = load_image_folder(tmp_path / "test", names, labels_required=True)
     pixels = {(image.tobytes(), label) for image, label in zip(folder["image"], folder["label"], strict=True)}
-    assert pixels == {(image.tobytes(), label) for image, label in zip(dataset["image"], dataset["label"], strict=True)}
+    assert pixels == {
+        (image.tobytes(), label) for image, label in zip(dataset["image"], dataset["label"], strict=True)
+    }
     assert load_image_folder(tmp_path / "train", names).column_names == ["image"]
 
 
@@ -225,7 +222,9 @@ def test_tokenizer_round_trip(tokenizer):
         texts = [text for own in domain.descriptions.values() for text in own]
         assert max(map(len, tokenizer(texts)["input_ids"])) <= tokenizer.model_max_length
     unknown = "Zürich's ostrich!"
-    assert tokenizer.decode(tokenizer(unknown)["input_ids"], skip_special_tokens=True).replace(" ", "") == unknown.lower()
+    assert (
+        tokenizer.decode(tokenizer(unknown)["input_ids"], skip_special_tokens=True).replace(" ", "") == unknown.lower()
+    )
 
 
 def test_the_checkpoint_is_an_ordinary_clip():
@@ -251,7 +250,12 @@ def test_labels_never_reach_adaptation(tmp_path):
             tiny_clip.FOLDER, domain.class_names, descriptions=domain.descriptions, prior_weighting="uniform"
         )
         args = MicroCLIPTrainingArguments(
-            str(tmp_path), per_device_train_batch_size=16, num_train_epochs=1, num_crops=2, use_cpu=True, save_strategy="no"
+            str(tmp_path),
+            per_device_train_batch_size=16,
+            num_train_epochs=1,
+            num_crops=2,
+            use_cpu=True,
+            save_strategy="no",
         )
         MicroCLIPTrainer(model=model, args=args, train_dataset=data).train()
         weights.append(model.state_dict())

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASS_NAMES
-from make_tiny_inputs import draw_shape
 from PIL import Image
+from tiny_inputs import draw_shape
 from transformers import (
     AutoConfig,
     AutoImageProcessor,

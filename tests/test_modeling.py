@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASS_NAMES
-from make_tiny_inputs import make_clip
 from safetensors.torch import load_file
+from tiny_inputs import make_clip
 from torch.testing import assert_close
 from transformers import AutoModelForImageClassification, CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
 

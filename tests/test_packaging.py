@@ -28,8 +28,8 @@ assert {answer["label"] for answer in classify(sys.argv[2])} == {"red disc", "bl
 @pytest.mark.slow
 def test_wheel_in_a_fresh_environment(clip_folder, tmp_path):
     """It imports, shows the command's help, saves a model, and that model loads once the package is gone."""
-    from make_tiny_inputs import DESCRIPTIONS, draw_shape
     from numpy.random import default_rng
+    from tiny_inputs import DESCRIPTIONS, draw_shape
 
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASS_NAMES, DESCRIPTIONS
-from make_tiny_inputs import make_clip
 from safetensors.torch import load_file, save_file
+from tiny_inputs import make_clip
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from microclip_hf import MicroCLIPForImageClassification

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import CLASS_NAMES
 from datasets import ClassLabel, Dataset, DatasetDict
-from make_tiny_inputs import draw_shape
+from tiny_inputs import draw_shape
 from torch.testing import assert_close
 
 from microclip_hf import MicroCLIPConfig, MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments

@@ -148,7 +148,7 @@ DOMAINS = {
         Domain("sketch", "report", replace(_OUTDOORS, pencil=0.4, clutter=(4, 14))),
         Domain("distant", "report", replace(_OUTDOORS, scale=(38, 56), offset=0.24), num_species=24),
         Domain("glare", "report", replace(_OUTDOORS, gain=(1.35, 1.8), haze=(0.05, 0.2), haze_color=(255, 250, 236))),
-        Domain("trap", "report", replace(_OUTDOORS, noise=26, tilt=0.45, blur=(0, 2)), num_species=40),
+        Domain("trap", "report", replace(_OUTDOORS, noise=26, tilt=0.45, blur=(0, 2)), num_species=39),
         Domain(
             "rarities", "report", replace(_OUTDOORS, twigs=(0, 2), gain=(0.6, 1.2), noise=8), absent=2, imbalance=20
         ),

@@ -31,7 +31,10 @@ FACTS = {**ATTRIBUTES, "place": tuple(PHRASES["place"])}
 def measure(folder: Path) -> dict[str, dict]:
     """Fractions in [0, 1], rounded to three places: `source` and `development`."""
     development = [name for name, domain in DOMAINS.items() if domain.role == "development"]
-    return {"source": measure_source(folder), "development": {name: measure_domain(folder, name) for name in development}}
+    return {
+        "source": measure_source(folder),
+        "development": {name: measure_domain(folder, name) for name in development},
+    }
 
 
 def measure_source(folder: Path) -> dict:

@@ -8,9 +8,9 @@ checkpoint when the command is repeated; a checkpoint is written every five minu
 
 - InfoNCE between an image's [CLS] feature and its caption;
 - for each attribute, cross-entropy of the [CLS] feature between captions that name one value each;
-- the same for patch tokens of the last layer's value path, which real CLIPs' patches owe to their size: every caption
-  attends to the patches that are like it, and their weighted mean is classified. Nothing here favours the mean over all
-  patches, nor any mask.
+- the same for patch tokens of the last layer's value path: every caption attends to the patches that are like it, and
+  their weighted mean is classified. Without it patch tokens mean nothing to the text tower of so small a CLIP. Neither
+  the mean over all patches nor any mask is favoured.
 """
 
 import argparse
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=FOLDER)
     parser.add_argument("--checkpoint", type=Path, default=Path("../outputs/pretrain/checkpoint.pt"))
     options = parser.parse_args()
-    accelerator = Accelerator(mixed_precision="bf16")
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16")
     torch.manual_seed(options.seed)
     tokenizer = make_tokenizer()
     module = PretrainingLoss(make_clip(tokenizer))
@@ -145,7 +145,9 @@ def main() -> None:
     step_size = options.batch_size * accelerator.num_processes
     num_steps = options.num_images // step_size
     began = saved = time.monotonic()
-    progress_bar = tqdm(range(start, num_steps), initial=start, total=num_steps, disable=not accelerator.is_main_process)
+    progress_bar = tqdm(
+        range(start, num_steps), initial=start, total=num_steps, disable=not accelerator.is_main_process
+    )
     for step in progress_bar:
         progress = step / num_steps
         for group in optimizer.param_groups:

@@ -135,7 +135,10 @@ def bird_shapes(bird: Bird, rng: random.Random) -> list[Shape]:
     shapes += _breast_marks(bird["breast"], colors["belly"])
     lift = rng.uniform(0, 0.18)
     shade = tuple(int(value * 0.78) for value in colors["wing"])
-    shapes += [(ellipse(-0.14, -0.08, 0.42, 0.21, lift), shade), (ellipse(-0.12, -0.1, 0.38, 0.17, lift), colors["wing"])]
+    shapes += [
+        (ellipse(-0.14, -0.08, 0.42, 0.21, lift), shade),
+        (ellipse(-0.12, -0.1, 0.38, 0.17, lift), colors["wing"]),
+    ]
     if bird["bars"] != "none":
         shapes += [(_bar(x), COLORS[bird["bars"]]) for x in (0.04, -0.2)]
     return shapes + _head(bird, colors["head"], bill, rng)
@@ -171,7 +174,9 @@ def _breast_marks(kind: str, belly: Color) -> list[Shape]:
         if kind == "spotted":
             shapes.append((ellipse(x, y, 0.045, 0.045), color))
         else:
-            shapes.append((polygon(x - 0.024, y - 0.1, x + 0.024, y - 0.1, x + 0.014, y + 0.1, x - 0.024, y + 0.1), color))
+            shapes.append(
+                (polygon(x - 0.024, y - 0.1, x + 0.024, y - 0.1, x + 0.014, y + 0.1, x - 0.024, y + 0.1), color)
+            )
     return shapes
 
 
@@ -255,8 +260,8 @@ def leaf(x: float, y: float, length: float, width: float, rng: random.Random) ->
     """A pointed leaf around a place on the canvas, at any angle."""
     angle = rng.uniform(0, 2 * math.pi)
     along, across = np.array([math.cos(angle), math.sin(angle)]), np.array([-math.sin(angle), math.cos(angle)])
-    corners = np.array([-length * along, width * across, length * along, -width * across]) + (x, y)
-    return list(map(tuple, corners.tolist()))
+    corners = np.array([-length * along, width * across, length * along, -width * across])
+    return list(map(tuple, (corners + np.array([x, y])).tolist()))
 
 
 def vary(color: Color, rng: random.Random, amount: float) -> Color:

@@ -101,7 +101,7 @@ def phrase(attribute: str, value: str, rng: random.Random) -> str:
 
 
 def with_articles(text: str) -> str:
-    """"a orange bill" becomes "an orange bill"."""
+    """With `an` before vowels: a text in which "a orange bill" becomes "an orange bill"."""
     return re.sub(r"\b([Aa]) (?=[aeiouAEIOU])", r"\1n ", text)
 
 

@@ -14,7 +14,7 @@ IMAGE_SIZE = 64
 
 
 def make_tokenizer() -> CLIPTokenizer:
-    """CLIP's own kind of tokenizer, trained on the world's words: each of them is one token, others fall into bytes."""
+    """CLIP's kind of tokenizer, trained on the world's words: each of them is one token, others fall apart."""
     texts = [text.replace("{}", "").replace("{name}", "").replace("{parts}", "") for text in vocabulary()]
     tokenizer = CLIPTokenizer().train_new_from_iterator(texts, vocab_size=2000, show_progress=False)
     tokenizer.model_max_length = 48

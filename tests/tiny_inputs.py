@@ -1,13 +1,6 @@
-"""
-Make the inputs of a first run without any download: a tiny random CLIP, pictures of shapes, names, sentences.
-
-    python examples/make_tiny_inputs.py outputs/tiny
-
-The CLIP knows nothing, so adapting it shows that everything runs, not what accuracy to expect.
-"""
+"""The smallest inputs of a run: a CLIP with random weights, pictures of shapes, names, sentences."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +65,7 @@ def draw_shape(class_name: str, rng: np.random.Generator) -> Image.Image:
     return image
 
 
-def main(folder: Path) -> None:
+def write_inputs(folder: Path) -> None:
     """Write `clip/`, `photos/` (unlabelled), `test/` (a folder a class), `names.txt` and `descriptions.json`."""
     save_clip(folder / "clip")
     rng = np.random.default_rng(0)
@@ -85,8 +78,3 @@ def main(folder: Path) -> None:
                 draw_shape(class_name, rng).save(path)
     (folder / "names.txt").write_text("\n".join(DESCRIPTIONS) + "\n", encoding="utf-8")
     (folder / "descriptions.json").write_text(json.dumps(DESCRIPTIONS, indent=1), encoding="utf-8")
-    print(f"Wrote {folder}")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
