@@ -19,6 +19,7 @@ CURVES = {
     "student_agreement": "student agrees with pseudo-label",
     "pseudo_label_accuracy": "pseudo-label is right",
 }
+BARS = {"zero_shot_accuracy": "names", "cupl_accuracy": "descriptions", "adapted_accuracy": "adapted"}
 
 
 @dataclass(frozen=True)
@@ -78,25 +79,21 @@ def plot_adaptation(
         accuracies (`dict[str, float]`): fractions by name, perhaps none.
         before, after ([`Snapshot`]): the same images, predicted by the model before and after.
     """
-    columns = max(4, len(before.labels))
-    figure = Figure(figsize=(1.9 * columns, 7.6), layout="constrained")
-    grid = figure.add_gridspec(3, columns, height_ratios=(1.3, 1, 1))
-    third = columns // 4
-    spans = (grid[0, :third], grid[0, third : 3 * third], grid[0, 3 * third :])
-    _plot_curves(figure.add_subplot(spans[0]), log_history, ("cross_entropy", "fairness"), "loss")
-    _plot_curves(
-        figure.add_subplot(spans[1]), log_history, ("student_agreement", "pseudo_label_accuracy"), "share of images"
-    )
-    _plot_accuracies(figure.add_subplot(spans[2]), accuracies)
-    for row, (title, shot) in enumerate((("before", before), ("after", after)), start=1):
-        for column, label in enumerate(shot.labels):
-            axes = figure.add_subplot(grid[row, column])
-            dimmed = shot.images[column] * (0.35 + 0.65 * shot.saliency[column].unsqueeze(-1))
-            axes.imshow(dimmed.numpy())
-            axes.set(xticks=[], yticks=[], ylabel=title if column == 0 else "")
-            truth = shot.truths[column]
+    columns = len(before.labels)
+    figure = Figure(figsize=(max(10, 1.7 * columns), 7), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(2, 3))
+    losses, shares, bars = above.subplots(1, 3)
+    _plot_curves(losses, log_history, ("cross_entropy", "fairness"), "loss")
+    _plot_curves(shares, log_history, ("student_agreement", "pseudo_label_accuracy"), "share of images")
+    _plot_accuracies(bars, accuracies)
+    rows = below.subplots(2, columns, squeeze=False)
+    for row, title, shot in zip(rows, ("before", "after"), (before, after), strict=True):
+        row[0].set_ylabel(title)
+        for axes, image, salient, label, truth in zip(row, *vars(shot).values(), strict=True):
+            axes.imshow((image * (0.4 + 0.6 * salient.unsqueeze(-1))).numpy())
+            axes.set(xticks=[], yticks=[])
             color = "black" if truth is None else "tab:green" if truth == label else "tab:red"
-            axes.set_title(label, fontsize=8, color=color, wrap=True)
+            axes.set_title(label, fontsize=8, color=color)
     figure.savefig(path, dpi=100)
 
 
@@ -111,7 +108,6 @@ def _plot_curves(axes: Axes, log_history: Sequence[dict[str, float]], names: Seq
 
 
 def _plot_accuracies(axes: Axes, accuracies: dict[str, float]) -> None:
-    names = [name.removesuffix("_accuracy").replace("_", "-") for name in accuracies]
-    bars = axes.bar(names, [100 * value for value in accuracies.values()], color=("silver", "grey", "tab:blue"))
+    bars = axes.bar([BARS.get(name, name) for name in accuracies], [100 * value for value in accuracies.values()])
     axes.bar_label(bars, fmt="%.1f")
     axes.set(ylabel="test accuracy (%)", ylim=(0, 100))

@@ -168,6 +168,11 @@ class MicroCLIPTrainer(Trainer):
         """As in the base class, with labels numbered as the model's classes are."""
         return super().get_test_dataloader(_align(test_dataset, self.model.config))
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """As in the base class, unless the output folder has a card already."""
+        if not os.path.exists(os.path.join(self.args.output_dir, "README.md")):
+            super().create_model_card(*args, **kwargs)
+
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Weight decay applies to all trained parameters, LayerNorms included."""
         return [name for name, parameter in model.named_parameters() if parameter.requires_grad]

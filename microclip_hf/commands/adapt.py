@@ -17,6 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..configuration_microclip import MicroCLIPConfig
 from ..data import load_image_folder, read_class_names
 from ..descriptions import read_descriptions
+from ..model_card import write_model_card
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..plots import plot_adaptation, snapshot
 from ..text_heads import check_templates, encode_heads
@@ -80,8 +81,8 @@ def main(arguments: list[str] | None = None) -> None:
         accuracies |= _accuracy(trainer.evaluate(metric_key_prefix="adapted"))
         trainer.log_metrics("eval", accuracies)
         trainer.save_metrics("eval", accuracies)
-    trainer.create_model_card(tasks="image-classification", finetuned_from=options.model_name_or_path)
     if trainer.is_world_process_zero():
+        write_model_card(model, training_args, options.model_name_or_path, len(train_dataset), accuracies)
         picture = Path(training_args.output_dir, "adaptation.png")
         plot_adaptation(picture, trainer.state.log_history, accuracies, before, snapshot(model, shown))
     if training_args.push_to_hub:
