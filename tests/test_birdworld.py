@@ -1,6 +1,7 @@
 """The bird world: pictures, texts and masks against what the attributes say, and the CLIP that comes with it."""
 
 import hashlib
+import json
 import os
 import random
 import re
@@ -14,10 +15,11 @@ import pytest
 import torch
 from birdworld import birds, tiny_clip
 from birdworld.domains import DOMAINS, source_example
-from birdworld.measure import FACTS
+from birdworld.measure import FACTS, measure_domain
 from birdworld.render import CANVAS, PLACES, Look, draw_background, render, render_with_mask
 from birdworld.texts import PHRASES, SYNONYMS, attribute_caption, describe, make_name
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file
 from transformers import AutoProcessor, AutoTokenizer, CLIPModel
 
 from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
@@ -265,3 +267,60 @@ def test_labels_never_reach_adaptation(tmp_path):
 
 def test_places_are_told_apart():
     assert set(PLACES) == set(PHRASES["place"])
+
+
+PRETRAIN = """
+import sys
+from birdworld import pretrain
+
+interrupt = int(sys.argv.pop(1))
+make_batch = pretrain.make_batch
+
+def make_batch_or_stop(tokenizer, indices, *rest):
+    if indices.start == interrupt:
+        raise KeyboardInterrupt
+    return make_batch(tokenizer, indices, *rest)
+
+pretrain.make_batch = make_batch_or_stop
+pretrain.measure = lambda folder: {}
+pretrain.SECONDS_BETWEEN_CHECKPOINTS = 0
+pretrain.main()
+"""
+
+
+def test_interrupted_pretraining_goes_on_where_it_was(tmp_path):
+    def run(name, interrupt):
+        folder = tmp_path / name
+        arguments = [
+            "--num_images",
+            "48",
+            "--batch_size",
+            "8",
+            "--output_dir",
+            folder,
+            "--checkpoint",
+            folder / "c.pt",
+        ]
+        command = [sys.executable, "-c", PRETRAIN, str(interrupt), *map(str, arguments)]
+        environment = {**os.environ, "PYTHONPATH": str(EXAMPLES), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    assert run("whole", -1).returncode == 0
+    assert "KeyboardInterrupt" in run("parts", 32).stderr and not (tmp_path / "parts" / "model.safetensors").exists()
+    again = run("parts", 0)  # the first images aren't drawn again
+    assert again.returncode == 0, again.stderr
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts")]
+    assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
+
+
+def test_the_card_holds_the_measured_figures():
+    card = (tiny_clip.FOLDER / "README.md").read_text(encoding="utf-8")
+    results = json.loads((tiny_clip.FOLDER / "pretraining.json").read_text(encoding="utf-8"))
+    rows = {**results["source"], **results["development"]}
+    for name, figures in rows.items():
+        if isinstance(figures, dict):
+            cells = " | ".join(f"{100 * value:.1f}" for value in figures.values())
+            assert f"| {name.replace('_', ' ')} | {cells} |" in card
+    measured = measure_domain(tiny_clip.FOLDER, "garden")
+    assert measured == pytest.approx(results["development"]["garden"], abs=0.01)  # rounding differs between machines
+    assert 0.4 < measured["cupl"] < 0.65 and measured["zero_shot"] < measured["cupl"] - 0.15

@@ -127,7 +127,7 @@ def learning_rate(progress: float, peak: float) -> float:
 def main() -> None:
     """Train, or go on training, then save and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num_images", type=int, default=800_000, help="images drawn in all")
+    parser.add_argument("--num_images", type=int, default=600_000, help="images drawn in all")
     parser.add_argument("--batch_size", type=int, default=64, help="images a step in each process")
     parser.add_argument("--learning_rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)

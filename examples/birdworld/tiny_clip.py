@@ -1,9 +1,13 @@
 """The architecture of the bird world's CLIP, its tokenizer and its image processor."""
 
+import itertools
+import re
+from collections import Counter
 from pathlib import Path
 
 import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from .texts import vocabulary
@@ -15,10 +19,37 @@ IMAGE_SIZE = 64
 
 def make_tokenizer() -> CLIPTokenizer:
     """CLIP's kind of tokenizer, trained on the world's words: each of them is one token, others fall apart."""
-    texts = [text.replace("{}", "").replace("{name}", "").replace("{parts}", "") for text in vocabulary()]
-    tokenizer = CLIPTokenizer().train_new_from_iterator(texts, vocab_size=2000, show_progress=False)
-    tokenizer.model_max_length = 48
-    return tokenizer
+    texts = (re.sub(r"{\w*}", "", text) for text in vocabulary())
+    words = sorted({word for text in texts for word in re.findall(r"'s|\w+|[^\w\s]", text.lower())})
+    merges = train_merges(words)
+    letters = list(bytes_to_unicode().values())
+    tokens = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges)]
+    vocab = {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=48)
+
+
+def train_merges(words: list[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges, the most frequent pair first, until every word is one token.
+
+    Ties go by the alphabet: the trainer of `tokenizers` breaks them otherwise in each process.
+    """
+    splits = [[*word[:-1], word[-1] + "</w>"] for word in words]
+    merges = []
+    while pairs := Counter(pair for split in splits for pair in itertools.pairwise(split)):
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        splits = [_merge(split, best) for split in splits]
+    return merges
+
+
+def _merge(split: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for token in split:
+        if merged and (merged[-1], token) == pair:
+            merged[-1] += token
+        else:
+            merged.append(token)
+    return merged
 
 
 def make_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
