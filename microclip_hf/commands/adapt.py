@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from argparse import ArgumentParser
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -94,10 +95,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _expand_config(arguments: list[str]) -> list[str]:
     """The settings of `--config` as options, before those that are given."""
-    if "--config" not in arguments[:-1]:
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    known, rest = parser.parse_known_args(arguments)
+    if (path := known.config) is None:
         return arguments
-    place = arguments.index("--config")
-    path, rest = arguments[place + 1], arguments[:place] + arguments[place + 2 :]
     try:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except (UnicodeDecodeError, yaml.YAMLError) as error:
@@ -106,6 +108,8 @@ def _expand_config(arguments: list[str]) -> list[str]:
         raise ValueError(f"--config {path} holds a {type(settings).__name__}; expected lines such as 'seed: 1'.")
     options = []
     for name, value in settings.items():
+        if value is None:
+            continue
         values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
         options += [f"--{name}", *map(str, values)]
     return options + rest
