@@ -17,6 +17,7 @@ Without any argument it shows itself on rendered birds, with no download: `examp
 """
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -24,13 +25,16 @@ from microclip_hf.commands.adapt import main
 
 
 def prepare_demo() -> list[str]:
-    """Draw the demo's images where its configuration looks for them, relative to the repository's root."""
+    """Draw the demo's images anew where its configuration looks for them, relative to the repository's root."""
     from accelerate import PartialState
     from birdworld.domains import DOMAINS
 
     os.chdir(Path(__file__).parents[1])
+    folder = Path("outputs/birdworld/garden")
     with PartialState().main_process_first():
-        DOMAINS["garden"].write(Path("outputs/birdworld/garden"))
+        if PartialState().is_main_process:
+            shutil.rmtree(folder, ignore_errors=True)
+            DOMAINS["garden"].write(folder)
     return ["--config", "examples/configs/birdworld.yaml"]
 
 

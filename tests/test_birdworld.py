@@ -204,6 +204,8 @@ def test_domains_as_data_sets_and_folders(tmp_path):
         (image.tobytes(), label) for image, label in zip(dataset["image"], dataset["label"], strict=True)
     }
     assert load_image_folder(tmp_path / "train", names).column_names == ["image"]
+    with pytest.raises(FileExistsError, match="isn't empty"):
+        domain.write(tmp_path)
 
 
 @pytest.fixture(scope="module")

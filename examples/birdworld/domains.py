@@ -100,25 +100,20 @@ class Domain:
     def write(self, folder: Path, num_train: int = 1600, num_test: int = 600) -> None:
         """Write `train/` (unlabelled), `test/` (a folder a class), `names.txt` and `descriptions.json`.
 
-        Files that are there already are kept, so an interrupted call can be repeated.
+        Raises:
+            FileExistsError: if the folder holds anything already.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        if folder.exists() and any(folder.iterdir()):
+            raise FileExistsError(f"{folder} isn't empty; pass a new folder, or remove it first.")
         for split, count in (("train", num_train), ("test", num_test)):
             for index, example in enumerate(self.examples(split, count)):
                 parent = folder / split
                 if split == "test":
                     parent = parent / self.class_names[example["label"]]
                 parent.mkdir(parents=True, exist_ok=True)
-                _write_image(example["image"], parent / f"{index:05}.png")
+                example["image"].save(parent / f"{index:05}.png")
         (folder / "names.txt").write_text("\n".join(self.class_names) + "\n", encoding="utf-8")
         (folder / "descriptions.json").write_text(json.dumps(self.descriptions, indent=1), encoding="utf-8")
-
-
-def _write_image(image: PILImage.Image, path: Path) -> None:
-    if not path.exists():
-        partial = path.with_suffix(".part")
-        image.save(partial, format="png")
-        partial.replace(path)
 
 
 # Birds there are smaller and further from the middle than in the source domain, among more things.
