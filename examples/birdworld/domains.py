@@ -116,14 +116,14 @@ class Domain:
         (folder / "descriptions.json").write_text(json.dumps(self.descriptions, indent=1), encoding="utf-8")
 
 
-# Birds there are smaller and further from the middle than in the source domain, among more things. The strength of each
-# look was set on the species of the development domains, by what the CLIP gets right without any adaptation.
+# Birds there are smaller and further from the middle than in the source domain, among more things. Each look's
+# strength was set on the species of the development domains, by what the CLIP gets right without any adaptation.
 _OUTDOORS = Look(clutter=(12, 28), scale=(54, 78), offset=0.13, tilt=0.3)
 _LOOKS = {
     "garden": replace(_OUTDOORS, places=("meadow", "sand"), clutter=(28, 48), twigs=(2, 5), scale=(44, 64)),
-    "dusk": replace(_OUTDOORS, gain=(0.55, 0.8), cast=(1.1, 0.95, 0.82), noise=9),
+    "dusk": replace(_OUTDOORS, gain=(0.62, 0.86), cast=(1.1, 0.95, 0.84), noise=8),
     "mist": replace(_OUTDOORS, places=("snow", "rock", "sky"), haze=(0.2, 0.4), blur=(0.5, 1.6)),
-    "night": replace(_OUTDOORS, gain=(0.55, 0.85), cast=(0.9, 1.06, 1.0), noise=9, grey=(0.1, 0.3)),
+    "night": replace(_OUTDOORS, gain=(0.6, 0.88), cast=(0.92, 1.05, 1.0), noise=8, grey=(0.1, 0.3)),
     "thicket": replace(_OUTDOORS, places=("meadow",), clutter=(40, 64), twigs=(6, 11), scale=(46, 68)),
     "reef": replace(_OUTDOORS, places=("water",), cast=(0.8, 1.0, 1.1), haze=(0.08, 0.25), haze_color=(60, 130, 160)),
     "sketch": replace(_OUTDOORS, pencil=0.25, clutter=(4, 14)),
