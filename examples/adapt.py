@@ -30,11 +30,11 @@ def prepare_demo() -> list[str]:
     from birdworld.domains import DOMAINS
 
     os.chdir(Path(__file__).parents[1])
-    folder = Path("outputs/birdworld/garden")
+    folder = Path("outputs/birdworld/dusk")
     with PartialState().main_process_first():
         if PartialState().is_main_process:
             shutil.rmtree(folder, ignore_errors=True)
-            DOMAINS["garden"].write(folder)
+            DOMAINS["dusk"].write(folder)
     return ["--config", "examples/configs/birdworld.yaml"]
 
 
