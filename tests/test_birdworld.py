@@ -225,10 +225,8 @@ def test_tokenizer_round_trip(tokenizer):
     for domain in DOMAINS.values():
         texts = [text for own in domain.descriptions.values() for text in own]
         assert max(map(len, tokenizer(texts)["input_ids"])) <= tokenizer.model_max_length
-    unknown = "Zürich's ostrich!"
-    assert (
-        tokenizer.decode(tokenizer(unknown)["input_ids"], skip_special_tokens=True).replace(" ", "") == unknown.lower()
-    )
+    unknown = tokenizer.decode(tokenizer("Zürich's ostrich!")["input_ids"], skip_special_tokens=True)
+    assert unknown.replace(" ", "") == "zürich'sostrich!"
 
 
 def test_the_checkpoint_is_an_ordinary_clip():
