@@ -212,7 +212,7 @@ def test_accuracies_of_plain_clip(inputs, tmp_path):
     names = list(tiny_inputs.DESCRIPTIONS)
     photos = load_image_folder(inputs / "test", names, labels_required=True)
     with torch.no_grad():
-        images = clip.get_image_features(**processor(images=photos["image"], return_tensors="pt")).pooler_output
+        images = clip.get_image_features(**processor(images=list(photos["image"]), return_tensors="pt")).pooler_output
         for key, texts in (
             ("zero_shot", [[f"a photo of a {name}."] for name in names]),
             ("cupl", tiny_inputs.DESCRIPTIONS.values()),
