@@ -321,6 +321,9 @@ def test_the_card_holds_the_measured_figures():
         if isinstance(figures, dict):
             cells = " | ".join(f"{100 * value:.1f}" for value in figures.values())
             assert f"| {name.replace('_', ' ')} | {cells} |" in card
+    for domain, masks in results["masks"].items():
+        for kind, own in masks.items():
+            assert f"| {domain} | {kind} | {100 * own['iou']:.1f} | {100 * own['accuracy']:.1f} |" in card
     measured = measure_domain(tiny_clip.FOLDER, "garden")
     assert measured == pytest.approx(results["development"]["garden"], abs=0.01)  # rounding differs between machines
     assert 0.4 < measured["cupl"] < 0.65 and measured["zero_shot"] < measured["cupl"] - 0.15

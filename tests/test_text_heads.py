@@ -70,7 +70,7 @@ def test_texts_are_encoded_alike_in_any_batch(clip, tokenizer, batch_size):
     texts = ["a", "a much longer text", "b c", "d", "e f g h i"]
     features = encode_texts(clip, tokenizer, texts, batch_size)
     for text, row in zip(texts, features, strict=True):
-        np.testing.assert_allclose(row, text_features(clip, tokenizer, text), atol=1e-6)
+        np.testing.assert_allclose(row, text_features(clip, tokenizer, text), atol=3e-6)  # of values up to 2.7
 
 
 def test_from_clip_builds_both_heads(model, clip, tokenizer):

@@ -16,6 +16,7 @@ from PIL import Image
 from transformers import CLIPModel
 
 from microclip_hf import MicroCLIPForImageClassification
+from microclip_hf.saliency import saliency_mask
 from microclip_hf.text_heads import encode_texts, load_tokenizer
 
 from .birds import ATTRIBUTES
@@ -29,11 +30,12 @@ FACTS = {**ATTRIBUTES, "place": tuple(PHRASES["place"])}
 
 
 def measure(folder: Path) -> dict[str, dict]:
-    """Fractions in [0, 1], rounded to three places: `source` and `development`."""
+    """Fractions in [0, 1], rounded to three places: `source`, `development` and `masks`."""
     development = [name for name, domain in DOMAINS.items() if domain.role == "development"]
     return {
         "source": measure_source(folder),
         "development": {name: measure_domain(folder, name) for name in development},
+        "masks": {name: measure_masks(folder, name) for name in development},
     }
 
 
@@ -82,6 +84,41 @@ def measure_domain(folder: Path, name: str) -> dict[str, float]:
             "fg": accuracy(model.classifier(fg_embeds), labels),
             "fused": accuracy(model.classifier(cls_embeds + fg_embeds), labels),
         }
+
+
+@torch.no_grad()
+def measure_masks(folder: Path, name: str) -> dict[str, dict[str, float]]:
+    """Saliency against the bird's true pixels, on a domain's test images.
+
+    `iou`: intersection over union of salient patches and patches that are bird for more than half, mean over images;
+    `accuracy`: of the mean over the salient patches. `truth` has the true patches for salient ones.
+    """
+    domain = DOMAINS[name]
+    examples = domain.examples("test", NUM_TEST, with_masks=True)
+    labels = torch.tensor([example["label"] for example in examples])
+    model = MicroCLIPForImageClassification.from_clip(
+        str(folder), domain.class_names, descriptions=domain.descriptions
+    )
+    grid = 2 * [int(model.clip.vision_model.embeddings.num_patches**0.5)]
+    truth = torch.stack([torch.tensor(list(example["mask"].resize(grid, Image.BOX).getdata())) for example in examples])
+    truth = truth > 127
+    pixel_values = model.image_processor([example["image"] for example in examples], return_tensors="pt")
+    batches = pixel_values["pixel_values"].split(100)
+    patches = torch.cat([model.encode_image(batch).patch_embeds for batch in batches])
+    masks = {
+        f"{affinity}/{statistic}": torch.cat(
+            [saliency_mask(own, affinity, model.config.saliency_threshold, statistic) for own in patches.split(100)]
+        )
+        for affinity in ("dot", "cosine")
+        for statistic in ("std", "mean")
+    }
+    results = {}
+    for key, mask in {**masks, "truth": truth}.items():
+        iou = (mask & truth).sum(-1) / (mask | truth).sum(-1)
+        means = (patches * mask[..., None]).sum(1)
+        embeds = torch.nn.functional.normalize(model.clip.visual_projection(means), dim=-1)
+        results[key] = {"iou": round(iou.mean().item(), 3), "accuracy": accuracy(model.classifier(embeds), labels)}
+    return results
 
 
 @torch.no_grad()
