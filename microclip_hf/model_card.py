@@ -65,6 +65,7 @@ def write_model_card(
         accuracies (`dict[str, float]`): fractions by the names in `METHODS`; may be empty.
     """
     name = args.hub_model_id or os.path.basename(os.path.abspath(args.output_dir))
+    local = os.path.isdir(base_model)
     results = []
     if "adapted_accuracy" in accuracies:
         results = [
@@ -77,7 +78,7 @@ def write_model_card(
             )
         ]
     data = ModelCardData(
-        base_model=None if os.path.isdir(base_model) else base_model,
+        base_model=None if local else base_model,
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=["microclip"],
@@ -90,7 +91,7 @@ def write_model_card(
         data,
         template_str=TEMPLATE,
         name=name,
-        base_model=base_model,
+        base_model=os.path.basename(os.path.abspath(base_model)) if local else base_model,
         num_images=num_images,
         num_classes=model.num_labels,
         classes=", ".join(model.config.id2label.values()),

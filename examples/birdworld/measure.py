@@ -100,7 +100,9 @@ def measure_masks(folder: Path, name: str) -> dict[str, dict[str, float]]:
         str(folder), domain.class_names, descriptions=domain.descriptions
     )
     grid = 2 * [int(model.clip.vision_model.embeddings.num_patches**0.5)]
-    truth = torch.stack([torch.tensor(list(example["mask"].resize(grid, Image.BOX).getdata())) for example in examples])
+    truth = torch.stack(
+        [torch.tensor(list(example["mask"].resize(grid, Image.BOX).getdata())) for example in examples]
+    )
     truth = truth > 127
     pixel_values = model.image_processor([example["image"] for example in examples], return_tensors="pt")
     batches = pixel_values["pixel_values"].split(100)
