@@ -14,9 +14,10 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
 	touch $(STAMP)
 
+# accelerate gives a process on a CPU one thread unless it is told otherwise.
 demo: $(STAMP)  ## adapt a small CLIP to unlabelled rendered birds, without any download (minutes)
 	rm -rf outputs/demo
-	$(BIN)/accelerate launch examples/adapt.py
+	OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/accelerate launch examples/adapt.py
 
 test: $(STAMP)  ## run the tests (minutes)
 	$(BIN)/python -m pytest
