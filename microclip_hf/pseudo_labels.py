@@ -48,23 +48,33 @@ def aggregate_scores(prior_scores: torch.Tensor, fused_scores: torch.Tensor, pri
 
 
 def fairness_loss(
-    log_probabilities: torch.Tensor, log_running_mean: torch.Tensor | None
+    log_probabilities: torch.Tensor,
+    log_running_mean: torch.Tensor | None,
+    log_rest: torch.Tensor | None = None,
+    num_images: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Keep every class in use: `-mean_c(log pbar_c) / 0.5` of the running mean of class probabilities.
 
     `pbar` is the batch's mean at an epoch's start, then `0.5 * (stopgrad(pbar) + mean_batch(p))`. All of it is
     computed with logarithms, so that a class whose probability underflows still gets a finite loss and its gradient.
+    The mean is the whole batch's, also where this is a part of it: the gradients of the parts add up.
 
     Args:
         log_probabilities (`torch.Tensor` of shape `(batch_size, num_classes)`): log softmax of the student, with
             gradient.
         log_running_mean (`torch.Tensor` of shape `(num_classes,)`, *optional*): log of the mean so far, `None` at an
             epoch's start.
+        log_rest (`torch.Tensor` of shape `(num_classes,)`, *optional*): where the batch is spread over processes or
+            accumulation steps, the log of the sum of the other parts' probabilities, without gradient.
+        num_images (`int`, *optional*): images of the whole batch. Default: those of `log_probabilities`.
 
     Returns:
         The loss, a scalar with gradient, and the new log running mean `(num_classes,)`, without.
     """
-    log_mean = log_probabilities.logsumexp(0) - math.log(len(log_probabilities))
+    log_sum = log_probabilities.logsumexp(0)
+    if log_rest is not None:
+        log_sum = torch.logaddexp(log_sum, log_rest)
+    log_mean = log_sum - math.log(num_images if num_images is not None else len(log_probabilities))
     if log_running_mean is not None:
         log_mean = torch.logaddexp(log_running_mean, log_mean) - math.log(2)
     return -log_mean.mean() / 0.5, log_mean.detach()

@@ -1,25 +1,36 @@
 """Self-training without labels (arXiv:2510.02270, sections 3.3 and 3.4) on transformers' Trainer."""
 
 import os
+import shutil
 import warnings
-from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import BaseImageProcessor, EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
+from transformers.utils import CONFIG_NAME
 
 from .configuration_microclip import MicroCLIPConfig
 from .data import align_labels
+from .diagnostics import Diagnostics
 from .modeling_microclip import MicroCLIPForImageClassification, default_image_processor
 from .pseudo_labels import aggregate_scores, composite_embeds, fairness_loss, fuse_embeds
 from .text_heads import abbreviate
 from .training_args import MicroCLIPTrainingArguments
 from .views import ViewCollator, ViewDataset
+
+
+# Where files are written before they get their final name; what starts with "_" isn't pushed to the Hub.
+INCOMPLETE = "_incomplete"
+# In a checkpoint: what self-training remembers besides weights.
+STATE_NAME = "self_training.safetensors"
 
 
 class MicroCLIPTrainer(Trainer):
@@ -91,8 +102,49 @@ class MicroCLIPTrainer(Trainer):
         self.add_callback(_StartCallback(self))
         self._pixel_mean = torch.tensor(processing_class.image_mean, device=self.args.device).view(-1, 1, 1)
         self._pixel_std = torch.tensor(processing_class.image_std, device=self.args.device).view(-1, 1, 1)
+        self._diagnostics = Diagnostics(model.num_labels)
         self._log_class_mean: torch.Tensor | None = None
-        self._step_metrics: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self._epoch: int | None = None
+        self._checkpoint: str | None = None
+        # Of the current optimiser step: log sums of class probabilities and the number of images of each part, where
+        # it is accumulated, and the part that comes next.
+        self._parts: torch.Tensor | None = None
+        self._next_part = 0
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """As in the base class; `True` continues from the newest checkpoint in `output_dir`.
+
+        Raises:
+            ValueError: if there is no checkpoint, or it was made for other classes or another order of them.
+        """
+        checkpoint = resume_from_checkpoint
+        if checkpoint is True:
+            checkpoint = get_last_checkpoint(self.args.output_dir)
+            if checkpoint is None:
+                raise ValueError(f"There is no checkpoint to resume from in {self.args.output_dir}.")
+        self._checkpoint = checkpoint or None
+        if self._checkpoint is not None:
+            self._check_classes(self._checkpoint)
+        return super().train(self._checkpoint, **kwargs)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | int | None]:
+        """As in the base class; where gradients are accumulated, fairness needs the class mean of all batches first.
+
+        That is one more forward of the student without gradient, about an eleventh of a step.
+        """
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._parts, self._next_part = None, 0
+        if len(batches) > 1:
+            parts = []
+            self.model_wrapped.train()
+            with torch.no_grad():
+                for batch in batches:
+                    pixel_values = self.normalize(batch["strong"].to(device))
+                    parts.append(_log_sum(self.model_wrapped(pixel_values=pixel_values)["logits"]))
+            self._parts = self.accelerator.gather(torch.stack(parts))
+        return batches, num_items
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
@@ -115,10 +167,41 @@ class MicroCLIPTrainer(Trainer):
         outputs = model(pixel_values=self.normalize(inputs["strong"]))
         logits = outputs["logits"].float()
         student_loss = cross_entropy(logits, pseudo_labels)
-        fairness, self._log_class_mean = fairness_loss(logits.log_softmax(-1), self._log_class_mean)
-        self._record(student_loss, fairness, logits, pseudo_labels, inputs.get("labels"))
-        loss = student_loss + self.args.fairness_weight * fairness
+        fairness, share = self._fairness(logits)
+        self._diagnostics.record(
+            cross_entropy=student_loss.expand(len(logits)),
+            fairness=fairness.expand(len(logits)),
+            student_agreement=logits.argmax(-1) == pseudo_labels,
+        )
+        if "labels" in inputs:
+            self._diagnostics.record(pseudo_label_accuracy=pseudo_labels == inputs["labels"])
+        self._diagnostics.record_labels(pseudo_labels, inputs.get("index"))
+        loss = share * student_loss + self.args.fairness_weight * fairness
         return (loss, outputs) if return_outputs else loss
+
+    def _fairness(self, logits: torch.Tensor) -> tuple[torch.Tensor, float | torch.Tensor]:
+        """Fairness of the whole batch, and by how much a mean over this part of it counts in the mean over parts.
+
+        The base class takes the mean of losses over accumulation steps, and of gradients over processes.
+        """
+        parts, accelerator, step = self._parts, self.accelerator, self._next_part
+        own = accelerator.process_index
+        last = True
+        if parts is None and accelerator.num_processes > 1:
+            parts = accelerator.gather(_log_sum(logits.detach()).unsqueeze(0))
+        elif parts is not None:
+            steps = len(parts) // accelerator.num_processes
+            own, last, self._next_part = own * steps + step, step == steps - 1, step + 1
+        if parts is None:
+            fairness, self._log_class_mean = fairness_loss(logits.log_softmax(-1), self._log_class_mean)
+            return fairness, 1.0
+        num_images = parts[:, -1].sum()
+        rest = torch.cat([parts[:own], parts[own + 1 :]])[:, :-1].logsumexp(0)
+        fairness, log_class_mean = fairness_loss(logits.log_softmax(-1), self._log_class_mean, rest, num_images)
+        if last:
+            self._log_class_mean = log_class_mean
+        value = fairness.detach()
+        return value + len(parts) * (fairness - value), len(logits) * len(parts) / num_images
 
     @torch.no_grad()
     def refine_pseudo_labels(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -138,7 +221,12 @@ class MicroCLIPTrainer(Trainer):
         crop_embeds = torch.stack(crop_embeds, 1) if crop_embeds else weak.cls_embeds.unsqueeze(1)[:, :0]
         prior_scores = model.prior_head(composite_embeds(crop_embeds, weak.cls_embeds))
         fused_scores = model.classifier(fuse_embeds(weak.cls_embeds, weak.fg_embeds))
-        return aggregate_scores(prior_scores, fused_scores, self.args.prior_ratio).argmax(-1)
+        scores = aggregate_scores(prior_scores, fused_scores, self.args.prior_ratio)
+        self._diagnostics.record(
+            pseudo_label_confidence=(model.logit_scale * scores).softmax(-1).amax(-1),
+            head_agreement=prior_scores.argmax(-1) == fused_scores.argmax(-1),
+        )
+        return scores.argmax(-1)
 
     def normalize(self, views: torch.Tensor) -> torch.Tensor:
         """uint8 views `(batch_size, 3, S, S)` on the training device to normalised float32 pixel values.
@@ -151,12 +239,22 @@ class MicroCLIPTrainer(Trainer):
         return (views.float() / 255 - self._pixel_mean) / self._pixel_std
 
     def start_training(self) -> None:
-        """What an earlier run left unlogged isn't this one's."""
-        self._step_metrics.clear()
+        """Start afresh, or where the checkpoint left off."""
+        self._diagnostics.clear()
+        self._log_class_mean = self._epoch = self._parts = None
+        if self.is_local_process_zero():
+            shutil.rmtree(os.path.join(self.args.output_dir, INCOMPLETE), ignore_errors=True)
+        if self._checkpoint is not None and os.path.exists(file := os.path.join(self._checkpoint, STATE_NAME)):
+            state = load_file(file)
+            self._epoch, self._diagnostics.pseudo_labels = state["epoch"].item(), state["pseudo_labels"]
+            self._log_class_mean = state["log_class_mean"].to(self.args.device)
 
     def start_epoch(self, epoch: int) -> None:
-        """New views, and the fairness mean starts afresh."""
-        self._log_class_mean = None
+        """New views, and the fairness mean starts afresh, unless a checkpoint of the same epoch brought it along."""
+        self._diagnostics.flush(self.accelerator)
+        if epoch != self._epoch:
+            self._log_class_mean = None
+        self._epoch = epoch
         if isinstance(self.train_dataset, ViewDataset):
             self.train_dataset.set_epoch(epoch)
 
@@ -180,51 +278,59 @@ class MicroCLIPTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As in the base class, with the means of this period's training metrics."""
         if "loss" in logs:
-            logs.update({name: torch.stack(values).mean().item() for name, values in self._step_metrics.items()})
-            self._step_metrics.clear()
+            logs.update(self._diagnostics.summarize(self.accelerator))
         super().log(logs, *args, **kwargs)
 
-    def _record(
-        self,
-        student_loss: torch.Tensor,
-        fairness: torch.Tensor,
-        logits: torch.Tensor,
-        pseudo_labels: torch.Tensor,
-        labels: torch.Tensor | None,
-    ) -> None:
-        metrics = {
-            "cross_entropy": student_loss,
-            "fairness": fairness,
-            "student_agreement": (logits.argmax(-1) == pseudo_labels).float().mean(),
-        }
-        if labels is not None:
-            metrics["pseudo_label_accuracy"] = (pseudo_labels == labels).float().mean()
-        for name, value in metrics.items():
-            self._step_metrics[name].append(value.detach())
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """As in the base class, but heads of other classes, or of another order, aren't taken over.
-
-        Raises:
-            ValueError: if the checkpoint was made for other classes.
-        """
-        saved, own = MicroCLIPConfig.from_pretrained(resume_from_checkpoint).id2label, self.model.config.id2label
+    def _check_classes(self, checkpoint: str) -> None:
+        """Heads of other classes, or of another order, aren't taken over."""
+        saved, own = MicroCLIPConfig.from_pretrained(checkpoint).id2label, self.model.config.id2label
         if saved != own:
             raise ValueError(
-                f"The checkpoint {resume_from_checkpoint} has the classes {abbreviate(list(saved.values()))}, the "
-                f"model {abbreviate(list(own.values()))}. Resume with the class names that the run began with, in "
-                "their order."
+                f"The checkpoint {checkpoint} has the classes {abbreviate(list(saved.values()))}, the model "
+                f"{abbreviate(list(own.values()))}. Resume with the class names that the run began with, in their "
+                "order."
             )
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return os.path.join(super()._get_output_dir(trial), INCOMPLETE)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """As in the base class, with self-training's state; a checkpoint has its final name once it is complete."""
+        self._diagnostics.flush(self.accelerator)
+        incomplete = self._get_output_dir(trial)
+        folder = os.path.join(incomplete, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.args.should_save:
+            os.makedirs(folder, exist_ok=True)
+            state = {"epoch": torch.tensor(self._epoch), "pseudo_labels": self._diagnostics.pseudo_labels}
+            save_file({**state, "log_class_mean": self._log_class_mean}, os.path.join(folder, STATE_NAME))
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.is_local_process_zero() and os.path.exists(folder):
+            run_dir = os.path.dirname(incomplete)
+            final = os.path.join(run_dir, os.path.basename(folder))
+            if os.path.exists(final):  # of an earlier life of this run
+                os.replace(final, folder + "-earlier")
+            os.replace(folder, final)
+            shutil.rmtree(incomplete)
+            rotate_checkpoints(output_dir=run_dir, save_total_limit=self.args.save_total_limit, use_mtime=True)
+        self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Settings are saved as JSON: the Trainer's own file is a pickle that nothing reads back."""
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            output_dir = output_dir if output_dir is not None else self.args.output_dir
-            os.remove(os.path.join(output_dir, TRAINING_ARGS_NAME))
-            with open(os.path.join(output_dir, "training_args.json"), "w", encoding="utf-8") as file:
-                file.write(self.args.to_json_string())
+        """As in the base class, each file complete under its final name, config.json last.
+
+        Settings are saved as JSON: the Trainer's own file is a pickle that nothing reads back.
+        """
+        output_dir = output_dir if output_dir is not None else self.args.output_dir
+        incomplete = os.path.join(output_dir, INCOMPLETE)
+        super()._save(incomplete, state_dict)
+        if not self.args.should_save:
+            return
+        os.remove(os.path.join(incomplete, TRAINING_ARGS_NAME))
+        with open(os.path.join(incomplete, "training_args.json"), "w", encoding="utf-8") as file:
+            file.write(self.args.to_json_string())
+        for name in sorted(os.listdir(incomplete), key=lambda name: name == CONFIG_NAME):
+            os.replace(os.path.join(incomplete, name), os.path.join(output_dir, name))
+        os.rmdir(incomplete)
 
 
 class _StartCallback(TrainerCallback):
@@ -245,6 +351,12 @@ class _StartCallback(TrainerCallback):
 def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
     """Top-1 accuracy, a fraction, of fused logits `(num_images, num_classes)` against `label_ids` `(num_images,)`."""
     return {"accuracy": float(np.mean(prediction.predictions.argmax(-1) == prediction.label_ids))}
+
+
+def _log_sum(logits: torch.Tensor) -> torch.Tensor:
+    """Log of the sum of class probabilities, and the number of images: `(num_classes + 1,)`, float32."""
+    log_sum = logits.float().log_softmax(-1).logsumexp(0)
+    return torch.cat([log_sum, log_sum.new_tensor([len(logits)])])
 
 
 def _align(dataset: Any, config: MicroCLIPConfig) -> Any:

@@ -16,7 +16,8 @@ class MicroCLIPTrainingArguments(TrainingArguments):
     `per_device_eval_batch_size=64`, `num_train_epochs=15`, `learning_rate=1e-4`, `weight_decay=0.1` (on every trained
     parameter), `max_grad_norm=0` (no clipping), `lr_scheduler_type="cosine_with_min_lr"` down to 2e-6,
     `save_strategy="epoch"`, `save_total_limit=2`, `logging_steps=10`, `hub_strategy="end"` (pushes in between would
-    lack the code), `remove_unused_columns=False` (views are made from the image column).
+    lack the code), `remove_unused_columns=False` (views are made from the image column), and
+    `ddp_find_unused_parameters=False`, `ddp_broadcast_buffers=False` (processes exchange trained parameters only).
 
     Args:
         num_crops (`int`, *optional*, defaults to 8):
@@ -27,6 +28,9 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             gamma, the share of the frozen head in the pseudo-labels, in [0, 1].
         fairness_weight (`float`, *optional*, defaults to 1.0):
             Weight of the loss that keeps every class in use. Lower it where classes are known to be rare or absent.
+        max_corrupt_share (`float`, *optional*, defaults to 0.05):
+            Share of the images that may be unreadable, rounded up. In place of such an image comes the next one that
+            can be read; more of them are an error.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -57,7 +61,16 @@ class MicroCLIPTrainingArguments(TrainingArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between two log lines."})
     hub_strategy: str = field(default="end", metadata={"help": "When to push to the Hub."})
+
+    # Data and processes
+    max_corrupt_share: float = field(default=0.05, metadata={"help": "Images that may be unreadable (share)."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Views need the image column."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Look for parameters without gradient; there are none."}
+    )
+    ddp_broadcast_buffers: bool | None = field(
+        default=False, metadata={"help": "Send buffers to all processes; they never change."}
+    )
 
     def __post_init__(self) -> None:
         if self.num_crops < 0:
@@ -68,6 +81,13 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             raise ValueError(f"prior_ratio is {self.prior_ratio}; it must lie in [0, 1].")
         if self.fairness_weight < 0:
             raise ValueError(f"fairness_weight is {self.fairness_weight}; it must be 0 or more.")
+        if not 0 <= self.max_corrupt_share <= 1:
+            raise ValueError(f"max_corrupt_share is {self.max_corrupt_share}; it must lie in [0, 1].")
+        if self.load_best_model_at_end or self.save_strategy == "best":
+            raise ValueError(
+                "The best checkpoint would be chosen by labels, and labels only measure. Leave out "
+                "load_best_model_at_end, and take save_strategy 'epoch', 'steps' or 'no'."
+            )
         if self.push_to_hub and self.hub_strategy != "end":
             raise ValueError(
                 f'hub_strategy is "{self.hub_strategy}"; only "end" pushes what a model needs to be loaded.'

@@ -1,0 +1,137 @@
+"""The same numbers however a run is spread over batches, processes and interruptions."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from adaptation import adapt, draw_images
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+
+TESTS = Path(__file__).parent
+METRICS = (
+    "loss",
+    "cross_entropy",
+    "fairness",
+    "grad_norm",
+    "student_agreement",
+    "pseudo_label_confidence",
+    "head_agreement",
+    "effective_classes",
+    "label_changes",
+)
+# Relative, of losses; absolute, of weights after AdamW, which makes steps of the learning rate from any gradient.
+LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-5, 1e-4
+
+
+def steps(log_history):
+    """What each step logged that doesn't depend on the clock."""
+    return [{name: entry[name] for name in METRICS if name in entry} for entry in log_history if "loss" in entry]
+
+
+def assert_same_run(log_history, weights, reference):
+    expected = steps(reference.state.log_history)
+    assert len(steps(log_history)) == len(expected)
+    loss_difference = 0.0
+    for own, other in zip(steps(log_history), expected, strict=True):
+        assert own == pytest.approx(other, rel=LOSS_TOLERANCE, abs=LOSS_TOLERANCE)
+        loss_difference = max(loss_difference, abs(own["loss"] - other["loss"]) / other["loss"])
+    differences = [(value - weights[name]).abs().max() for name, value in reference.model.state_dict().items()]
+    print(f"largest difference: loss {loss_difference:.1e} (relative), weights {max(differences):.1e}")
+    assert max(differences) < WEIGHT_TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def reference(clip_folder, tmp_path_factory):
+    """Batches of 8, 8 and 4."""
+    return adapt(clip_folder, tmp_path_factory.mktemp("reference"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, id="accumulated"),
+        pytest.param({"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}, id="one by one"),
+        pytest.param({"attention": "eager"}, id="eager attention"),
+        pytest.param({"dataloader_num_workers": 2, "dataloader_persistent_workers": True}, id="workers"),
+        pytest.param({"activation_checkpointing": True}, id="activation checkpointing"),
+    ],
+)
+def test_invariance(clip_folder, tmp_path, reference, options):
+    trainer = adapt(clip_folder, tmp_path, **options)
+    assert_same_run(trainer.state.log_history, trainer.model.state_dict(), reference)
+
+
+def test_invariance_to_unequal_parts(clip_folder, tmp_path):
+    """Batches of 6 as 4 + 2: a mean of means would be another loss."""
+    whole = adapt(clip_folder, tmp_path, per_device_train_batch_size=20)
+    parts = adapt(clip_folder, tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=3)
+    assert_same_run(parts.state.log_history, parts.model.state_dict(), whole)
+
+
+def test_invariance_to_labels(clip_folder, tmp_path, reference):
+    trainer = adapt(clip_folder, tmp_path, draw_images().remove_columns("label"), gradient_accumulation_steps=1)
+    assert_same_run(trainer.state.log_history, trainer.model.state_dict(), reference)
+    accumulated = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    trainer = adapt(clip_folder, tmp_path, draw_images().remove_columns("label"), **accumulated)
+    assert_same_run(trainer.state.log_history, trainer.model.state_dict(), reference)
+
+
+def run_processes(clip_folder, output_dir, count, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    command = [*launch, str(TESTS / "adaptation.py"), str(clip_folder), str(output_dir), json.dumps(options)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return json.loads((output_dir / "log.json").read_text()), load_file(output_dir / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"per_device_train_batch_size": 4}, id="two by four"),
+        pytest.param({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}, id="and accumulated"),
+    ],
+)
+def test_two_process_run(clip_folder, tmp_path, options):
+    """24 images are three whole batches; Accelerate fills up a last one that isn't, with images from the start."""
+    reference = adapt(clip_folder, tmp_path / "one", num_images=24)
+    log, weights = run_processes(clip_folder, tmp_path / "two", 2, num_images=24, **options)
+    assert_same_run(log, weights, reference)
+
+
+class StopAt(TrainerCallback):
+    """Stops as a kill would: nothing more is done for the run."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("step", [1, 3, 4, 5])
+def test_resume_is_exact(clip_folder, tmp_path, step, accumulation):
+    """Interrupted after any step, within an epoch (of 3) or at its end, the run ends in the same bits."""
+    options = {
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "per_device_train_batch_size": 8 // accumulation,
+        "gradient_accumulation_steps": accumulation,
+    }
+    whole = adapt(clip_folder, tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        adapt(clip_folder, tmp_path / "parts", callbacks=[StopAt(step + 1)], **options)
+    shutil.rmtree(tmp_path / "parts" / f"checkpoint-{step + 1}", ignore_errors=True)
+    resumed = adapt(clip_folder, tmp_path / "parts", resume=True, **options)
+    assert steps(resumed.state.log_history) == steps(whole.state.log_history)
+    weights = resumed.model.state_dict()
+    assert all(value.equal(weights[name]) for name, value in whole.model.state_dict().items())
+    assert resumed._diagnostics.pseudo_labels.equal(whole._diagnostics.pseudo_labels)
