@@ -22,7 +22,7 @@ demo: $(STAMP)  ## adapt a small CLIP to unlabelled rendered birds, without any 
 test: $(STAMP)  ## run the tests (minutes)
 	$(BIN)/python -m pytest
 
-slow-test: $(STAMP)  ## run the tests marked slow: transformers' own model tests, the built wheel
+slow-test: $(STAMP)  ## run the tests marked slow: transformers' own model tests, the built wheel, the demo
 	$(BIN)/python -m pytest -m slow
 
 style: $(STAMP)  ## format the code

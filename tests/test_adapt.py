@@ -247,6 +247,7 @@ def test_the_card_tells_what_was_measured(model, tmp_path):
     assert card.data.base_model == "someone/clip" and not card.data.eval_results and "%" not in card.text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (BIN / ".." / ".installed").exists(), reason="not an environment that make set up")
 def test_make_demo():
     result = subprocess.run(["make", "demo"], cwd=ROOT, capture_output=True, text=True)

@@ -259,7 +259,9 @@ def test_labels_never_reach_adaptation(tmp_path):
             use_cpu=True,
             save_strategy="no",
         )
+        before = model.classifier.weight.detach().clone()
         MicroCLIPTrainer(model=model, args=args, train_dataset=data).train()
+        assert not before.equal(model.classifier.weight)
         weights.append(model.state_dict())
     for own in weights[1:]:
         assert all(torch.equal(own[name], value) for name, value in weights[0].items())

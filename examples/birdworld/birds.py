@@ -61,7 +61,7 @@ def random_bird(rng: random.Random) -> Bird:
 def is_held_out(bird: Bird) -> bool:
     """Whether the bird's colours of head, belly and wing are kept for target species: a quarter of the triples is.
 
-    The source domain holds no such bird, so no target species was seen in pre-training, nor one of its main colours.
+    The source domain holds no such bird, so no target species was seen in pre-training, nor its main colours together.
     """
     return zlib.crc32(f"{bird['head']} {bird['belly']} {bird['wing']}".encode()) % 4 == 0
 

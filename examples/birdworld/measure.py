@@ -90,7 +90,7 @@ def measure_domain(folder: Path, name: str) -> dict[str, float]:
 def measure_masks(folder: Path, name: str) -> dict[str, dict[str, float]]:
     """Saliency against the bird's true pixels, on a domain's test images.
 
-    `iou`: intersection over union of salient patches and patches that are bird for more than half, mean over images;
+    `iou`: intersection over union of salient patches and patches that are bird for at least half, mean over images;
     `accuracy`: of the mean over the salient patches. `truth` has the true patches for salient ones.
     """
     domain = DOMAINS[name]

@@ -4,7 +4,7 @@ Pre-train the bird world's CLIP from nothing, with the source domain's pictures 
     cd examples && OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 --module birdworld.pretrain
 
 Two processes of one thread each are faster on two cores than one of two. An interrupted run goes on from the last
-checkpoint when the command is repeated; a checkpoint is written every five minutes. The loss has three parts:
+checkpoint when the command is repeated; a checkpoint is written every four minutes. The loss has three parts:
 
 - InfoNCE between an image's [CLS] feature and its caption;
 - for each attribute, cross-entropy of the [CLS] feature between captions that name one value each;
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 from tqdm.auto import tqdm
@@ -41,7 +42,8 @@ from .tiny_clip import FOLDER, make_clip, make_tokenizer, save
 
 
 CLS_WEIGHT, PATCH_WEIGHT = 4, 2
-SECONDS_BETWEEN_CHECKPOINTS = 300
+SECONDS_BETWEEN_CHECKPOINTS = 240
+CHECKPOINT = Path(__file__).parents[2] / "outputs" / "pretrain" / "checkpoint.pt"
 
 
 class PretrainingLoss(nn.Module):
@@ -132,14 +134,16 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, default=FOLDER)
-    parser.add_argument("--checkpoint", type=Path, default=Path("../outputs/pretrain/checkpoint.pt"))
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     options = parser.parse_args()
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16")
     torch.manual_seed(options.seed)
     tokenizer = make_tokenizer()
     module = PretrainingLoss(make_clip(tokenizer))
     optimizer = torch.optim.AdamW(module.parameters(), weight_decay=0.05, betas=(0.9, 0.98))
-    start, seconds, log = load_checkpoint(options.checkpoint, module, optimizer)
+    settings = {name: getattr(options, name) for name in ("num_images", "batch_size", "learning_rate", "seed")}
+    settings["processes"] = accelerator.num_processes
+    start, seconds, log = load_checkpoint(options.checkpoint, module, optimizer, settings)
     module, optimizer = accelerator.prepare(module, optimizer)
     clip = accelerator.unwrap_model(module).clip
     step_size = options.batch_size * accelerator.num_processes
@@ -154,7 +158,7 @@ def main() -> None:
             group["lr"] = learning_rate(progress, options.learning_rate)
         first = step * step_size + accelerator.process_index * options.batch_size
         batch = make_batch(tokenizer, range(first, first + options.batch_size), progress, options.seed)
-        parts = module(batch)
+        parts = module(send_to_device(batch, accelerator.device))
         accelerator.backward(parts["loss"])
         accelerator.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
@@ -167,34 +171,52 @@ def main() -> None:
             log.append({"images": step * step_size, "seconds": round(elapsed), **figures})
             tqdm.write(json.dumps(log[-1]))
         if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS and accelerator.is_main_process:
-            save_checkpoint(options.checkpoint, clip, optimizer, step + 1, elapsed, log)
+            save_checkpoint(options.checkpoint, clip, optimizer, settings, step + 1, elapsed, log)
             saved = time.monotonic()
     if accelerator.is_main_process:
         elapsed = round(seconds + time.monotonic() - began)
-        save_checkpoint(options.checkpoint, clip, optimizer, num_steps, elapsed, log)
+        save_checkpoint(options.checkpoint, clip, optimizer, settings, num_steps, elapsed, log)
         save(clip, tokenizer, options.output_dir)
-        run = {"images": num_steps * step_size, "processes": accelerator.num_processes, "seconds": elapsed}
+        run = {"images": num_steps * step_size, "seconds": elapsed, "settings": settings}
         results = {**run, "log": log, **measure(options.output_dir)}
         (options.output_dir / "pretraining.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        options.checkpoint.unlink()
     accelerator.end_training()
 
 
 def save_checkpoint(
-    path: Path, clip: CLIPModel, optimizer: Any, step: int, seconds: float, log: list[dict[str, float]]
+    path: Path,
+    clip: CLIPModel,
+    optimizer: Any,
+    settings: dict[str, float],
+    step: int,
+    seconds: float,
+    log: list[dict[str, float]],
 ) -> None:
     """All that a run needs to go on; never half-written under its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
     state = {"clip": clip.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save({**state, "step": step, "seconds": seconds, "log": log}, partial)
+    torch.save({**state, "settings": settings, "step": step, "seconds": seconds, "log": log}, partial)
     partial.replace(path)
 
 
-def load_checkpoint(path: Path, module: PretrainingLoss, optimizer: Any) -> tuple[int, float, list[dict[str, float]]]:
-    """The next step, the seconds spent so far and the log; zeros where there is no checkpoint."""
+def load_checkpoint(
+    path: Path, module: PretrainingLoss, optimizer: Any, settings: dict[str, float]
+) -> tuple[int, float, list[dict[str, float]]]:
+    """The next step, the seconds spent so far and the log; zeros where there is no checkpoint.
+
+    Raises:
+        ValueError: if the checkpoint is of a run with other settings.
+    """
     if not path.exists():
         return 0, 0.0, []
     checkpoint = torch.load(path, weights_only=True)
+    if checkpoint["settings"] != settings:
+        raise ValueError(
+            f"{path} is of a run with {checkpoint['settings']}, this one has {settings}. Repeat that run's command, "
+            "or remove the file to start afresh."
+        )
     module.clip.load_state_dict(checkpoint["clip"])
     optimizer.load_state_dict(checkpoint["optimizer"])
     return checkpoint["step"], checkpoint["seconds"], checkpoint["log"]

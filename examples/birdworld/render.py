@@ -70,7 +70,7 @@ def render_with_mask(
         size (`int`): side in pixels, a divisor of 192.
 
     Returns:
-        The picture, RGB, and the mask, mode "L": 255 where more than half of a pixel is bird, else 0.
+        The picture, RGB, and the mask, mode "L": 255 where at least half of a pixel is bird, else 0.
 
     Raises:
         ValueError: if `size` doesn't divide 192.
@@ -87,14 +87,14 @@ def _render(
     image = Image.new("RGB", (CANVAS, CANVAS))
     draw = ImageDraw.Draw(image)
     draw_background(draw, place, look, rng)
-    shapes = [*place_bird(bird_shapes(bird, rng), bird, look, rng)]
+    shapes = place_bird(bird_shapes(bird, rng), bird, look, rng)
     twigs = [twig(rng) for _ in range(rng.randint(*look.twigs))]
     for points, color in shapes + twigs:
         draw.polygon(points, fill=color)
     image = finish(image, look, rng, size)
     if not with_mask:
         return image, None
-    mask = Image.new("L", image.size if size == CANVAS else (CANVAS, CANVAS))
+    mask = Image.new("L", (CANVAS, CANVAS))
     draw = ImageDraw.Draw(mask)
     for points, _ in shapes:
         draw.polygon(points, fill=255)
