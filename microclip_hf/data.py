@@ -1,13 +1,19 @@
 """From files to `datasets` objects with an `image` column and, where folders are classes, a `label` column."""
 
+import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from datasets import ClassLabel, Dataset, Image
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, load_dataset, load_from_disk
+from datasets.exceptions import DatasetsError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from .text_heads import abbreviate, check_class_names, normalize_name
+
+
+DataSource = TypeVar("DataSource", Dataset, IterableDataset)
 
 
 def read_class_names(path: str | os.PathLike) -> list[str]:
@@ -21,6 +27,97 @@ def read_class_names(path: str | os.PathLike) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} isn't text in UTF-8; save it in that encoding. ({error})") from error
     return check_class_names([line.strip() for line in lines if line.strip()])
+
+
+def load_images(
+    source: str,
+    class_names: Sequence[str],
+    config_name: str | None = None,
+    split: str = "train",
+    image_column: str | None = None,
+    label_column: str = "label",
+    streaming: bool = False,
+    labels_required: bool = False,
+) -> Dataset | IterableDataset:
+    """Images from a folder, from Arrow, Parquet or WebDataset files, or from the Hub.
+
+    Args:
+        source (`str`): a folder of images (see [`load_image_folder`]), one written by `save_to_disk`, a folder or a
+            pattern of `.parquet`, `.tar` (WebDataset) or `.arrow` files, or the id of a data set on the Hub.
+        class_names (`Sequence[str]`): the classes, which named labels are numbered like.
+        config_name, split (`str`): the Hub data set's.
+        image_column (`str`, *optional*): default, the only column of images.
+        label_column (`str`): labels; other columns are left out.
+        streaming (`bool`): read while training, not before; files are the only choice but for the Hub.
+        labels_required (`bool`): whether labels that aren't classes, or none, are an error.
+
+    Returns:
+        `Dataset` or `IterableDataset` with `image`, and `label` where there is one of the classes.
+
+    Raises:
+        ValueError: if there is no such source, column, or (where required) label.
+    """
+    kind, files = _file_kind(source)
+    if kind is None and os.path.isdir(source) and not os.path.exists(os.path.join(source, "state.json")):
+        if streaming:
+            raise ValueError(f"{source} is a folder of images, which are read one by one anyway; leave out streaming.")
+        return load_image_folder(source, class_names, labels_required)
+    try:
+        if kind is not None:
+            dataset = load_dataset(kind, data_files=files, split="train", streaming=streaming)
+        elif os.path.isdir(source):
+            dataset = load_from_disk(source)
+            dataset = dataset.to_iterable_dataset() if streaming else dataset
+        else:
+            dataset = load_dataset(source, config_name, split=split, streaming=streaming)
+    except (OSError, ValueError, DatasetsError) as error:
+        raise ValueError(f"{source} is no folder, and it can't be loaded as a data set: {error}") from error
+    dataset = _select_columns(dataset, source, image_column, label_column, labels_required)
+    try:
+        return align_labels(dataset, class_names)
+    except ValueError:
+        if labels_required:
+            raise
+        return dataset.remove_columns("label")
+
+
+def _file_kind(source: str) -> tuple[str | None, list[str]]:
+    """The builder of `datasets` for a folder or pattern of files, and the files; `None` where it is neither."""
+    for kind, ending in (("parquet", ".parquet"), ("webdataset", ".tar"), ("arrow", ".arrow")):
+        pattern = os.path.join(glob.escape(source), f"*{ending}") if os.path.isdir(source) else source
+        files = sorted(glob.glob(pattern)) if pattern.endswith(ending) else []
+        if files and not os.path.exists(os.path.join(source, "state.json")):
+            return kind, files
+    return None, []
+
+
+def _select_columns(
+    dataset: DataSource, source: str, image_column: str | None, label_column: str, labels_required: bool
+) -> DataSource:
+    """Only `image` and, where there is one, `label`."""
+    if dataset.features is None:
+        dataset = dataset._resolve_features()  # of a stream whose first example tells them
+    columns = list(dataset.features)
+    images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
+    if image_column is None and len(images) == 1:
+        image_column = images[0]
+    if image_column not in columns:
+        raise ValueError(
+            f"{source} has the columns {abbreviate(columns)}, of which {abbreviate(images) or 'none'} hold images; "
+            "say which one is meant with image_column."
+        )
+    if labels_required and label_column not in columns:
+        raise ValueError(
+            f"{source} has the columns {abbreviate(columns)}; to measure accuracy it needs one of labels. Say which "
+            "one with label_column."
+        )
+    names = {image_column: "image"} | ({label_column: "label"} if label_column in columns else {})
+    dataset = dataset.select_columns(list(names)).rename_columns(
+        {old: new for old, new in names.items() if old != new}
+    )
+    if isinstance(dataset, Dataset) and "label" in dataset.features and dataset.features["label"].dtype == "string":
+        dataset = dataset.class_encode_column("label")
+    return dataset
 
 
 def load_image_folder(path: str | os.PathLike, class_names: Sequence[str], labels_required: bool = False) -> Dataset:
@@ -74,8 +171,8 @@ def _image_files(path: str | os.PathLike) -> list[Path]:
     return sorted(files)
 
 
-def align_labels(dataset: Dataset, class_names: Sequence[str]) -> Dataset:
-    """The data set with its labels numbered like `class_names`.
+def align_labels(dataset: DataSource, class_names: Sequence[str]) -> DataSource:
+    """The data set, or stream, with its labels numbered like `class_names`.
 
     A `label` column of `ClassLabel` carries names of its own, in an order of its own (`imagefolder` sorts them). Names
     match whatever their case, `_` and `-`; labels without names are taken as they are.
@@ -83,7 +180,7 @@ def align_labels(dataset: Dataset, class_names: Sequence[str]) -> Dataset:
     Raises:
         ValueError: if a name is no class.
     """
-    feature = dataset.features.get("label")
+    feature = (dataset.features or {}).get("label")
     if not isinstance(feature, ClassLabel) or list(feature.names) == list(class_names):
         return dataset
     position = {normalize_name(name): i for i, name in enumerate(class_names)}
@@ -93,7 +190,13 @@ def align_labels(dataset: Dataset, class_names: Sequence[str]) -> Dataset:
             f"({abbreviate(class_names)}). Rename them, or remove the column with remove_columns('label')."
         )
     numbers = [position[normalize_name(name)] for name in feature.names]
-    # Hidden labels are -1 or missing.
-    labels = [numbers[label] if label is not None and label >= 0 else label for label in dataset["label"]]
-    dataset = dataset.remove_columns("label").add_column("label", labels)
-    return dataset.cast_column("label", ClassLabel(names=list(class_names)))
+
+    def renumber(label: int | None) -> int | None:
+        return numbers[label] if label is not None and label >= 0 else label  # hidden ones are -1 or missing
+
+    aligned = ClassLabel(names=list(class_names))
+    if isinstance(dataset, IterableDataset):
+        features = Features({**dataset.features, "label": aligned})
+        return dataset.map(lambda example: {"label": renumber(example["label"])}, features=features)
+    labels = [renumber(label) for label in dataset["label"]]
+    return dataset.remove_columns("label").add_column("label", labels).cast_column("label", aligned)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .modeling_microclip import MicroCLIPForImageClassification
-from .views import ViewCollator
+from .view_datasets import ViewCollator
 
 
 CURVES = {

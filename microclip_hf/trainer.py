@@ -9,7 +9,6 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import BaseImageProcessor, EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState
@@ -24,7 +23,16 @@ from .modeling_microclip import MicroCLIPForImageClassification, default_image_p
 from .pseudo_labels import aggregate_scores, composite_embeds, fairness_loss, fuse_embeds
 from .text_heads import abbreviate
 from .training_args import MicroCLIPTrainingArguments
-from .views import ViewCollator, ViewDataset
+from .view_datasets import (
+    ViewCollator,
+    ViewDataset,
+    ViewSettings,
+    ViewStream,
+    describe_unreadable,
+    first_example,
+    holds_views,
+    undecoded,
+)
 
 
 # Where files are written before they get their final name; what starts with "_" isn't pushed to the Hub.
@@ -41,9 +49,10 @@ class MicroCLIPTrainer(Trainer):
         model ([`MicroCLIPForImageClassification`]): from [`~MicroCLIPForImageClassification.from_clip`]; what isn't
             adapted is frozen.
         args ([`MicroCLIPTrainingArguments`]): settings, default `MicroCLIPTrainingArguments()`.
-        train_dataset: a map-style data set whose items hold a PIL `image`, or the views themselves: `weak` and
-            `strong` (3, S, S) and `crops` (K, 3, S, S), uint8. A `label` never influences training. With a
-            `data_collator` of one's own, whatever that turns into batches of views.
+        train_dataset: items with a PIL `image`, or with the views themselves: `weak` and `strong` (3, S, S) and
+            `crops` (K, 3, S, S), uint8. A `label` never influences training. It may be a stream, which is read as
+            often as `max_steps` ask for, by the first of several processes for all, and has no epochs: the fairness
+            mean runs on. With a `data_collator` of one's own, whatever that turns into batches of views.
         eval_dataset: items with `image` or `pixel_values`, and `label` to measure by.
         processing_class (`BaseImageProcessor`, *optional*): saved with the model and used in evaluation; its mean and
             std normalise the views. Default: the model's `image_processor`; without any, CLIP's own.
@@ -51,8 +60,9 @@ class MicroCLIPTrainer(Trainer):
 
     Raises:
         TypeError: if the model, the arguments or the image processor are of another class, or the training data is
-            several data sets or a stream of images.
-        ValueError: if the training data has neither images nor views.
+            several data sets.
+        ValueError: if the training data has neither images nor views, or is a stream without `max_steps`; in
+            training, if more images than `max_corrupt_share` can't be read.
     """
 
     _tag_names = ["microclip"]
@@ -99,13 +109,14 @@ class MicroCLIPTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
-        self.add_callback(_StartCallback(self))
+        self.add_callback(_EpochCallback(self))
         self._pixel_mean = torch.tensor(processing_class.image_mean, device=self.args.device).view(-1, 1, 1)
         self._pixel_std = torch.tensor(processing_class.image_std, device=self.args.device).view(-1, 1, 1)
         self._diagnostics = Diagnostics(model.num_labels)
         self._log_class_mean: torch.Tensor | None = None
         self._epoch: int | None = None
         self._checkpoint: str | None = None
+        self._num_unreadable = 0
         # Of the current optimiser step: log sums of class probabilities and the number of images of each part, where
         # it is accumulated, and the part that comes next.
         self._parts: torch.Tensor | None = None
@@ -258,6 +269,17 @@ class MicroCLIPTrainer(Trainer):
         if isinstance(self.train_dataset, ViewDataset):
             self.train_dataset.set_epoch(epoch)
 
+    def finish_epoch(self) -> None:
+        """Tell which images couldn't be read, over all processes, as soon as there are new ones."""
+        if not isinstance(self.train_dataset, ViewDataset):
+            return
+        unreadable = self.train_dataset.unreadable.to(self.args.device, torch.int32)
+        unreadable = self.accelerator.reduce(unreadable, "sum").bool().cpu()
+        if unreadable.sum() > self._num_unreadable and self.is_world_process_zero():
+            found = describe_unreadable(self.train_dataset.dataset, unreadable)
+            warnings.warn(f"{found}; others stood in for them.", stacklevel=2)
+        self._num_unreadable = int(unreadable.sum())
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         """As in the base class, with labels numbered as the model's classes are."""
         return super().get_eval_dataloader(_align(eval_dataset, self.model.config))
@@ -333,7 +355,7 @@ class MicroCLIPTrainer(Trainer):
         os.rmdir(incomplete)
 
 
-class _StartCallback(TrainerCallback):
+class _EpochCallback(TrainerCallback):
     def __init__(self, trainer: MicroCLIPTrainer) -> None:
         self.trainer = trainer
 
@@ -346,6 +368,11 @@ class _StartCallback(TrainerCallback):
         self, args: MicroCLIPTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trainer.start_epoch(int(state.epoch or 0))
+
+    def on_epoch_end(
+        self, args: MicroCLIPTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.finish_epoch()
 
 
 def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
@@ -363,35 +390,28 @@ def _align(dataset: Any, config: MicroCLIPConfig) -> Any:
     """Labels numbered as the model's classes are, unless those have no names of their own."""
     if isinstance(dataset, dict):
         return {name: _align(own, config) for name, own in dataset.items()}
-    class_names = [config.id2label[i] for i in range(config.num_labels)]
-    named = class_names != [f"LABEL_{i}" for i in range(len(class_names))]
-    return align_labels(dataset, class_names) if named and isinstance(dataset, datasets.Dataset) else dataset
+    named = "LABEL_0" not in config.label2id
+    has_names = isinstance(dataset, (datasets.Dataset, datasets.IterableDataset))
+    return align_labels(dataset, list(config.label2id)) if named and has_names else dataset
 
 
 def _with_views(dataset: Any, model: MicroCLIPForImageClassification, args: MicroCLIPTrainingArguments) -> Any:
-    if isinstance(dataset, (dict, datasets.IterableDataset)):
+    """Training images as views, with labels to measure by where they are the model's classes."""
+    if isinstance(dataset, dict):
         raise TypeError(
-            f"train_dataset is a {type(dataset).__name__}; pass one map-style data set (a length, items by index), "
-            "such as one split of a DatasetDict."
+            f"train_dataset is a {type(dataset).__name__}; pass one data set, such as one split of a DatasetDict."
         )
-    if isinstance(dataset, torch.utils.data.IterableDataset):
+    is_stream = isinstance(dataset, (datasets.IterableDataset, torch.utils.data.IterableDataset))
+    if is_stream and args.max_steps <= 0:
+        raise ValueError("train_dataset is a stream, whose end can't be known; set max_steps.")
+    if isinstance(dataset, datasets.IterableDataset):
+        dataset = undecoded(dataset)
+    if holds_views(first_example(dataset)):
         return dataset
-    if len(dataset) == 0:
-        raise ValueError("train_dataset is empty; pass images to adapt to.")
-    example = dataset[0]
-    if isinstance(example, dict) and "weak" in example and "strong" in example:
-        return dataset
-    if not isinstance(example, dict) or not isinstance(example.get("image"), Image.Image):
-        found = (
-            {name: type(value).__name__ for name, value in example.items()} if isinstance(example, dict) else example
-        )
-        raise ValueError(
-            f"The items of train_dataset hold {found}; expected a PIL image under 'image' (rename the column, and "
-            "cast_column('image', datasets.Image()) where it holds paths), or the views 'weak', 'strong' and 'crops'."
-        )
     try:
         dataset = _align(dataset, model.config)
     except ValueError:
         dataset = dataset.remove_columns("label")  # they would only be measured by
     size = model.config.clip_config.vision_config.image_size
-    return ViewDataset(dataset, size, args.num_crops, args.crop_ratio, args.seed)
+    settings = ViewSettings(size, args.num_crops, args.crop_ratio, args.seed, args.max_corrupt_share)
+    return (ViewStream if is_stream else ViewDataset)(dataset, settings)

@@ -7,12 +7,9 @@ depends on (seed, epoch, image index) and not on the process that makes it. S is
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageEnhance, ImageOps
-from transformers import BaseImageProcessor
 from transformers.image_utils import OPENAI_CLIP_MEAN
 
 
@@ -23,7 +20,6 @@ STRONG_RATIO = (3 / 4, 4 / 3)
 NUM_OPERATIONS, OPERATION_PROBABILITY = 2, 0.5
 MAGNITUDE_MEAN, MAGNITUDE_STD, MAX_MAGNITUDE = 9.0, 0.5, 10.0
 FILL_COLOR = tuple(round(255 * mean) for mean in OPENAI_CLIP_MEAN)
-VIEW_NAMES = ("weak", "strong", "crops")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -159,79 +155,3 @@ def make_views(
 
 def _channels_first(image: Image.Image) -> np.ndarray:
     return np.asarray(image).transpose(2, 0, 1)
-
-
-class ViewDataset(torch.utils.data.Dataset):
-    """Images of a map-style data set as views; the same (seed, epoch, index) gives the same views in any process.
-
-    Args:
-        dataset: its items are dictionaries with a PIL `image` and perhaps a `label`, which is passed on as `labels`.
-        size, num_crops, crop_ratio: see [`make_views`].
-        seed (`int`): with the epoch and the index it seeds the views.
-    """
-
-    def __init__(self, dataset: Any, size: int, num_crops: int, crop_ratio: Sequence[float], seed: int) -> None:
-        self.dataset, self.size, self.num_crops = dataset, size, num_crops
-        self.crop_ratio, self.seed = tuple(crop_ratio), seed
-        # Shared memory: workers that outlive an epoch hold a copy of this object.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Views of the next pass, in every worker; the Trainer calls it."""
-        self._epoch.fill_(epoch)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        example = self.dataset[index]
-        rng = np.random.default_rng((self.seed, self._epoch.item(), index))
-        views = make_views(example["image"], self.size, self.num_crops, self.crop_ratio, rng)
-        labels = {"labels": example["label"]} if "label" in example else {}
-        return {**views, **labels, "index": index}
-
-
-class ViewCollator:
-    """Batches of views to train on, and batches of images to evaluate on.
-
-    Args:
-        image_processor (`BaseImageProcessor`, *optional*): prepares images for evaluation.
-    """
-
-    def __init__(self, image_processor: BaseImageProcessor | None = None) -> None:
-        self.image_processor = image_processor
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """
-        Args:
-            examples: dictionaries with the views of [`make_views`], or with `pixel_values`, or with a PIL `image`;
-                `index`, and `labels` or `label`, come along where every example has one (-1 means none).
-
-        Returns:
-            `weak` and `strong` (B, 3, S, S) and `crops` (B, K, 3, S, S), uint8; or `pixel_values` (B, 3, S, S).
-
-        Raises:
-            ValueError: if examples hold none of these.
-        """
-        first = examples[0]
-        if "weak" in first:
-            batch = {name: _stack(examples, name) for name in VIEW_NAMES if name in first}
-        elif "pixel_values" in first:
-            batch = {"pixel_values": _stack(examples, "pixel_values")}
-        elif "image" in first and self.image_processor is not None:
-            images = [to_rgb(example["image"]) for example in examples]
-            batch = dict(self.image_processor(images, return_tensors="pt"))
-        else:
-            raise ValueError(
-                f"An example holds {', '.join(map(repr, first))}; expected 'image' (with an image processor), "
-                "'pixel_values', or the views 'weak', 'strong' and 'crops'."
-            )
-        for source, target in (("index", "index"), ("label", "labels"), ("labels", "labels")):
-            values = [example.get(source) for example in examples]
-            if all(isinstance(value, (int, np.integer, torch.Tensor)) and value >= 0 for value in values):
-                batch[target] = torch.tensor([int(value) for value in values])
-        return batch
-
-
-def _stack(examples: list[dict[str, Any]], name: str) -> torch.Tensor:
-    return torch.stack([torch.as_tensor(np.ascontiguousarray(example[name])) for example in examples])

@@ -237,9 +237,8 @@ def test_bad_input(make_model, images, tmp_path, clip):
         trainer.normalize(torch.rand(2, 3, 32, 32))
     with pytest.raises(ValueError, match="train_dataset is empty"):
         MicroCLIPTrainer(model=make_model(), args=args, train_dataset=[])
-    for wrong in (images.to_iterable_dataset(), DatasetDict(train=images)):
-        with pytest.raises(TypeError, match="pass one map-style data set"):
-            MicroCLIPTrainer(model=make_model(), args=args, train_dataset=wrong)
+    with pytest.raises(TypeError, match="pass one data set, such as one split"):
+        MicroCLIPTrainer(model=make_model(), args=args, train_dataset=DatasetDict(train=images))
 
 
 def test_labelled_batches_without_views_never_train(make_model, tmp_path):

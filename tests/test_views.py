@@ -16,7 +16,8 @@ from scipy import ndimage, stats
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from microclip_hf import views
-from microclip_hf.views import FILL_COLOR, OPERATIONS, VIEW_NAMES, ViewCollator, ViewDataset, make_views, to_rgb
+from microclip_hf.view_datasets import VIEW_NAMES, ViewCollator, ViewDataset, ViewSettings
+from microclip_hf.views import FILL_COLOR, OPERATIONS, make_views, to_rgb
 
 
 BICUBIC = Image.Resampling.BICUBIC
@@ -293,7 +294,7 @@ def test_shapes_and_types(mode, width, height, size, num_crops):
 def dataset(seed, epoch, num_crops=2):
     """Every item is the same image: views differ by their draws alone."""
     examples = [{"image": noise(60, 40), "label": 9 - index} for index in range(6)]
-    result = ViewDataset(examples, 16, num_crops, CROP_RATIO, seed)
+    result = ViewDataset(examples, ViewSettings(16, num_crops, CROP_RATIO, seed))
     result.set_epoch(epoch)
     return result
 
@@ -390,7 +391,7 @@ def test_collator_stacks_views(num_crops):
     assert all(batch[name].dtype == torch.uint8 for name in VIEW_NAMES)
     assert same(batch, {name: np.stack([example[name] for example in examples]) for name in VIEW_NAMES})
     assert (batch["index"].tolist(), batch["labels"].tolist()) == ([4, 0, 5], [5, 9, 4])
-    unlabelled = ViewDataset([{"image": noise(30, 20)}], 16, num_crops, CROP_RATIO, 0)
+    unlabelled = ViewDataset([{"image": noise(30, 20)}], ViewSettings(16, num_crops, CROP_RATIO, 0))
     assert set(ViewCollator()([unlabelled[0]])) == {*VIEW_NAMES, "index"}
 
 

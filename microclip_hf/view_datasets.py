@@ -1,0 +1,239 @@
+"""Views of images as training data: data sets, streams and batches. Images that can't be read are left out."""
+
+import contextlib
+import itertools
+import math
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BaseImageProcessor
+
+from .views import make_views, to_rgb
+
+
+VIEW_NAMES = ("weak", "strong", "crops")
+# What Pillow raises for a file that is truncated, corrupt, missing, far too large, or no image at all.
+UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
+NUM_NAMES = 3
+# A stream's share of unreadable images is judged as if at least so many had been seen.
+LEAST_SEEN = 1000
+
+
+class ViewSettings:
+    """How views are made, and how many images may be unreadable.
+
+    Args:
+        size, num_crops, crop_ratio: see [`make_views`].
+        seed (`int`): with the epoch and the index of an image it seeds its views.
+        max_corrupt_share (`float`): share of unreadable images above which they are an error.
+    """
+
+    def __init__(
+        self, size: int, num_crops: int, crop_ratio: Sequence[float], seed: int, max_corrupt_share: float = 0.0
+    ) -> None:
+        self.size, self.num_crops, self.crop_ratio, self.seed = size, num_crops, tuple(crop_ratio), seed
+        self.max_corrupt_share = max_corrupt_share
+
+    def make_example(self, example: dict[str, Any], epoch: int, index: int) -> dict[str, Any]:
+        """The views of one image, with its `index`, and its `label` as `labels`."""
+        rng = np.random.default_rng((self.seed, epoch, index))
+        views = make_views(decode(example["image"]), self.size, self.num_crops, self.crop_ratio, rng)
+        labels = {"labels": example["label"]} if "label" in example else {}
+        return {**views, **labels, "index": index}
+
+    def error(self, found: str, cause: Exception) -> ValueError:
+        """What is raised when too many images are unreadable."""
+        return ValueError(
+            f"{found}, the last of them because of: {cause}. Remove or repair them, or raise max_corrupt_share "
+            f"({self.max_corrupt_share})."
+        )
+
+
+class ViewDataset(torch.utils.data.Dataset):
+    """Images of a map-style data set as views; the same (seed, epoch, index) gives the same views in any process.
+
+    In place of an unreadable image comes the next one that can be read.
+
+    Args:
+        dataset: its items are dictionaries with a PIL `image` and perhaps a `label`, which is passed on as `labels`.
+        settings ([`ViewSettings`]): how views are made.
+
+    Raises:
+        ValueError: where more images are unreadable than the settings permit.
+    """
+
+    def __init__(self, dataset: Any, settings: ViewSettings) -> None:
+        self.dataset, self.settings = dataset, settings
+        # Shared memory: workers that outlive an epoch hold a copy of this object.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.unreadable = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
+        self._limit = min(math.ceil(settings.max_corrupt_share * len(dataset)), len(dataset) - 1)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Views of the next pass, in every worker; the Trainer calls it."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        for position in (*range(index, len(self)), *range(index)):
+            if self.unreadable[position]:
+                continue
+            try:
+                return self.settings.make_example(self.dataset[position], self._epoch.item(), position)
+            except UNREADABLE as error:
+                self.unreadable[position] = True
+                if self.unreadable.sum() > self._limit:
+                    raise self.settings.error(describe_unreadable(self.dataset, self.unreadable), error) from error
+        raise AssertionError("the limit leaves at least one readable image")
+
+
+class ViewStream(torch.utils.data.IterableDataset):
+    """Images of a stream as views, endlessly: it is read again from its start as often as steps ask for.
+
+    `index` is the place in the stream; with several workers, each of which reads shards of its own, they count in
+    turns. Unreadable images are passed over.
+
+    Args:
+        dataset: an iterable of dictionaries with an `image`, PIL or undecoded, and perhaps a `label`.
+        settings ([`ViewSettings`]): how views are made.
+
+    Raises:
+        ValueError: where more images are unreadable than the settings permit.
+    """
+
+    def __init__(self, dataset: Any, settings: ViewSettings) -> None:
+        self.dataset, self.settings = dataset, settings
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = torch.utils.data.get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        seen = unreadable = 0
+        for epoch in itertools.count():
+            if isinstance(self.dataset, datasets.IterableDataset):
+                self.dataset.set_epoch(epoch)
+            before = seen
+            for index, example in zip(itertools.count(first, stride), self.dataset):
+                seen += 1
+                try:
+                    views = self.settings.make_example(example, epoch, index)
+                except UNREADABLE as error:
+                    unreadable += 1
+                    if unreadable > self.settings.max_corrupt_share * max(seen, LEAST_SEEN):
+                        found = f"{unreadable} of the first {seen} images of the stream can't be read"
+                        raise self.settings.error(found, error) from error
+                else:
+                    yield views
+            if seen == before:
+                return  # a worker without any shard
+
+
+def decode(image: Any) -> Image.Image:
+    """A PIL image from what `datasets` holds of one undecoded, `{"path": ..., "bytes": ...}`, or from itself."""
+    return datasets.Image().decode_example(image) if isinstance(image, dict) else image
+
+
+def describe_unreadable(dataset: Any, unreadable: torch.Tensor) -> str:
+    """How many images can't be read, and which ones the first are; `unreadable` `(num_images,)`, bool."""
+    if isinstance(dataset, datasets.Dataset):
+        dataset = dataset.cast_column("image", datasets.Image(decode=False))
+    names = []
+    for index in unreadable.nonzero().flatten()[:NUM_NAMES].tolist():
+        image = dataset[index]["image"] if isinstance(dataset, datasets.Dataset) else None
+        names.append((isinstance(image, dict) and image["path"]) or f"image {index}")
+    more = ", ..." if unreadable.sum() > NUM_NAMES else ""
+    return f"{unreadable.sum()} of {len(unreadable)} images can't be read ({', '.join(names)}{more})"
+
+
+def undecoded(stream: datasets.IterableDataset) -> datasets.IterableDataset:
+    """The stream with its images as they are stored: decoded where they are used, an error in one doesn't end it."""
+    if stream.features is not None and isinstance(stream.features.get("image"), datasets.Image):
+        return stream.cast_column("image", datasets.Image(decode=False))
+    return stream
+
+
+def first_example(dataset: Any) -> Any:
+    """The first item of a data set or a stream that can be read.
+
+    Raises:
+        ValueError: if there is none, or none among the first `LEAST_SEEN`.
+    """
+    if not hasattr(dataset, "__len__"):
+        return next(iter(dataset))
+    if len(dataset) == 0:
+        raise ValueError("train_dataset is empty; pass images to adapt to.")
+    for index in range(min(len(dataset), LEAST_SEEN)):
+        with contextlib.suppress(*UNREADABLE):
+            return dataset[index]
+    raise ValueError(f"None of the first {index + 1} images can be read; pass images that Pillow opens.")
+
+
+def holds_views(example: Any) -> bool:
+    """Whether a training example holds views; otherwise it holds an image.
+
+    Raises:
+        ValueError: if it holds neither.
+    """
+    if isinstance(example, dict) and "weak" in example and "strong" in example:
+        return True
+    image = example.get("image") if isinstance(example, dict) else None
+    if isinstance(image, Image.Image) or (isinstance(image, dict) and {"path", "bytes"} <= set(image)):
+        return False
+    found = {name: type(value).__name__ for name, value in example.items()} if isinstance(example, dict) else example
+    raise ValueError(
+        f"The items of train_dataset hold {found}; expected a PIL image under 'image' (rename the column, and "
+        "cast_column('image', datasets.Image()) where it holds paths), or the views 'weak', 'strong' and 'crops'."
+    )
+
+
+class ViewCollator:
+    """Batches of views to train on, and batches of images to evaluate on.
+
+    Args:
+        image_processor (`BaseImageProcessor`, *optional*): prepares images for evaluation.
+    """
+
+    def __init__(self, image_processor: BaseImageProcessor | None = None) -> None:
+        self.image_processor = image_processor
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            examples: dictionaries with the views of [`make_views`], or with `pixel_values`, or with a PIL `image`;
+                `index`, and `labels` or `label`, come along where every example has one (-1 means none).
+
+        Returns:
+            `weak` and `strong` (B, 3, S, S) and `crops` (B, K, 3, S, S), uint8; or `pixel_values` (B, 3, S, S).
+
+        Raises:
+            ValueError: if examples hold none of these.
+        """
+        first = examples[0]
+        if "weak" in first:
+            batch = {name: _stack(examples, name) for name in VIEW_NAMES if name in first}
+        elif "pixel_values" in first:
+            batch = {"pixel_values": _stack(examples, "pixel_values")}
+        elif "image" in first and self.image_processor is not None:
+            images = [to_rgb(example["image"]) for example in examples]
+            batch = dict(self.image_processor(images, return_tensors="pt"))
+        else:
+            raise ValueError(
+                f"An example holds {', '.join(map(repr, first))}; expected 'image' (with an image processor), "
+                "'pixel_values', or the views 'weak', 'strong' and 'crops'."
+            )
+        for source, target in (("index", "index"), ("label", "labels"), ("labels", "labels")):
+            values = [example.get(source) for example in examples]
+            if all(isinstance(value, (int, np.integer, torch.Tensor)) and value >= 0 for value in values):
+                batch[target] = torch.tensor([int(value) for value in values])
+        return batch
+
+
+def _stack(examples: list[dict[str, Any]], name: str) -> torch.Tensor:
+    return torch.stack([torch.as_tensor(np.ascontiguousarray(example[name])) for example in examples])
