@@ -1,6 +1,7 @@
 """Configuration of microCLIP: the architecture alone; training settings live in `MicroCLIPTrainingArguments`."""
 
 import math
+from dataclasses import fields
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -79,6 +80,12 @@ class MicroCLIPConfig(PreTrainedConfig):
             )
         if not math.isfinite(self.saliency_threshold):
             raise ValueError(f"saliency_threshold is {self.saliency_threshold}; it must be a finite number.")
+
+    @classmethod
+    def architecture_names(cls) -> list[str]:
+        """Names of the settings that are microCLIP's own."""
+        shared = {field.name for field in fields(PreTrainedConfig)}
+        return [field.name for field in fields(cls) if field.name not in shared | {"clip_config"}]
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

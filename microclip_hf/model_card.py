@@ -1,11 +1,17 @@
 """The card that a saved model brings along: what it is, how it was made, what it reached."""
 
+import hashlib
 import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .modeling_microclip import MicroCLIPForImageClassification
+from .configuration_microclip import MicroCLIPConfig
 from .training_args import MicroCLIPTrainingArguments
 
 
@@ -14,9 +20,18 @@ METHODS = {
     "cupl_accuracy": "CLIP with the descriptions",
     "adapted_accuracy": "this model",
 }
+METRICS = {
+    "top5_accuracy": "top-5 accuracy",
+    "mean_class_accuracy": "mean accuracy per class",
+    "harmonic_mean": "harmonic mean of the classes' accuracies",
+    "expected_calibration_error": "expected calibration error",
+}
 SETTINGS = (
     "num_train_epochs",
+    "max_steps",
     "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "world_size",
     "learning_rate",
     "weight_decay",
     "num_crops",
@@ -24,78 +39,123 @@ SETTINGS = (
     "fairness_weight",
     "seed",
 )
-TEMPLATE = """---
-{{ card_data }}
----
+HUB_ID = r"[\w.-]+(/[\w.-]+)?"
+PICTURE = "adaptation.png"
+DESCRIPTIONS = "descriptions.json"
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
 
-# {{ name }}
 
-An image classifier of {{ num_classes }} classes, adapted by microCLIP ([arXiv:2510.02270](https://arxiv.org/abs/2510.02270))
-from `{{ base_model }}` to {{ num_images }} images without labels.
+@dataclass
+class CardFacts:
+    """What a Trainer can't know by itself.
 
-```python
-from transformers import pipeline
+    Args:
+        base_model (`str`, *optional*): the CLIP that was adapted, a Hub id or a folder.
+        dataset (`str`, *optional*): the images adapted to, a Hub id or a folder.
+        license (`str`, *optional*): of the adapted model, as the Hub calls it.
+        language (`str`, *optional*): of names and descriptions, as the Hub calls it.
+        results (`dict[str, float]`): fractions by the names in `METHODS` and, as `adapted_*`, in `METRICS`.
+    """
 
-classify = pipeline("image-classification", model="{{ name }}", trust_remote_code=True)
-print(classify("photo.png"))
-```
-
-Classes: {{ classes }}.
-{{ results }}
-## How it was made
-
-{{ settings }}
-"""
+    base_model: str | None = None
+    dataset: str | None = None
+    license: str | None = None
+    language: str | None = None
+    results: dict[str, float] = field(default_factory=dict)
 
 
 def write_model_card(
-    model: MicroCLIPForImageClassification,
-    args: MicroCLIPTrainingArguments,
-    base_model: str,
-    num_images: int,
-    accuracies: dict[str, float],
+    config: MicroCLIPConfig, args: MicroCLIPTrainingArguments, facts: CardFacts, num_images: int | None
 ) -> None:
-    """Write `README.md` into the output folder.
+    """Write `README.md` into the output folder; what else lies there (picture, descriptions) is mentioned.
 
     Args:
-        model ([`MicroCLIPForImageClassification`]): the adapted model.
-        args ([`MicroCLIPTrainingArguments`]): its settings, with the output folder and perhaps the Hub id.
-        base_model (`str`): the CLIP that was adapted, a Hub id or a folder.
-        num_images (`int`): images adapted to.
-        accuracies (`dict[str, float]`): fractions by the names in `METHODS`; may be empty.
+        config ([`MicroCLIPConfig`]): the adapted model's.
+        args ([`MicroCLIPTrainingArguments`]): settings, with the output folder and perhaps the Hub id.
+        facts ([`CardFacts`]): the rest.
+        num_images (`int`, *optional*): images adapted to, `None` for a stream.
     """
-    name = args.hub_model_id or os.path.basename(os.path.abspath(args.output_dir))
-    local = os.path.isdir(base_model)
-    results = []
-    if "adapted_accuracy" in accuracies:
-        results = [
-            EvalResult(
-                task_type="image-classification",
-                dataset_type="imagefolder",
-                dataset_name="test images",
-                metric_type="accuracy",
-                metric_value=accuracies["adapted_accuracy"],
-            )
-        ]
-    data = ModelCardData(
-        base_model=None if local else base_model,
+    folder, results = Path(args.output_dir), facts.results
+    model_id = args.hub_model_id or os.path.basename(os.path.abspath(folder))
+    rows = [(title, f"{100 * results[key]:.1f}") for key, title in METHODS.items() if key in results]
+    metrics = [
+        f"{title} {100 * results[f'adapted_{key}']:.1f}"
+        for key, title in METRICS.items()
+        if f"adapted_{key}" in results
+    ]
+    card = ModelCard.from_template(
+        _metadata(facts, model_id, args),
+        template_str=TEMPLATE.read_text(encoding="utf-8"),
+        name=model_id.split("/")[-1],
+        model_id=model_id,
+        base_model=_link(facts.base_model, "https://huggingface.co/"),
+        num_images=num_images,
+        num_classes=config.num_labels,
+        classes=", ".join(config.id2label.values()),
+        results=rows,
+        metrics=", ".join(metrics),
+        picture=PICTURE if (folder / PICTURE).exists() else None,
+        settings=_settings(config, args, facts),
+    )
+    incomplete = folder / "_README.md"
+    incomplete.write_text(str(card), encoding="utf-8")
+    incomplete.replace(folder / "README.md")
+
+
+def _metadata(facts: CardFacts, model_id: str, args: MicroCLIPTrainingArguments) -> ModelCardData:
+    dataset = _hub_id(facts.dataset)
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=dataset or "imagefolder",
+            dataset_name=dataset or "test images",
+            metric_type=name,
+            metric_value=facts.results[f"adapted_{name}"],
+        )
+        for name in ("accuracy", *METRICS)
+        if f"adapted_{name}" in facts.results
+    ]
+    return ModelCardData(
+        base_model=_hub_id(facts.base_model),
+        datasets=[dataset] if dataset else None,
+        language=facts.language,
         library_name="transformers",
+        license=facts.license,
         pipeline_tag="image-classification",
         tags=["microclip"],
-        model_name=name,
+        model_name=model_id.split("/")[-1],
         eval_results=results or None,
     )
-    rows = [f"| {METHODS[key]} | {100 * accuracies[key]:.1f} |" for key in METHODS if key in accuracies]
-    table = "\n".join(["", "| test accuracy | % |", "|---|---|", *rows, ""]) if rows else ""
-    card = ModelCard.from_template(
-        data,
-        template_str=TEMPLATE,
-        name=name,
-        base_model=os.path.basename(os.path.abspath(base_model)) if local else base_model,
-        num_images=num_images,
-        num_classes=model.num_labels,
-        classes=", ".join(model.config.id2label.values()),
-        results=table,
-        settings="\n".join(f"- {setting}: {getattr(args, setting)}" for setting in SETTINGS),
-    )
-    Path(args.output_dir, "README.md").write_text(str(card), encoding="utf-8")
+
+
+def _settings(config: MicroCLIPConfig, args: MicroCLIPTrainingArguments, facts: CardFacts) -> list[tuple[str, Any]]:
+    settings = [(name, value) for name in SETTINGS if (value := getattr(args, name)) != -1]
+    default = MicroCLIPConfig()
+    architecture = {name: getattr(config, name) for name in config.architecture_names()}
+    settings += [(name, value) for name, value in architecture.items() if value != getattr(default, name)]
+    if facts.dataset:
+        settings.append(("images", _link(facts.dataset, "https://huggingface.co/datasets/")))
+    descriptions = Path(args.output_dir, DESCRIPTIONS)
+    if descriptions.exists():
+        digest = hashlib.sha256(descriptions.read_bytes()).hexdigest()
+        settings.append(("descriptions", f"[{DESCRIPTIONS}]({DESCRIPTIONS}), SHA-256 {digest}"))
+    packages = ", ".join(f"{name} {version(name)}" for name in ("microclip_hf", "transformers", "torch"))
+    return [*settings, ("versions", packages)]
+
+
+def _link(source: str | None, hub: str) -> str | None:
+    """A Hub id as a link; a folder by its name alone."""
+    if source is None or _hub_id(source):
+        return source and f"[{source}]({hub}{source})"
+    return f"`{os.path.basename(os.path.abspath(source))}`"
+
+
+def _hub_id(source: str | None) -> str | None:
+    """The source where it is one of the Hub's, `name` or `user/name`, and no file or folder here."""
+    return source if source and re.fullmatch(HUB_ID, source) and not os.path.exists(source) else None
+
+
+def split_results(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Those of a Trainer's metrics that a card shows."""
+    names = {*METHODS, *(f"adapted_{name}" for name in METRICS)}
+    return {name: value for name, value in metrics.items() if name in names}

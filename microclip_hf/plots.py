@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from .modeling_microclip import MicroCLIPForImageClassification
 from .view_datasets import ViewCollator
@@ -68,8 +68,8 @@ def plot_adaptation(
     path: str | os.PathLike,
     log_history: Sequence[dict[str, float]],
     accuracies: dict[str, float],
-    before: Snapshot,
-    after: Snapshot,
+    before: Snapshot | None = None,
+    after: Snapshot | None = None,
 ) -> None:
     """Draw the curves of a run, its accuracies, and a few images before and after; what isn't salient is dimmed.
 
@@ -77,16 +77,22 @@ def plot_adaptation(
         path (`str` or `os.PathLike`): the PNG to write.
         log_history: the Trainer's.
         accuracies (`dict[str, float]`): fractions by name, perhaps none.
-        before, after ([`Snapshot`]): the same images, predicted by the model before and after.
+        before, after ([`Snapshot`], *optional*): the same images, predicted by the model before and after.
     """
-    columns = len(before.labels)
-    figure = Figure(figsize=(max(10, 1.7 * columns), 7), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(2, 3))
+    columns = len(before.labels) if before and after else 0
+    figure = Figure(figsize=(max(12, 1.7 * columns), 7 if columns else 3), layout="constrained")
+    above = figure.subfigures(2, 1, height_ratios=(2, 3))[0] if columns else figure
     losses, shares, bars = above.subplots(1, 3)
     _plot_curves(losses, log_history, ("cross_entropy", "fairness"), "loss")
     _plot_curves(shares, log_history, ("student_agreement", "pseudo_label_accuracy"), "share of images")
     _plot_accuracies(bars, accuracies)
-    rows = below.subplots(2, columns, squeeze=False)
+    if columns:
+        _plot_images(figure.subfigs[1], before, after)
+    figure.savefig(path, dpi=100)
+
+
+def _plot_images(figure: SubFigure, before: Snapshot, after: Snapshot) -> None:
+    rows = figure.subplots(2, len(before.labels), squeeze=False)
     for row, title, shot in zip(rows, ("before", "after"), (before, after), strict=True):
         row[0].set_ylabel(title)
         for axes, image, salient, label, truth in zip(row, *vars(shot).values(), strict=True):
@@ -94,7 +100,6 @@ def plot_adaptation(
             axes.set(xticks=[], yticks=[])
             color = "black" if truth is None else "tab:green" if truth == label else "tab:red"
             axes.set_title(label, fontsize=8, color=color)
-    figure.savefig(path, dpi=100)
 
 
 def _plot_curves(axes: Axes, log_history: Sequence[dict[str, float]], names: Sequence[str], label: str) -> None:
@@ -108,6 +113,7 @@ def _plot_curves(axes: Axes, log_history: Sequence[dict[str, float]], names: Seq
 
 
 def _plot_accuracies(axes: Axes, accuracies: dict[str, float]) -> None:
-    bars = axes.bar([BARS.get(name, name) for name in accuracies], [100 * value for value in accuracies.values()])
+    heights = {BARS[name]: 100 * accuracies[name] for name in BARS if name in accuracies}
+    bars = axes.bar(list(heights), list(heights.values()))
     axes.bar_label(bars, fmt="%.1f")
     axes.set(ylabel="test accuracy (%)", ylim=(0, 100))

@@ -1,25 +1,29 @@
 """Self-training without labels (arXiv:2510.02270, sections 3.3 and 3.4) on transformers' Trainer."""
 
 import os
+import shlex
 import shutil
 import warnings
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
-from transformers import BaseImageProcessor, EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import BaseImageProcessor, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, has_length, rotate_checkpoints
 from transformers.utils import CONFIG_NAME
 
 from .configuration_microclip import MicroCLIPConfig
 from .data import align_labels
 from .diagnostics import Diagnostics
+from .metrics import compute_metrics
+from .model_card import PICTURE, CardFacts, split_results, write_model_card
 from .modeling_microclip import MicroCLIPForImageClassification, default_image_processor
+from .plots import plot_adaptation
 from .pseudo_labels import aggregate_scores, composite_embeds, fairness_loss, fuse_embeds
 from .text_heads import abbreviate
 from .training_args import MicroCLIPTrainingArguments
@@ -99,7 +103,7 @@ class MicroCLIPTrainer(Trainer):
         eval_dataset = _align(eval_dataset, model.config)
         if train_dataset is not None and data_collator is None:
             train_dataset = _with_views(train_dataset, model, args)
-        kwargs.setdefault("compute_metrics", compute_accuracy)
+        kwargs.setdefault("compute_metrics", compute_metrics)
         super().__init__(
             model=model,
             args=args,
@@ -109,6 +113,7 @@ class MicroCLIPTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        self.card_facts = CardFacts(base_model=model.clip.config._name_or_path or None)
         self.add_callback(_EpochCallback(self))
         self._pixel_mean = torch.tensor(processing_class.image_mean, device=self.args.device).view(-1, 1, 1)
         self._pixel_std = torch.tensor(processing_class.image_std, device=self.args.device).view(-1, 1, 1)
@@ -288,10 +293,64 @@ class MicroCLIPTrainer(Trainer):
         """As in the base class, with labels numbered as the model's classes are."""
         return super().get_test_dataloader(_align(test_dataset, self.model.config))
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """As in the base class, unless the output folder has a card already."""
-        if not os.path.exists(os.path.join(self.args.output_dir, "README.md")):
-            super().create_model_card(*args, **kwargs)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in the base class; it never pushes, which `push_to_hub` does once all is there."""
+        super().save_model(output_dir, _internal_call=True)
+
+    def create_model_card(self, finetuned_from: str | None = None, **kwargs: Any) -> None:
+        """Write the card and, where there is none yet, a picture of the curves; for the results see `card_facts`.
+
+        Args:
+            finetuned_from (`str`, *optional*): the CLIP that was adapted.
+            kwargs: `dataset`, `license` and `language` as in [`CardFacts`]; the base class's other arguments have no
+                part in this card.
+        """
+        if not self.is_world_process_zero():
+            return
+        facts = {"base_model": finetuned_from, **kwargs}
+        known = [field.name for field in fields(CardFacts) if facts.get(field.name) is not None]
+        self.card_facts = replace(self.card_facts, **{name: facts[name] for name in known})
+        evaluations = [entry for entry in self.state.log_history if "eval_accuracy" in entry]
+        if evaluations:
+            results = {name.replace("eval_", "adapted_", 1): value for name, value in evaluations[-1].items()}
+            self.card_facts.results |= split_results(results)
+        picture = os.path.join(self.args.output_dir, PICTURE)
+        if not os.path.exists(picture):
+            plot_adaptation(picture, self.state.log_history, self.card_facts.results)
+        num_images = len(self.train_dataset) if has_length(self.train_dataset) else None
+        write_model_card(self.model.config, self.args, self.card_facts, num_images)
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """As in the base class.
+
+        Raises:
+            RuntimeError: if the Hub refuses, or can't be reached.
+        """
+        try:
+            super().init_hf_repo(*args, **kwargs)
+        except Exception as error:
+            name = self.args.hub_model_id or os.path.basename(os.path.abspath(self.args.output_dir))
+            raise RuntimeError(
+                f"The repository {name} can't be made on the Hub: {error}\nLog in with 'hf auth login', choose "
+                "another --hub_model_id, or leave out --push_to_hub."
+            ) from error
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """As in the base class: the model, its code and card, and what else lies in the output folder, in one commit.
+
+        Checkpoints stay here.
+
+        Raises:
+            RuntimeError: if the push fails. It says which command does it later; the Hub's repository is as before.
+        """
+        try:
+            return super().push_to_hub(*args, **kwargs)
+        except Exception as error:
+            folder, name = self.args.output_dir, self.hub_model_id or self.args.hub_model_id or "user/name"
+            raise RuntimeError(
+                f"The push to the Hub failed: {error}\nThe result is safe in {folder}; push it later with\n"
+                f"  hf upload {name} {shlex.quote(folder)} . --exclude '{PREFIX_CHECKPOINT_DIR}-*/**' --exclude '_*'"
+            ) from error
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Weight decay applies to all trained parameters, LayerNorms included."""
@@ -373,11 +432,6 @@ class _EpochCallback(TrainerCallback):
         self, args: MicroCLIPTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trainer.finish_epoch()
-
-
-def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Top-1 accuracy, a fraction, of fused logits `(num_images, num_classes)` against `label_ids` `(num_images,)`."""
-    return {"accuracy": float(np.mean(prediction.predictions.argmax(-1) == prediction.label_ids))}
 
 
 def _log_sum(logits: torch.Tensor) -> torch.Tensor:

@@ -10,17 +10,14 @@ from pathlib import Path
 import pytest
 import tiny_inputs
 import torch
-from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn.functional import normalize
 from transformers import AutoProcessor, CLIPModel
 
-from microclip_hf import MicroCLIPTrainingArguments
 from microclip_hf.commands import adapt
 from microclip_hf.commands import main as microclip
 from microclip_hf.data import load_image_folder
-from microclip_hf.model_card import write_model_card
 
 
 ROOT = Path(__file__).parents[1]
@@ -228,23 +225,6 @@ def test_accuracies_of_plain_clip(inputs, tmp_path):
                 )
             right = (images @ torch.stack(heads).T).argmax(-1) == torch.tensor(photos["label"])
             assert results[f"{key}_accuracy"] == pytest.approx(right.float().mean().item())
-
-
-def test_the_card_tells_what_was_measured(model, tmp_path):
-    """Read back by huggingface_hub; words that mean something to YAML, Markdown or Jinja stay as they are."""
-    model.config.id2label = {0: "red: disc", 1: "{{ green }} #1", 2: "blue 'bar'"}
-    args = MicroCLIPTrainingArguments(tmp_path / "a: b")
-    os.mkdir(args.output_dir)
-    write_model_card(model, args, str(tmp_path), 12, {"cupl_accuracy": 0.25, "adapted_accuracy": 0.5})
-    card = ModelCard.load(tmp_path / "a: b" / "README.md")
-    assert (card.data.model_name, card.data.base_model) == ("a: b", None)
-    assert [result.metric_value for result in card.data.eval_results] == [0.5]
-    assert "red: disc, {{ green }} #1, blue 'bar'." in card.text
-    assert "| CLIP with the descriptions | 25.0 |\n| this model | 50.0 |" in card.text
-    assert str(tmp_path) not in card.text
-    write_model_card(model, args, "someone/clip", 12, {})
-    card = ModelCard.load(tmp_path / "a: b" / "README.md")
-    assert card.data.base_model == "someone/clip" and not card.data.eval_results and "%" not in card.text
 
 
 @pytest.mark.slow

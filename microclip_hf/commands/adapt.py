@@ -1,29 +1,33 @@
-"""`microclip adapt`: a folder of images + class names (+ descriptions) -> an adapted model on disk and on the Hub."""
+"""`microclip adapt`: images + class names (+ descriptions) -> an adapted model on disk and on the Hub."""
 
+import contextlib
+import glob
 import json
 import os
+import shutil
 import sys
 from argparse import ArgumentParser
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from huggingface_hub.errors import StrictDataclassError
-from transformers import HfArgumentParser, PreTrainedConfig, pipeline
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import HfArgumentParser, pipeline
+from transformers.trainer_utils import get_last_checkpoint, has_length
 
 from ..configuration_microclip import MicroCLIPConfig
-from ..data import load_image_folder, read_class_names
+from ..data import load_images, read_class_names
 from ..descriptions import read_descriptions
-from ..model_card import write_model_card
+from ..model_card import DESCRIPTIONS, PICTURE, CardFacts, split_results
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..plots import plot_adaptation, snapshot
 from ..text_heads import check_templates, encode_heads
 from ..trainer import MicroCLIPTrainer
 from ..training_args import MicroCLIPTrainingArguments
+from ..view_datasets import UNREADABLE, decode, undecoded
 
 
 @dataclass
@@ -31,20 +35,32 @@ class AdaptArguments:
     """The model to start from, the images and the texts."""
 
     model_name_or_path: str = field(metadata={"help": "A CLIP: Hub id or folder."})
-    train_dir: str = field(metadata={"help": "Folder of images to adapt to. Labels aren't used."})
     class_names: str = field(metadata={"help": "Text file with one class name a line."})
+    train_dir: str | None = field(
+        default=None,
+        metadata={"help": "Images to adapt to: a folder of them, or of Arrow, Parquet or WebDataset (.tar) files."},
+    )
+    dataset_name: str | None = field(default=None, metadata={"help": "Or a data set on the Hub."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
+    dataset_split: str = field(default="train", metadata={"help": "Its split to adapt to."})
+    test_split: str | None = field(default=None, metadata={"help": "Its split to measure accuracy on."})
+    test_dir: str | None = field(
+        default=None, metadata={"help": "Folder of images in sub-folders named like the classes, to measure accuracy."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "Column of images. Default: the only one."})
+    label_column: str = field(default="label", metadata={"help": "Column of labels; they only measure."})
+    streaming: bool = field(default=False, metadata={"help": "Read images while training; needs --max_steps."})
+    shuffle_buffer: int = field(default=1000, metadata={"help": "Images of a stream among which the next is drawn."})
     descriptions: str | None = field(
         default=None, metadata={"help": 'JSON file {"class": ["sentence", ...]}. Default: the templates.'}
     )
     templates: list[str] | None = field(
         default=None, metadata={"help": "Prompts with {} for the class name. Default: 'a photo of a {}.'"}
     )
-    test_dir: str | None = field(
-        default=None, metadata={"help": "Folder of images in sub-folders named like the classes, to measure accuracy."}
-    )
     config_overrides: str | None = field(
         default=None, metadata={"help": 'Architecture as JSON, for example \'{"prior_weighting": "uniform"}\'.'}
     )
+    license: str | None = field(default=None, metadata={"help": "The result's licence, for its card, as in 'mit'."})
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -58,39 +74,47 @@ def main(arguments: list[str] | None = None) -> None:
         options, training_args = parser.parse_args_into_dataclasses(arguments)[:2]
         texts, overrides, train_dataset, test_dataset = _check_input(options, training_args)
         model, zero_shot_head = _load_model(options.model_name_or_path, texts, overrides)
-    except (OSError, TypeError, ValueError, StrictDataclassError) as error:
+        trainer = MicroCLIPTrainer(
+            model=model, args=training_args, train_dataset=train_dataset, eval_dataset=test_dataset
+        )
+    except (OSError, RuntimeError, TypeError, ValueError, StrictDataclassError) as error:
         sys.exit(f"microclip adapt: {error}")
     print(
-        f"Adapting to {len(train_dataset)} images of {len(texts['class_names'])} classes, "
-        f"{len(texts.get('descriptions', ()))} of them described."
+        f"Adapting to {len(train_dataset) if has_length(train_dataset) else 'a stream of'} images of "
+        f"{len(texts['class_names'])} classes, {len(texts.get('descriptions', ()))} of them described."
     )
-    trainer = MicroCLIPTrainer(model=model, args=training_args, train_dataset=train_dataset, eval_dataset=test_dataset)
-
-    accuracies = {}
+    results = {}
     if test_dataset is not None:
-        cupl_head = model.classifier.weight.detach().clone()
-        accuracies |= _evaluate_clip(trainer, zero_shot_head, "zero_shot")
-        accuracies |= _evaluate_clip(trainer, cupl_head, "cupl")
+        results |= _evaluate_clip(trainer, zero_shot_head, "zero_shot")
+        if options.descriptions is not None:
+            results |= _evaluate_clip(trainer, model.classifier.weight.detach().clone(), "cupl")
     shown = _spread(test_dataset if test_dataset is not None else train_dataset)
     before = snapshot(model, shown)
+
     result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model()
     trainer.save_state()
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
     if test_dataset is not None:
-        accuracies |= _accuracy(trainer.evaluate(metric_key_prefix="adapted"))
-        trainer.log_metrics("eval", accuracies)
-        trainer.save_metrics("eval", accuracies)
+        results |= split_results(trainer.evaluate(metric_key_prefix="adapted"))
+        trainer.log_metrics("eval", results)
+        trainer.save_metrics("eval", results)
+    folder = Path(training_args.output_dir)
     if trainer.is_world_process_zero():
-        write_model_card(model, training_args, options.model_name_or_path, len(train_dataset), accuracies)
-        picture = Path(training_args.output_dir, "adaptation.png")
-        plot_adaptation(picture, trainer.state.log_history, accuracies, before, snapshot(model, shown))
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
-    if trainer.is_world_process_zero():
+        if options.descriptions is not None:
+            shutil.copyfile(options.descriptions, folder / DESCRIPTIONS)
+        plot_adaptation(folder / PICTURE, trainer.state.log_history, results, before, snapshot(model, shown))
+        dataset = options.train_dir or options.dataset_name
+        trainer.card_facts = CardFacts(options.model_name_or_path, dataset, options.license, results=results)
+        trainer.create_model_card()
         _show_prediction(training_args.output_dir, shown[0]["image"])
-        print(f"What was learned, in a picture: {picture}")
+        print(f"What was learned, in a picture: {folder / PICTURE}")
+    if training_args.push_to_hub:
+        try:
+            print(f"Pushed to {trainer.push_to_hub()}")
+        except RuntimeError as error:
+            sys.exit(f"microclip adapt: {error}")
 
 
 def _expand_config(arguments: list[str]) -> list[str]:
@@ -133,25 +157,31 @@ def _evaluate_clip(trainer: MicroCLIPTrainer, head: torch.Tensor, name: str) -> 
     try:
         model.classifier.weight.data.copy_(head)
         model.config.fusion_ratio = 1
-        return _accuracy(trainer.evaluate(metric_key_prefix=name))
+        return split_results(trainer.evaluate(metric_key_prefix=name))
     finally:
         model.classifier.weight.data.copy_(own_head)
         model.config.fusion_ratio = own_ratio
 
 
-def _accuracy(metrics: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if name.endswith("_accuracy")}
-
-
-def _spread(dataset: Dataset, count: int = 8) -> Dataset:
-    """A few images from all over the data set."""
-    count = min(count, len(dataset))
-    return dataset.select([index * len(dataset) // count for index in range(count)])
+def _spread(dataset: Dataset | IterableDataset, count: int = 8) -> list[dict[str, Any]]:
+    """A few readable images from all over the data set, or the first ones of a stream."""
+    if has_length(dataset):
+        step = max(1, len(dataset) // count)
+        examples = (dataset[index] for index in range(0, len(dataset), step))
+    else:
+        examples = iter(undecoded(dataset))
+    readable = []
+    while len(readable) < count:
+        with contextlib.suppress(*UNREADABLE):
+            if (example := next(examples, None)) is None:
+                break
+            readable.append({**example, "image": decode(example["image"])})
+    return readable
 
 
 def _check_input(
     options: AdaptArguments, training_args: MicroCLIPTrainingArguments
-) -> tuple[dict[str, Any], dict[str, Any], Dataset, Dataset | None]:
+) -> tuple[dict[str, Any], dict[str, Any], Dataset | IterableDataset, Dataset | None]:
     """All that can be wrong is found before the model is loaded."""
     _check_output(training_args)
     class_names = read_class_names(options.class_names)
@@ -160,11 +190,30 @@ def _check_input(
     if options.descriptions is not None:
         texts["descriptions"] = read_descriptions(options.descriptions, class_names)
     overrides = _read_overrides(options.config_overrides)
-    train_dataset = load_image_folder(options.train_dir, class_names)
-    test_dataset = None
+    return texts, overrides, *_load_data(options, training_args, class_names)
+
+
+def _load_data(
+    options: AdaptArguments, training_args: MicroCLIPTrainingArguments, class_names: list[str]
+) -> tuple[Dataset | IterableDataset, Dataset | None]:
+    """Images to adapt to, and images with labels to measure by."""
+    if (options.train_dir is None) == (options.dataset_name is None):
+        raise ValueError("Pass the images with either --train_dir or --dataset_name.")
+    if options.test_split is not None and options.dataset_name is None:
+        raise ValueError("--test_split is a split of --dataset_name; pass that, or --test_dir in its place.")
+    columns = {"image_column": options.image_column, "label_column": options.label_column}
+    hub = {"config_name": options.dataset_config, **columns}
+    source = options.train_dir or options.dataset_name
+    if options.train_dir is not None and not glob.glob(options.train_dir):
+        raise ValueError(f"--train_dir {options.train_dir} isn't a folder; pass the folder that holds the images.")
+    dataset = load_images(source, class_names, split=options.dataset_split, streaming=options.streaming, **hub)
+    if options.streaming:
+        dataset = dataset.shuffle(seed=training_args.seed, buffer_size=options.shuffle_buffer)
+    if options.test_split is not None:
+        return dataset, load_images(source, class_names, split=options.test_split, labels_required=True, **hub)
     if options.test_dir is not None:
-        test_dataset = load_image_folder(options.test_dir, class_names, labels_required=True)
-    return texts, overrides, train_dataset, test_dataset
+        return dataset, load_images(options.test_dir, class_names, labels_required=True, **columns)
+    return dataset, None
 
 
 def _check_output(training_args: MicroCLIPTrainingArguments) -> None:
@@ -189,8 +238,8 @@ def _read_overrides(text: str | None) -> dict[str, Any]:
         overrides = json.loads(text or "{}")
     except json.JSONDecodeError as error:
         raise ValueError(f"--config_overrides {text} isn't JSON: {error}") from error
-    known = {f.name for f in fields(MicroCLIPConfig)} - {f.name for f in fields(PreTrainedConfig)} - {"clip_config"}
-    if unknown := set(overrides) - known:
+    known = MicroCLIPConfig.architecture_names()
+    if unknown := set(overrides) - set(known):
         raise ValueError(
             f"--config_overrides has {', '.join(map(repr, sorted(unknown)))}; the settings are "
             f"{', '.join(sorted(known))}."

@@ -1,0 +1,150 @@
+"""How well images are classified: a numpy function, the same for the Trainer, and the same as an `evaluate.Metric`."""
+
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+from numpy.typing import ArrayLike
+from transformers import EvalPrediction
+
+
+NUM_BINS = 15  # of confidence, as in arXiv:1706.04599
+PREDICTIONS = {"scores": datasets.Sequence(datasets.Value("float64")), "labels": datasets.Value("int64")}
+
+
+def classification_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+    """Measure predictions by labels, as fractions from 0 to 1; of equal scores the class with the lowest index wins.
+
+    Args:
+        scores (array-like of shape `(num_images, num_classes)`): logits. Or predicted class indices, integers of
+            shape `(num_images,)`, which give the first three metrics.
+        labels (integers of shape `(num_images,)`): class indices; images with -1 (unknown) are left out.
+
+    Returns:
+        - `accuracy`: top-1.
+        - `mean_class_accuracy`, `harmonic_mean`: means of the accuracies of the classes that occur in `labels`. A
+          class at 0 makes the harmonic mean 0; the published code leaves such classes out.
+        - `top5_accuracy`: 1 for up to 5 classes.
+        - `expected_calibration_error`: gap between accuracy and mean confidence (largest softmax) in each of 15 bins
+          (m / 15, (m + 1) / 15], weighted by their images.
+
+    Raises:
+        ValueError: if shapes or types don't fit, an index is no class, no image has a label, or logits are NaN.
+    """
+    scores, labels = _labelled(scores, labels)
+    if scores.ndim == 1:
+        return _class_accuracies(scores == labels, labels)
+    own = scores[np.arange(len(labels)), labels, None]
+    before = np.arange(scores.shape[1]) < labels[:, None]
+    rank = ((scores > own) | ((scores == own) & before)).sum(1)
+    return {
+        **_class_accuracies(rank == 0, labels),
+        "top5_accuracy": float(np.mean(rank < 5)),
+        "expected_calibration_error": _calibration_error(scores, rank == 0),
+    }
+
+
+def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """[`classification_metrics`] for the Trainer's `compute_metrics`.
+
+    Args:
+        prediction ([`~transformers.EvalPrediction`]): `predictions`, logits `(num_images, num_classes)` or a tuple
+            that starts with them, and `label_ids` `(num_images,)`.
+    """
+    logits = prediction.predictions
+    return classification_metrics(logits[0] if isinstance(logits, tuple) else logits, prediction.label_ids)
+
+
+class MicroCLIPMetric(evaluate.Metric):
+    r"""
+    [`classification_metrics`] as a metric of `evaluate`, without any download.
+
+    Args:
+        config_name (`str`, *optional*): what the predictions are: `"scores"`, the default, for logits
+            `(num_images, num_classes)`; `"labels"` for class indices `(num_images,)`, as the evaluator of
+            "image-classification" passes them.
+        kwargs: as in [`~evaluate.EvaluationModule`], for example `cache_dir`.
+
+    Raises:
+        ValueError: if `config_name` is another.
+    """
+
+    def __init__(self, config_name: str | None = None, **kwargs: Any) -> None:
+        super().__init__(config_name or "scores", **kwargs)
+
+    def _info(self) -> evaluate.MetricInfo:
+        if self.config_name not in PREDICTIONS:
+            raise ValueError(f"config_name is {self.config_name!r}; pass {' or '.join(map(repr, PREDICTIONS))}.")
+        features = {"predictions": PREDICTIONS[self.config_name], "references": datasets.Value("int64")}
+        return evaluate.MetricInfo(
+            description="Accuracy, also by class, and calibration of image classification.",
+            citation="",
+            features=datasets.Features(features),
+        )
+
+    def _compute(self, predictions: ArrayLike, references: ArrayLike) -> dict[str, float]:
+        return classification_metrics(predictions, references)
+
+
+def _labelled(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Both as arrays, checked, of the images that have a label."""
+    scores, labels = _as_arrays(scores, labels)
+    known = np.flatnonzero(labels != -1)
+    if len(known) == 0:
+        raise ValueError(f"None of {len(labels)} images has a label (other than -1); pass images with labels.")
+    num_classes = scores.shape[1] if scores.ndim == 2 else None
+    _check_indices("labels", labels, num_classes, -1)
+    if num_classes is None:
+        _check_indices("scores", scores, num_classes, 0)
+    elif len(bad := known[~np.isfinite(scores[known].max(1))]):
+        raise ValueError(
+            f"The largest score is NaN or infinite in {len(bad)} of {len(known)} images with labels, first in "
+            f"scores[{bad[0]}]; expected finite logits. Look for what made the model overflow."
+        )
+    return scores[known], labels[known].astype(np.int64)
+
+
+def _as_arrays(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        scores, labels = np.asarray(scores), np.asarray(labels)
+    except ValueError as error:
+        raise ValueError(f"scores or labels are no array ({error}); pass rows of one length.") from error
+    if labels.ndim != 1 or scores.ndim not in (1, 2) or len(scores) != len(labels):
+        raise ValueError(
+            f"scores have shape {scores.shape} and labels {labels.shape}; pass logits (num_images, num_classes) or "
+            "class indices (num_images,), and labels (num_images,)."
+        )
+    if len(labels) and (labels.dtype.kind not in "iu" or scores.dtype.kind not in ("iu", "iuf")[scores.ndim - 1]):
+        raise ValueError(
+            f"scores of shape {scores.shape} are {scores.dtype}, labels are {labels.dtype}; pass numbers as logits, "
+            "and integers as class indices and labels."
+        )
+    return scores, labels
+
+
+def _check_indices(name: str, values: np.ndarray, num_classes: int | None, lowest: int) -> None:
+    bad = np.flatnonzero((values < lowest) | (False if num_classes is None else values >= num_classes))
+    if len(bad):
+        highest = "" if num_classes is None else f" to {num_classes - 1}"
+        raise ValueError(
+            f"{name}[{bad[0]}] is {values[bad[0]]}; expected class indices from 0{highest}"
+            f"{', or -1 for unknown' if lowest == -1 else ''}. Number the labels as the model does (config.label2id)."
+        )
+
+
+def _class_accuracies(correct: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    accuracies = np.bincount(classes, weights=correct) / counts
+    return {
+        "accuracy": float(np.mean(correct)),
+        "mean_class_accuracy": float(np.mean(accuracies)),
+        "harmonic_mean": float(1 / np.mean(1 / accuracies)) if accuracies.all() else 0.0,
+    }
+
+
+def _calibration_error(logits: np.ndarray, correct: np.ndarray) -> float:
+    logits = logits.astype(np.float64)
+    confidence = 1 / np.exp(logits - logits.max(1, keepdims=True)).sum(1)
+    bins = np.searchsorted(np.arange(1, NUM_BINS) / NUM_BINS, confidence)
+    return float(np.abs(np.bincount(bins, weights=correct - confidence)).sum() / len(logits))

@@ -1,0 +1,94 @@
+"""The card: read back by huggingface_hub, its snippet run, its claims true to the files beside it."""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from adaptation import CLASS_NAMES, adapt, draw_images
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+
+from microclip_hf import MicroCLIPTrainingArguments
+from microclip_hf.model_card import CardFacts, write_model_card
+
+
+RESULTS = {"cupl_accuracy": 0.25, "adapted_accuracy": 0.5, "adapted_top5_accuracy": 1.0}
+
+
+@pytest.fixture
+def args(tmp_path):
+    folder = tmp_path / "a: b"
+    folder.mkdir()
+    return MicroCLIPTrainingArguments(str(folder))
+
+
+def read(args):
+    return ModelCard.load(os.path.join(args.output_dir, "README.md"))
+
+
+def test_words_that_mean_something_to_yaml_markdown_or_jinja(model, args, tmp_path):
+    model.config.id2label = {0: "red: disc", 1: "{{ green }} #1", 2: "blue 'bar'"}
+    write_model_card(model.config, args, CardFacts(str(tmp_path), str(tmp_path / "photos"), results=RESULTS), 12)
+    card = read(args)
+    assert (card.data.model_name, card.data.base_model, card.data.datasets) == ("a: b", None, None)
+    assert "red: disc, {{ green }} #1, blue 'bar'." in card.text
+    assert "| CLIP with the descriptions | 25.0 |\n| this model | 50.0 |" in card.text
+    assert "in percent: top-5 accuracy 100.0." in card.text
+    assert str(tmp_path) not in card.text and "prior_weighting: uniform" in card.text
+
+
+def test_metadata(model, args):
+    """What the Hub reads; results survive its own form of them."""
+    args.hub_model_id = "me/birds"
+    write_model_card(model.config, args, CardFacts("someone/clip", "someone/photos", "mit", "en", RESULTS), None)
+    data = read(args).data
+    assert (data.base_model, data.datasets, data.license, data.language) == (
+        "someone/clip",
+        ["someone/photos"],
+        "mit",
+        "en",
+    )
+    assert (data.pipeline_tag, data.library_name, data.tags) == ("image-classification", "transformers", ["microclip"])
+    found = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert found == {"accuracy": 0.5, "top5_accuracy": 1.0} and data.model_name == "birds"
+    index = eval_results_to_model_index("birds", data.eval_results)
+    assert model_index_to_eval_results(index) == ("birds", data.eval_results)
+    assert 'model="me/birds"' in read(args).text and "a stream of images" in read(args).text
+
+
+def test_without_results(model, args):
+    write_model_card(model.config, args, CardFacts(), 12)
+    card = read(args)
+    assert not card.data.eval_results and "%" not in card.text and "adaptation.png" not in card.text
+    assert "\n\n\n" not in card.text
+
+
+def test_what_lies_beside_it_is_told(model, args):
+    for name in ("descriptions.json", "adaptation.png"):
+        with open(os.path.join(args.output_dir, name), "w") as file:
+            file.write("{}")
+    write_model_card(model.config, args, CardFacts(), 12)
+    assert f"SHA-256 {hashlib.sha256(b'{}').hexdigest()}" in read(args).text
+    assert "](adaptation.png)" in read(args).text
+
+
+def test_a_trainer_writes_its_card(clip_folder, tmp_path):
+    """With the results of its last evaluation, and a picture; the snippet of the card runs where the folder lies."""
+    images = draw_images()
+    trainer = adapt(clip_folder, tmp_path / "birds", images, num_train_epochs=1)
+    trainer.save_model()
+    accuracy = trainer.evaluate(images)["eval_accuracy"]
+    trainer.create_model_card(license="mit")
+    card = read(trainer.args)
+    assert card.data.eval_results[0].metric_value == accuracy
+    assert card.data.license == "mit" and ", ".join(CLASS_NAMES) in card.text and "20 images" in card.text
+    assert (tmp_path / "birds" / "adaptation.png").exists()
+    images[0]["image"].save(tmp_path / "photo.png")
+    (snippet,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [sys.executable, "-c", snippet]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0 and all(f"'label': '{name}'" in result.stdout for name in CLASS_NAMES), result.stderr
