@@ -300,12 +300,15 @@ class MicroCLIPTrainer(Trainer):
     def create_model_card(self, finetuned_from: str | None = None, **kwargs: Any) -> None:
         """Write the card and, where there is none yet, a picture of the curves; for the results see `card_facts`.
 
+        A Trainer that has neither trained nor evaluated keeps the card that it finds.
+
         Args:
             finetuned_from (`str`, *optional*): the CLIP that was adapted.
             kwargs: `dataset`, `license` and `language` as in [`CardFacts`]; the base class's other arguments have no
                 part in this card.
         """
-        if not self.is_world_process_zero():
+        has_card = os.path.exists(os.path.join(self.args.output_dir, "README.md"))
+        if not self.is_world_process_zero() or (has_card and not self.state.log_history):
             return
         facts = {"base_model": finetuned_from, **kwargs}
         known = [field.name for field in fields(CardFacts) if facts.get(field.name) is not None]
@@ -315,7 +318,7 @@ class MicroCLIPTrainer(Trainer):
             results = {name.replace("eval_", "adapted_", 1): value for name, value in evaluations[-1].items()}
             self.card_facts.results |= split_results(results)
         picture = os.path.join(self.args.output_dir, PICTURE)
-        if not os.path.exists(picture):
+        if self.state.log_history and not os.path.exists(picture):
             plot_adaptation(picture, self.state.log_history, self.card_facts.results)
         num_images = len(self.train_dataset) if has_length(self.train_dataset) else None
         write_model_card(self.model.config, self.args, self.card_facts, num_images)

@@ -98,6 +98,10 @@ class HubServer:
         failure = SimpleNamespace(status=status, times=times, headers=headers, after_bytes=after_bytes)
         self._failures.append((method, path_pattern, failure))
 
+    def heal(self) -> None:
+        """Let nothing fail any more."""
+        self._failures.clear()
+
     def take_failure(self, method: str, path: str) -> SimpleNamespace | None:
         """The failure due for a request, counted as used."""
         with self.lock:
