@@ -32,6 +32,7 @@ def read_class_names(path: str | os.PathLike) -> list[str]:
 def load_images(
     source: str,
     class_names: Sequence[str],
+    hub: bool = False,
     config_name: str | None = None,
     split: str = "train",
     image_column: str | None = None,
@@ -43,12 +44,13 @@ def load_images(
 
     Args:
         source (`str`): a folder of images (see [`load_image_folder`]), one written by `save_to_disk`, a folder or a
-            pattern of `.parquet`, `.tar` (WebDataset) or `.arrow` files, or the id of a data set on the Hub.
+            pattern of `.parquet`, `.tar` (WebDataset) or `.arrow` files.
+        hub (`bool`): `source` is the id of a data set on the Hub instead, or a copy of its repository here.
         class_names (`Sequence[str]`): the classes, which named labels are numbered like.
         config_name, split (`str`): the Hub data set's.
         image_column (`str`, *optional*): default, the only column of images.
         label_column (`str`): labels; other columns are left out.
-        streaming (`bool`): read while training, not before; files are the only choice but for the Hub.
+        streaming (`bool`): read while training, not before.
         labels_required (`bool`): whether labels that aren't classes, or none, are an error.
 
     Returns:
@@ -58,20 +60,21 @@ def load_images(
         ValueError: if there is no such source, column, or (where required) label.
     """
     kind, files = _file_kind(source)
-    if kind is None and os.path.isdir(source) and not os.path.exists(os.path.join(source, "state.json")):
+    saved = os.path.exists(os.path.join(source, "state.json"))
+    if not hub and kind is None and not saved:
         if streaming:
             raise ValueError(f"{source} is a folder of images, which are read one by one anyway; leave out streaming.")
         return load_image_folder(source, class_names, labels_required)
     try:
-        if kind is not None:
+        if hub:
+            dataset = load_dataset(source, config_name, split=split, streaming=streaming)
+        elif kind is not None:
             dataset = load_dataset(kind, data_files=files, split="train", streaming=streaming)
-        elif os.path.isdir(source):
+        else:
             dataset = load_from_disk(source)
             dataset = dataset.to_iterable_dataset() if streaming else dataset
-        else:
-            dataset = load_dataset(source, config_name, split=split, streaming=streaming)
     except (OSError, ValueError, DatasetsError) as error:
-        raise ValueError(f"{source} is no folder, and it can't be loaded as a data set: {error}") from error
+        raise ValueError(f"The data set {source} can't be loaded: {error}") from error
     dataset = _select_columns(dataset, source, image_column, label_column, labels_required)
     try:
         return align_labels(dataset, class_names)

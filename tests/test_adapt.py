@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny_inputs
 import torch
+from hub_server import HubServer
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn.functional import normalize
@@ -153,26 +154,53 @@ def test_a_missing_extra_is_named(monkeypatch):
         microclip()
 
 
-def test_every_code_block_of_the_readme(inputs, tmp_path):
-    """In their order, in one folder. `pip install` made this environment; `make demo` has its own test."""
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONWARNINGS": "ignore"}
-    for name in ("photos", "names.txt", "descriptions.json"):
+@pytest.fixture
+def workplace(inputs, tmp_path):
+    """A folder with all that README and docs name."""
+    for name in ("photos", "test", "names.txt", "descriptions.json"):
         (tmp_path / name).symlink_to(inputs / name)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "photo.png").symlink_to(min((inputs / "photos").iterdir()))
-    blocks = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 9
-    for language, block in blocks:
-        if "git clone" in block or block == "make demo\n":
-            continue
-        if language == "bash":
-            block = block.rstrip() + ' --num_train_epochs 2 --config_overrides \'{"prior_weighting": "uniform"}\'\n'
-        block = block.replace(HUB_ID, str(inputs / "clip"))
-        block = block.replace('MicroCLIPTrainingArguments("adapted")', 'MicroCLIPTrainingArguments("by_python")')
-        command = ["bash", "-ec", block] if language == "bash" else [sys.executable, "-c", block]
-        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert result.returncode == 0, f"{block}\n{result.stdout}\n{result.stderr}"
-    assert (tmp_path / "by_python" / "model.safetensors").exists()
+    names = list(tiny_inputs.DESCRIPTIONS)
+    test = load_image_folder(inputs / "test", names)
+    for path in ("shards/0.parquet", "repo/data/train-0.parquet", "repo/data/test-0.parquet"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        test.to_parquet(tmp_path / path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("page", "count"), [("README.md", 9), ("docs/training.md", 5)])
+def test_every_code_block_of_the_docs(inputs, workplace, page, count):
+    """In their order, in one folder, ids replaced by folders here. `pip install` made this environment; `make demo`
+    has its own test; two processes on a CPU take the place of two GPUs, a Hub on loopback that of the Hub."""
+    blocks = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == count
+    with HubServer() as hub:
+        environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONWARNINGS": "ignore"}
+        environment |= {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.token, "HF_HOME": str(workplace / "hf")}
+        environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+        for language, block in blocks:
+            if "git clone" in block or block == "make demo\n":
+                continue
+            if language == "bash":
+                block = (
+                    block.rstrip() + ' --num_train_epochs 2 --config_overrides \'{"prior_weighting": "uniform"}\'\n'
+                )
+            if "--config_file" in block:
+                block = re.sub(
+                    r"accelerate launch --config_file \S+", "torchrun --standalone --nproc_per_node 2", block
+                )
+                block = block.rstrip() + " --use_cpu true\n"
+            block = block.replace(HUB_ID, str(inputs / "clip")).replace(
+                "--dataset_name user/photos", "--dataset_name repo"
+            )
+            block = block.replace('MicroCLIPTrainingArguments("adapted")', 'MicroCLIPTrainingArguments("by_python")')
+            command = ["bash", "-ec", block] if language == "bash" else [sys.executable, "-c", block]
+            result = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True)
+            assert result.returncode == 0, f"{block}\n{result.stdout}\n{result.stderr}"
+        assert hub.repos.keys() == ({"user/shapes"} if "--push_to_hub" in str(blocks) else set())
+    if page == "README.md":
+        assert (workplace / "by_python" / "model.safetensors").exists()
 
 
 def test_the_example_shows_the_command_of_the_readme():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kill_and_resume
 import pytest
 from adaptation import adapt, draw_images
 from safetensors.torch import load_file
@@ -135,3 +136,9 @@ def test_resume_is_exact(clip_folder, tmp_path, step, accumulation):
     weights = resumed.model.state_dict()
     assert all(value.equal(weights[name]) for name, value in whole.model.state_dict().items())
     assert resumed._diagnostics.pseudo_labels.equal(whole._diagnostics.pseudo_labels)
+
+
+@pytest.mark.slow
+def test_resume_after_kills(clip_folder, tmp_path):
+    """Twenty times, some of them while a checkpoint is being written; the process group gets SIGKILL."""
+    assert kill_and_resume.main(str(clip_folder), str(tmp_path)) > 0

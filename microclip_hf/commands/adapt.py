@@ -1,7 +1,6 @@
 """`microclip adapt`: images + class names (+ descriptions) -> an adapted model on disk and on the Hub."""
 
 import contextlib
-import glob
 import json
 import os
 import shutil
@@ -202,10 +201,8 @@ def _load_data(
     if options.test_split is not None and options.dataset_name is None:
         raise ValueError("--test_split is a split of --dataset_name; pass that, or --test_dir in its place.")
     columns = {"image_column": options.image_column, "label_column": options.label_column}
-    hub = {"config_name": options.dataset_config, **columns}
+    hub = {"hub": options.dataset_name is not None, "config_name": options.dataset_config, **columns}
     source = options.train_dir or options.dataset_name
-    if options.train_dir is not None and not glob.glob(options.train_dir):
-        raise ValueError(f"--train_dir {options.train_dir} isn't a folder; pass the folder that holds the images.")
     dataset = load_images(source, class_names, split=options.dataset_split, streaming=options.streaming, **hub)
     if options.streaming:
         dataset = dataset.shuffle(seed=training_args.seed, buffer_size=options.shuffle_buffer)
