@@ -189,8 +189,8 @@ def align_labels(dataset: DataSource, class_names: Sequence[str]) -> DataSource:
     position = {normalize_name(name): i for i, name in enumerate(class_names)}
     if unknown := [name for name in feature.names if normalize_name(name) not in position]:
         raise ValueError(
-            f"The data set has the labels {abbreviate(unknown)}, none of the {len(class_names)} classes "
-            f"({abbreviate(class_names)}). Rename them, or remove the column with remove_columns('label')."
+            f"The labels {abbreviate(unknown)} are none of the {len(class_names)} classes "
+            f"({abbreviate(class_names)}). Rename them, or leave the column of labels out."
         )
     numbers = [position[normalize_name(name)] for name in feature.names]
 

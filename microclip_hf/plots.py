@@ -1,5 +1,6 @@
 """Pictures of an adaptation run, for people who would rather look."""
 
+import functools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,14 @@ CURVES = {
     "cross_entropy": "cross-entropy",
     "fairness": "fairness",
     "student_agreement": "student agrees with pseudo-label",
+    "head_agreement": "both heads agree",
+    "label_changes": "pseudo-label changed",
     "pseudo_label_accuracy": "pseudo-label is right",
 }
+PANELS = (
+    (("cross_entropy", "fairness"), "loss"),
+    (("student_agreement", "head_agreement", "label_changes", "pseudo_label_accuracy"), "share of images"),
+)
 BARS = {"zero_shot_accuracy": "names", "cupl_accuracy": "descriptions", "adapted_accuracy": "adapted"}
 
 
@@ -82,10 +89,15 @@ def plot_adaptation(
     columns = len(before.labels) if before and after else 0
     figure = Figure(figsize=(max(12, 1.7 * columns), 7 if columns else 3), layout="constrained")
     above = figure.subfigures(2, 1, height_ratios=(2, 3))[0] if columns else figure
-    losses, shares, bars = above.subplots(1, 3)
-    _plot_curves(losses, log_history, ("cross_entropy", "fairness"), "loss")
-    _plot_curves(shares, log_history, ("student_agreement", "pseudo_label_accuracy"), "share of images")
-    _plot_accuracies(bars, accuracies)
+    panels = [
+        functools.partial(_plot_curves, log_history=log_history, names=names, label=label)
+        for names, label in PANELS
+        if any(name in entry for entry in log_history for name in names)
+    ]
+    if heights := {BARS[name]: 100 * accuracies[name] for name in BARS if name in accuracies}:
+        panels.append(functools.partial(_plot_accuracies, heights=heights))
+    for axes, draw in zip(above.subplots(1, max(1, len(panels)), squeeze=False).flat, panels, strict=False):
+        draw(axes)
     if columns:
         _plot_images(figure.subfigs[1], before, after)
     figure.savefig(path, dpi=100)
@@ -108,12 +120,10 @@ def _plot_curves(axes: Axes, log_history: Sequence[dict[str, float]], names: Seq
         if points:
             axes.plot(*zip(*points, strict=True), label=CURVES[name])
     axes.set(xlabel="epoch", ylabel=label)
-    if axes.lines:
-        axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8)
 
 
-def _plot_accuracies(axes: Axes, accuracies: dict[str, float]) -> None:
-    heights = {BARS[name]: 100 * accuracies[name] for name in BARS if name in accuracies}
+def _plot_accuracies(axes: Axes, heights: dict[str, float]) -> None:
     bars = axes.bar(list(heights), list(heights.values()))
     axes.bar_label(bars, fmt="%.1f")
     axes.set(ylabel="test accuracy (%)", ylim=(0, 100))

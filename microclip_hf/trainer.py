@@ -1,5 +1,6 @@
 """Self-training without labels (arXiv:2510.02270, sections 3.3 and 3.4) on transformers' Trainer."""
 
+import itertools
 import os
 import shlex
 import shutil
@@ -25,7 +26,6 @@ from .model_card import PICTURE, CardFacts, split_results, write_model_card
 from .modeling_microclip import MicroCLIPForImageClassification, default_image_processor
 from .plots import plot_adaptation
 from .pseudo_labels import aggregate_scores, composite_embeds, fairness_loss, fuse_embeds
-from .text_heads import abbreviate
 from .training_args import MicroCLIPTrainingArguments
 from .view_datasets import (
     ViewCollator,
@@ -140,7 +140,7 @@ class MicroCLIPTrainer(Trainer):
                 raise ValueError(f"There is no checkpoint to resume from in {self.args.output_dir}.")
         self._checkpoint = checkpoint or None
         if self._checkpoint is not None:
-            self._check_classes(self._checkpoint)
+            check_classes(self._checkpoint, list(self.model.config.id2label.values()))
         return super().train(self._checkpoint, **kwargs)
 
     def get_batch_samples(
@@ -365,16 +365,6 @@ class MicroCLIPTrainer(Trainer):
             logs.update(self._diagnostics.summarize(self.accelerator))
         super().log(logs, *args, **kwargs)
 
-    def _check_classes(self, checkpoint: str) -> None:
-        """Heads of other classes, or of another order, aren't taken over."""
-        saved, own = MicroCLIPConfig.from_pretrained(checkpoint).id2label, self.model.config.id2label
-        if saved != own:
-            raise ValueError(
-                f"The checkpoint {checkpoint} has the classes {abbreviate(list(saved.values()))}, the model "
-                f"{abbreviate(list(own.values()))}. Resume with the class names that the run began with, in their "
-                "order."
-            )
-
     def _get_output_dir(self, trial: Any) -> str:
         return os.path.join(super()._get_output_dir(trial), INCOMPLETE)
 
@@ -435,6 +425,23 @@ class _EpochCallback(TrainerCallback):
         self, args: MicroCLIPTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trainer.finish_epoch()
+
+
+def check_classes(checkpoint: str, class_names: list[str]) -> None:
+    """Heads of other classes, or of another order, aren't taken over from a checkpoint.
+
+    Raises:
+        ValueError: if the checkpoint's classes aren't these.
+    """
+    saved = list(MicroCLIPConfig.from_pretrained(checkpoint).id2label.values())
+    if saved == class_names:
+        return
+    pairs = itertools.zip_longest(saved, class_names)
+    index, (old, new) = next((index, pair) for index, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise ValueError(
+        f"The checkpoint {checkpoint} has {len(saved)} classes, this run {len(class_names)}; number {index + 1} is "
+        f"{old!r} there and {new!r} here. Resume with the class names that the run began with, in their order."
+    )
 
 
 def _log_sum(logits: torch.Tensor) -> torch.Tensor:

@@ -78,7 +78,9 @@ def test_an_existing_result_is_not_overwritten(inputs, tmp_path):
         ("descriptions", "{", "isn't a JSON file"),
         ("train_dir", "no folder", "isn't a folder"),
         ("num_crops", -1, "num_crops is -1"),
-        ("lerning_rate", 1, "lerning_rate"),
+        ("lerning_rate", 1, "no setting --lerning_rate; did you mean --learning_rate"),
+        ("learning_rat", 1, "did you mean --learning_rate"),
+        ("class_names", None, "--class_names .*: there is no such file"),
         ("resume_from_checkpoint", "true", "holds no checkpoint"),
         ("config_overrides", '{"fusion_ratio": 3}', "fusion_ratio is 3"),
         ("config_overrides", "{fusion", "isn't JSON"),
@@ -89,7 +91,8 @@ def test_an_existing_result_is_not_overwritten(inputs, tmp_path):
 def test_bad_input_is_found_before_the_model_is_loaded(inputs, tmp_path, option, content, message, monkeypatch):
     monkeypatch.setattr(adapt.MicroCLIPForImageClassification, "from_clip", None)
     if option in ("class_names", "descriptions"):
-        (tmp_path / "file").write_text(content)
+        if content is not None:
+            (tmp_path / "file").write_text(content)
         content = tmp_path / "file"
     with pytest.raises(SystemExit, match=message):
         adapt.main(flags(inputs, tmp_path / "out", **{option: content}))
@@ -104,7 +107,7 @@ def test_folders_of_images(inputs, tmp_path):
     image, label = labelled[0]["image"], labelled[0]["label"]
     red, green, blue = map(sum, zip(*image.get_flattened_data(), strict=True))
     assert {0: blue, 1: green, 3: red}[label] == max(red, green, blue)
-    with pytest.raises(ValueError, match="the labels 'blue bar', 'green square', none of the 2 classes"):
+    with pytest.raises(ValueError, match="labels 'blue bar', 'green square' are none of the 2 classes"):
         load_image_folder(inputs / "test", ["red disc", "star"], labels_required=True)
     with pytest.raises(ValueError, match="lie in no sub-folder"):
         load_image_folder(inputs / "photos", names, labels_required=True)

@@ -80,7 +80,7 @@ def test_wrong_sources(sources, tmp_path, images):
         load_images("nothing", CLASS_NAMES)
     with pytest.raises(ValueError, match=r"has the columns 'image', 'label'; .* Say which one with label_column"):
         load_images(str(sources / "arrow"), CLASS_NAMES, label_column="class", labels_required=True)
-    with pytest.raises(ValueError, match="has the labels 'green_square', 'blue_bar', none of the 2 classes"):
+    with pytest.raises(ValueError, match="labels 'green_square', 'blue_bar' are none of the 2 classes"):
         load_images(str(sources / "arrow"), ["red disc", "star"], labels_required=True)
     two = Dataset.from_dict({"image": images["image"], "other": images["image"]})
     two.save_to_disk(tmp_path / "two")

@@ -204,7 +204,7 @@ def test_labels_are_matched_by_name(make_model, images, tmp_path):
         "labels"
         not in MicroCLIPTrainer(model=make_model(), args=arguments(tmp_path), train_dataset=strange).train_dataset[0]
     )
-    with pytest.raises(ValueError, match="labels '2022', '2023', '2024', none of the 3 classes"):
+    with pytest.raises(ValueError, match="labels '2022', '2023', '2024' are none of the 3 classes"):
         MicroCLIPTrainer(model=make_model(), args=arguments(tmp_path), eval_dataset=strange)
 
 

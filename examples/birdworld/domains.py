@@ -97,12 +97,13 @@ class Domain:
             features["mask"] = Image()
         return Dataset.from_list(self.examples(split, count, with_masks), features=Features(features))
 
-    def write(self, folder: Path, num_train: int = 1600, num_test: int = 600) -> None:
+    def write(self, folder: str | Path, num_train: int = 1600, num_test: int = 600) -> None:
         """Write `train/` (unlabelled), `test/` (a folder a class), `names.txt` and `descriptions.json`.
 
         Raises:
             FileExistsError: if the folder holds anything already.
         """
+        folder = Path(folder)
         if folder.exists() and any(folder.iterdir()):
             raise FileExistsError(f"{folder} isn't empty; pass a new folder, or remove it first.")
         for split, count in (("train", num_train), ("test", num_test)):

@@ -1,6 +1,7 @@
 """`microclip adapt`: images + class names (+ descriptions) -> an adapted model on disk and on the Hub."""
 
 import contextlib
+import difflib
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ from ..model_card import DESCRIPTIONS, PICTURE, CardFacts, split_results
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..plots import plot_adaptation, snapshot
 from ..text_heads import check_templates, encode_heads
-from ..trainer import MicroCLIPTrainer
+from ..trainer import MicroCLIPTrainer, check_classes
 from ..training_args import MicroCLIPTrainingArguments
 from ..view_datasets import UNREADABLE, decode, undecoded
 
@@ -65,12 +66,15 @@ class AdaptArguments:
 def main(arguments: list[str] | None = None) -> None:
     """Check the input, build the model, adapt it, save it, and show that the saved model predicts."""
     parser = HfArgumentParser(
-        (AdaptArguments, MicroCLIPTrainingArguments), prog="microclip adapt", description=__doc__
+        (AdaptArguments, MicroCLIPTrainingArguments), prog="microclip adapt", description=__doc__, allow_abbrev=False
     )
     parser.add_argument("--config", help="YAML file of settings named like these options, which override it.")
     try:
         arguments = _expand_config(sys.argv[1:] if arguments is None else arguments)
-        options, training_args = parser.parse_args_into_dataclasses(arguments)[:2]
+        options, training_args, _, unknown = parser.parse_args_into_dataclasses(
+            arguments, return_remaining_strings=True
+        )
+        _refuse_unknown(unknown, parser)
         texts, overrides, train_dataset, test_dataset = _check_input(options, training_args)
         model, zero_shot_head = _load_model(options.model_name_or_path, texts, overrides)
         trainer = MicroCLIPTrainer(
@@ -138,6 +142,13 @@ def _expand_config(arguments: list[str]) -> list[str]:
     return options + rest
 
 
+def _refuse_unknown(options: list[str], parser: ArgumentParser) -> None:
+    for option in options:
+        near = difflib.get_close_matches(option, parser._option_string_actions, 1)
+        advice = f"did you mean {near[0]}?" if near else "--help lists all settings."
+        raise ValueError(f"There is no setting {option}; {advice}")
+
+
 def _load_model(
     source: str, texts: dict[str, Any], overrides: dict[str, Any]
 ) -> tuple[MicroCLIPForImageClassification, torch.Tensor]:
@@ -182,8 +193,12 @@ def _check_input(
     options: AdaptArguments, training_args: MicroCLIPTrainingArguments
 ) -> tuple[dict[str, Any], dict[str, Any], Dataset | IterableDataset, Dataset | None]:
     """All that can be wrong is found before the model is loaded."""
-    _check_output(training_args)
+    for name in ("class_names", "descriptions"):
+        path = getattr(options, name)
+        if path is not None and not os.path.isfile(path):
+            raise ValueError(f"--{name} {path}: there is no such file.")
     class_names = read_class_names(options.class_names)
+    _check_output(training_args, class_names)
     texts = {"class_names": class_names, "templates": options.templates}
     check_templates(options.templates)
     if options.descriptions is not None:
@@ -213,7 +228,7 @@ def _load_data(
     return dataset, None
 
 
-def _check_output(training_args: MicroCLIPTrainingArguments) -> None:
+def _check_output(training_args: MicroCLIPTrainingArguments, class_names: list[str]) -> None:
     """A finished run isn't overwritten, and there is something to resume."""
     folder, resume = training_args.output_dir, str(training_args.resume_from_checkpoint)
     if resume.lower() in ("none", "true", "false"):
@@ -221,13 +236,11 @@ def _check_output(training_args: MicroCLIPTrainingArguments) -> None:
     checkpoint = get_last_checkpoint(folder) if os.path.isdir(folder) else None
     if training_args.resume_from_checkpoint is True and checkpoint is None:
         raise ValueError(f"--resume_from_checkpoint true, but {folder} holds no checkpoint; leave the option out.")
-    if not training_args.resume_from_checkpoint and (
-        checkpoint or os.path.exists(os.path.join(folder, "config.json"))
-    ):
-        raise ValueError(
-            f"--output_dir {folder} already holds a model. Choose another folder, or continue that run with "
-            "--resume_from_checkpoint true."
-        )
+    if training_args.resume_from_checkpoint:
+        check_classes(checkpoint if training_args.resume_from_checkpoint is True else resume, class_names)
+    elif checkpoint or os.path.exists(os.path.join(folder, "config.json")):
+        advice = ", or continue that run with --resume_from_checkpoint true" if checkpoint else ""
+        raise ValueError(f"--output_dir {folder} already holds a model. Choose another folder{advice}.")
 
 
 def _read_overrides(text: str | None) -> dict[str, Any]:
