@@ -378,16 +378,20 @@ class MicroCLIPTrainer(Trainer):
             state = {"epoch": torch.tensor(self._epoch), "pseudo_labels": self._diagnostics.pseudo_labels}
             save_file({**state, "log_class_mean": self._log_class_mean}, os.path.join(folder, STATE_NAME))
         super()._save_checkpoint(model, trial)
+        # The first process of all, then the first of each machine whose disk is its own.
+        for has_turn in (self.is_world_process_zero(), self.is_local_process_zero()):
+            self.accelerator.wait_for_everyone()
+            if has_turn and os.path.exists(folder):
+                self._finish_checkpoint(folder, os.path.dirname(incomplete))
         self.accelerator.wait_for_everyone()
-        if self.is_local_process_zero() and os.path.exists(folder):
-            run_dir = os.path.dirname(incomplete)
-            final = os.path.join(run_dir, os.path.basename(folder))
-            if os.path.exists(final):  # of an earlier life of this run
-                os.replace(final, folder + "-earlier")
-            os.replace(folder, final)
-            shutil.rmtree(incomplete)
-            rotate_checkpoints(output_dir=run_dir, save_total_limit=self.args.save_total_limit, use_mtime=True)
-        self.accelerator.wait_for_everyone()
+
+    def _finish_checkpoint(self, folder: str, run_dir: str) -> None:
+        final = os.path.join(run_dir, os.path.basename(folder))
+        if os.path.exists(final):  # of an earlier life of this run
+            os.replace(final, folder + "-earlier")
+        os.replace(folder, final)
+        shutil.rmtree(os.path.dirname(folder))
+        rotate_checkpoints(output_dir=run_dir, save_total_limit=self.args.save_total_limit, use_mtime=True)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As in the base class, each file complete under its final name, config.json last.

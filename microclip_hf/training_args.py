@@ -88,6 +88,11 @@ class MicroCLIPTrainingArguments(TrainingArguments):
                 "The best checkpoint would be chosen by labels, and labels only measure. Leave out "
                 "load_best_model_at_end, and take save_strategy 'epoch', 'steps' or 'no'."
             )
+        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+            raise ValueError(
+                f"lr_scheduler_type {self.lr_scheduler_type!r} follows evaluations, and labels only measure. Take a "
+                "schedule that goes by steps, such as 'cosine_with_min_lr' or 'linear'."
+            )
         if self.push_to_hub and self.hub_strategy != "end":
             raise ValueError(
                 f'hub_strategy is "{self.hub_strategy}"; only "end" pushes what a model needs to be loaded.'

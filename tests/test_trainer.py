@@ -301,6 +301,11 @@ def test_batches_of_views_from_a_collator_of_ones_own(make_model, images, tmp_pa
         ({"prior_ratio": 2.0}, "must lie in"),
         ({"fairness_weight": -1.0}, "0 or more"),
         ({"remove_unused_columns": True}, "must be False"),
+        ({"load_best_model_at_end": True}, "labels only measure"),
+        ({"save_strategy": "best"}, "labels only measure"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "labels only measure"),
+        ({"lr_scheduler_type": "greedy"}, "labels only measure"),
+        ({"max_corrupt_share": 1.5}, "max_corrupt_share is 1.5"),
         ({"push_to_hub": True, "hub_strategy": "every_save"}, 'only "end" pushes'),
     ],
 )
