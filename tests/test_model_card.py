@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from adaptation import CLASS_NAMES, adapt, draw_images
@@ -92,3 +93,14 @@ def test_a_trainer_writes_its_card(clip_folder, tmp_path):
     command = [sys.executable, "-c", snippet]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0 and all(f"'label': '{name}'" in result.stdout for name in CLASS_NAMES), result.stderr
+
+
+def test_the_example_card_is_what_is_written_today(model, args):
+    """The same headings, table and metadata; its numbers are `make demo`'s."""
+    example = ModelCard.load(Path(__file__).parents[1] / "model_cards" / "birdworld-dusk.md")
+    results = {"zero_shot_accuracy": 0.1, "adapted_harmonic_mean": 0.2, **RESULTS}
+    write_model_card(model.config, args, CardFacts(results=results), 12)
+    for pattern in (r"^#+ [A-Z].*", r"^\| [^0-9]*"):
+        assert re.findall(pattern, example.text, re.M) == re.findall(pattern, read(args).text, re.M)
+    assert example.data.to_dict().keys() == read(args).data.to_dict().keys()
+    assert [result.metric_type for result in example.data.eval_results][:2] == ["accuracy", "top5_accuracy"]
