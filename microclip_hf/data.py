@@ -4,9 +4,9 @@ import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
@@ -59,8 +59,10 @@ def load_images(
     Raises:
         ValueError: if there is no such source, column, or (where required) label.
     """
-    kind, files = _file_kind(source)
+    kind, files = (None, []) if hub else _file_kind(source)
     saved = os.path.exists(os.path.join(source, "state.json"))
+    if not hub and os.path.exists(os.path.join(source, "dataset_dict.json")):
+        raise ValueError(f"{source} holds several splits; pass the folder of one of them, such as {source}/train.")
     if not hub and kind is None and not saved:
         if streaming:
             raise ValueError(f"{source} is a folder of images, which are read one by one anyway; leave out streaming.")
@@ -89,8 +91,14 @@ def _file_kind(source: str) -> tuple[str | None, list[str]]:
     for kind, ending in (("parquet", ".parquet"), ("webdataset", ".tar"), ("arrow", ".arrow")):
         pattern = os.path.join(glob.escape(source), f"*{ending}") if os.path.isdir(source) else source
         files = sorted(glob.glob(pattern)) if pattern.endswith(ending) else []
-        if files and not os.path.exists(os.path.join(source, "state.json")):
-            return kind, files
+        if not files or os.path.exists(os.path.join(source, "state.json")):
+            continue
+        if os.path.isdir(source) and _image_files(source):
+            raise ValueError(
+                f"{source} holds both images and {ending} files; pass '{os.path.join(source, '*' + ending)}' for "
+                "these, or move them away."
+            )
+        return kind, files
     return None, []
 
 
@@ -114,6 +122,7 @@ def _select_columns(
             f"{source} has the columns {abbreviate(columns)}; to measure accuracy it needs one of labels. Say which "
             "one with label_column."
         )
+    dataset = undecoded(dataset, image_column)  # first, since whatever maps a stream decodes it
     names = {image_column: "image"} | ({label_column: "label"} if label_column in columns else {})
     dataset = dataset.select_columns(list(names)).rename_columns(
         {old: new for old, new in names.items() if old != new}
@@ -181,9 +190,16 @@ def align_labels(dataset: DataSource, class_names: Sequence[str]) -> DataSource:
     match whatever their case, `_` and `-`; labels without names are taken as they are.
 
     Raises:
-        ValueError: if a name is no class.
+        ValueError: if a name or a number is no class.
     """
     feature = (dataset.features or {}).get("label")
+    if isinstance(dataset, Dataset) and isinstance(feature, Value) and feature.dtype.startswith(("int", "uint")):
+        highest = max((label for label in dataset["label"] if label is not None), default=-1)
+        if highest >= len(class_names):
+            raise ValueError(
+                f"The highest label is {highest}, and there are {len(class_names)} classes, numbered from 0. Number "
+                "the labels like the class names, or leave the column of labels out."
+            )
     if not isinstance(feature, ClassLabel) or list(feature.names) == list(class_names):
         return dataset
     position = {normalize_name(name): i for i, name in enumerate(class_names)}
@@ -194,12 +210,24 @@ def align_labels(dataset: DataSource, class_names: Sequence[str]) -> DataSource:
         )
     numbers = [position[normalize_name(name)] for name in feature.names]
 
-    def renumber(label: int | None) -> int | None:
-        return numbers[label] if label is not None and label >= 0 else label  # hidden ones are -1 or missing
-
     aligned = ClassLabel(names=list(class_names))
     if isinstance(dataset, IterableDataset):
         features = Features({**dataset.features, "label": aligned})
-        return dataset.map(lambda example: {"label": renumber(example["label"])}, features=features)
-    labels = [renumber(label) for label in dataset["label"]]
+        return dataset.map(_renumber, features=features, fn_kwargs={"numbers": numbers})
+    labels = [_renumber({"label": label}, numbers)["label"] for label in dataset["label"]]
     return dataset.remove_columns("label").add_column("label", labels).cast_column("label", aligned)
+
+
+def undecoded(stream: Any, column: str = "image") -> Any:
+    """A stream of `datasets` with its images as they are stored: an error in one then doesn't end it."""
+    if not isinstance(stream, IterableDataset):
+        return stream
+    if stream.features is not None and isinstance(stream.features.get(column), Image):
+        return stream.cast_column(column, Image(decode=False))
+    return stream
+
+
+def _renumber(example: dict[str, int | None], numbers: list[int]) -> dict[str, int | None]:
+    """Hidden labels, -1 or missing, stay so."""
+    label = example["label"]
+    return {"label": numbers[label] if label is not None and label >= 0 else label}

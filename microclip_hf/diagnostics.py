@@ -37,10 +37,6 @@ class Diagnostics:
         self.num_labels = num_labels
         self.pseudo_labels = torch.empty(0, dtype=torch.int32)
         self._warned = False
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget what hasn't been summarized, and start the clock."""
         self._started = time.perf_counter()
         self._sums: dict[str, torch.Tensor] = {}
         self._pending: list[torch.Tensor] = []

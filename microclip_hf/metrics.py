@@ -50,10 +50,15 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
     Args:
         prediction ([`~transformers.EvalPrediction`]): `predictions`, logits `(num_images, num_classes)` or a tuple
-            that starts with them, and `label_ids` `(num_images,)`.
+            that starts with them, and `label_ids` `(num_images,)`; negative ones are unknown.
+
+    Returns:
+        Those metrics; none where no label is known.
     """
-    logits = prediction.predictions
-    return classification_metrics(logits[0] if isinstance(logits, tuple) else logits, prediction.label_ids)
+    logits, labels = prediction.predictions, np.maximum(prediction.label_ids, -1)
+    if np.all(labels == -1):
+        return {}
+    return classification_metrics(logits[0] if isinstance(logits, tuple) else logits, labels)
 
 
 class MicroCLIPMetric(evaluate.Metric):

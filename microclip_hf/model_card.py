@@ -5,12 +5,14 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from . import __version__
 from .configuration_microclip import MicroCLIPConfig
 from .training_args import MicroCLIPTrainingArguments
 
@@ -54,6 +56,7 @@ class CardFacts:
         dataset (`str`, *optional*): the images adapted to, a Hub id or a folder.
         license (`str`, *optional*): of the adapted model, as the Hub calls it.
         language (`str`, *optional*): of names and descriptions, as the Hub calls it.
+        test_dataset (`str`, *optional*): what the results were measured on.
         results (`dict[str, float]`): fractions by the names in `METHODS` and, as `adapted_*`, in `METRICS`.
     """
 
@@ -61,6 +64,7 @@ class CardFacts:
     dataset: str | None = None
     license: str | None = None
     language: str | None = None
+    test_dataset: str | None = None
     results: dict[str, float] = field(default_factory=dict)
 
 
@@ -104,11 +108,12 @@ def write_model_card(
 
 def _metadata(facts: CardFacts, model_id: str, args: MicroCLIPTrainingArguments) -> ModelCardData:
     dataset = _hub_id(facts.dataset)
+    measured_on = _hub_id(facts.test_dataset)
     results = [
         EvalResult(
             task_type="image-classification",
-            dataset_type=dataset or "imagefolder",
-            dataset_name=dataset or "test images",
+            dataset_type=measured_on or "imagefolder",
+            dataset_name=measured_on or "test images",
             metric_type=name,
             metric_value=facts.results[f"adapted_{name}"],
         )
@@ -139,8 +144,8 @@ def _settings(config: MicroCLIPConfig, args: MicroCLIPTrainingArguments, facts: 
     if descriptions.exists():
         digest = hashlib.sha256(descriptions.read_bytes()).hexdigest()
         settings.append(("descriptions", f"[{DESCRIPTIONS}]({DESCRIPTIONS}), SHA-256 {digest}"))
-    packages = ", ".join(f"{name} {version(name)}" for name in ("microclip_hf", "transformers", "torch"))
-    return [*settings, ("versions", packages)]
+    versions = f"microclip_hf {__version__}, transformers {transformers.__version__}, torch {torch.__version__}"
+    return [*settings, ("versions", versions)]
 
 
 def _link(source: str | None, hub: str) -> str | None:

@@ -12,14 +12,15 @@ from typing import Any
 import datasets
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.nn.functional import cross_entropy
 from transformers import BaseImageProcessor, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, has_length, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, has_length, sort_checkpoints
 from transformers.utils import CONFIG_NAME
 
 from .configuration_microclip import MicroCLIPConfig
-from .data import align_labels
+from .data import align_labels, undecoded
 from .diagnostics import Diagnostics
 from .metrics import compute_metrics
 from .model_card import PICTURE, CardFacts, split_results, write_model_card
@@ -35,7 +36,6 @@ from .view_datasets import (
     describe_unreadable,
     first_example,
     holds_views,
-    undecoded,
 )
 
 
@@ -69,7 +69,6 @@ class MicroCLIPTrainer(Trainer):
             training, if more images than `max_corrupt_share` can't be read.
     """
 
-    _tag_names = ["microclip"]
     # The loss is a mean over the batch: under gradient accumulation the Trainer divides it.
     loss_is_scaled_for_ga = False
 
@@ -113,6 +112,13 @@ class MicroCLIPTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            # These can't split a number, and it's frozen; a buffer is saved as a parameter is.
+            scale = model.clip.logit_scale.detach()
+            del model.clip.logit_scale
+            model.clip.register_buffer("logit_scale", scale)
+            # They split the model along with its optimiser; until training each process evaluates with all of it.
+            self.deepspeed = self.accelerator.prepare_model(model.to(self.args.device), evaluation_mode=True)
         self.card_facts = CardFacts(base_model=model.clip.config._name_or_path or None)
         self.add_callback(_EpochCallback(self))
         self._pixel_mean = torch.tensor(processing_class.image_mean, device=self.args.device).view(-1, 1, 1)
@@ -179,6 +185,10 @@ class MicroCLIPTrainer(Trainer):
                     "'crops'. Let train_dataset hold an 'image' column, or the views."
                 )
             return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+        if not model.training:
+            raise ValueError(
+                "An evaluation batch holds views; evaluate a data set with an 'image' or 'pixel_values' column."
+            )
         pseudo_labels = self.refine_pseudo_labels(inputs)
         outputs = model(pixel_values=self.normalize(inputs["strong"]))
         logits = outputs["logits"].float()
@@ -190,7 +200,8 @@ class MicroCLIPTrainer(Trainer):
             student_agreement=logits.argmax(-1) == pseudo_labels,
         )
         if "labels" in inputs:
-            self._diagnostics.record(pseudo_label_accuracy=pseudo_labels == inputs["labels"])
+            known = inputs["labels"] >= 0
+            self._diagnostics.record(pseudo_label_accuracy=(pseudo_labels == inputs["labels"])[known])
         self._diagnostics.record_labels(pseudo_labels, inputs.get("index"))
         loss = share * student_loss + self.args.fairness_weight * fairness
         return (loss, outputs) if return_outputs else loss
@@ -209,15 +220,21 @@ class MicroCLIPTrainer(Trainer):
             steps = len(parts) // accelerator.num_processes
             own, last, self._next_part = own * steps + step, step == steps - 1, step + 1
         if parts is None:
-            fairness, self._log_class_mean = fairness_loss(logits.log_softmax(-1), self._log_class_mean)
+            fairness, log_class_mean = fairness_loss(logits.log_softmax(-1), self._log_class_mean)
+            self._remember(log_class_mean)
             return fairness, 1.0
         num_images = parts[:, -1].sum()
         rest = torch.cat([parts[:own], parts[own + 1 :]])[:, :-1].logsumexp(0)
         fairness, log_class_mean = fairness_loss(logits.log_softmax(-1), self._log_class_mean, rest, num_images)
         if last:
-            self._log_class_mean = log_class_mean
+            self._remember(log_class_mean)
         value = fairness.detach()
         return value + len(parts) * (fairness - value), len(logits) * len(parts) / num_images
+
+    def _remember(self, log_class_mean: torch.Tensor) -> None:
+        """The running mean for the next step; after an overflow, whose step fp16 skips, the one before stays."""
+        if log_class_mean.isfinite().all():
+            self._log_class_mean = log_class_mean
 
     @torch.no_grad()
     def refine_pseudo_labels(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -256,11 +273,19 @@ class MicroCLIPTrainer(Trainer):
 
     def start_training(self) -> None:
         """Start afresh, or where the checkpoint left off."""
-        self._diagnostics.clear()
+        if isinstance(self.model, FSDPModule):
+            self._prepare_sharded_model()
+        self._diagnostics = Diagnostics(self.model.config.num_labels)
         self._log_class_mean = self._epoch = self._parts = None
         if self.is_local_process_zero():
             shutil.rmtree(os.path.join(self.args.output_dir, INCOMPLETE), ignore_errors=True)
-        if self._checkpoint is not None and os.path.exists(file := os.path.join(self._checkpoint, STATE_NAME)):
+        if self._checkpoint is None:
+            return
+        if not os.path.exists(file := os.path.join(self._checkpoint, STATE_NAME)):
+            warnings.warn(
+                f"{self._checkpoint} has no {STATE_NAME}; the run goes on a little differently.", stacklevel=2
+            )
+        else:
             state = load_file(file)
             self._epoch, self._diagnostics.pseudo_labels = state["epoch"].item(), state["pseudo_labels"]
             self._log_class_mean = state["log_class_mean"].to(self.args.device)
@@ -280,6 +305,8 @@ class MicroCLIPTrainer(Trainer):
             return
         unreadable = self.train_dataset.unreadable.to(self.args.device, torch.int32)
         unreadable = self.accelerator.reduce(unreadable, "sum").bool().cpu()
+        self.train_dataset.unreadable.copy_(unreadable)
+        self.train_dataset.check_limit()
         if unreadable.sum() > self._num_unreadable and self.is_world_process_zero():
             found = describe_unreadable(self.train_dataset.dataset, unreadable)
             warnings.warn(f"{found}; others stood in for them.", stacklevel=2)
@@ -346,13 +373,18 @@ class MicroCLIPTrainer(Trainer):
         Raises:
             RuntimeError: if the push fails. It says which command does it later; the Hub's repository is as before.
         """
+        self.save_model()
+        self.create_model_card()
         try:
             return super().push_to_hub(*args, **kwargs)
         except Exception as error:
             folder, name = self.args.output_dir, self.hub_model_id or self.args.hub_model_id or "user/name"
+            command = ["hf", "upload", name, folder, ".", "--exclude", f"{PREFIX_CHECKPOINT_DIR}-*/**"]
+            command += ["--exclude", "_*", *(["--private"] if self.args.hub_private_repo else [])]
+            command += ["--revision", self.args.hub_revision] if self.args.hub_revision else []
             raise RuntimeError(
                 f"The push to the Hub failed: {error}\nThe result is safe in {folder}; push it later with\n"
-                f"  hf upload {name} {shlex.quote(folder)} . --exclude '{PREFIX_CHECKPOINT_DIR}-*/**' --exclude '_*'"
+                f"  {shlex.join(command)}"
             ) from error
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
@@ -364,6 +396,16 @@ class MicroCLIPTrainer(Trainer):
         if "loss" in logs:
             logs.update(self._diagnostics.summarize(self.accelerator))
         super().log(logs, *args, **kwargs)
+
+    def _prepare_sharded_model(self) -> None:
+        """What FSDP2, which by itself serves `forward` alone, has to know of the model."""
+        for name in ("encode_image", "coarse_embeds"):
+            register_fsdp_forward_method(self.model, name)
+        # The value path uses this layer's parts after its own forward.
+        self.model.clip.vision_model.encoder.layers[-1].set_reshard_after_forward(False)
+        # save_pretrained copies the code of the model's class, which now is one that FSDP2 made of ours.
+        sharded, own = type(self.model), type(self.model).__bases__[-1]
+        sharded.__module__, sharded.__name__ = own.__module__, own.__name__
 
     def _get_output_dir(self, trial: Any) -> str:
         return os.path.join(super()._get_output_dir(trial), INCOMPLETE)
@@ -390,8 +432,10 @@ class MicroCLIPTrainer(Trainer):
         if os.path.exists(final):  # of an earlier life of this run
             os.replace(final, folder + "-earlier")
         os.replace(folder, final)
+        if self.args.save_total_limit:  # moved before they are deleted: none is ever half there
+            for old in sort_checkpoints(run_dir, use_mtime=True)[: -self.args.save_total_limit]:
+                os.replace(old, os.path.join(os.path.dirname(folder), os.path.basename(old)))
         shutil.rmtree(os.path.dirname(folder))
-        rotate_checkpoints(output_dir=run_dir, save_total_limit=self.args.save_total_limit, use_mtime=True)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As in the base class, each file complete under its final name, config.json last.
@@ -400,6 +444,8 @@ class MicroCLIPTrainer(Trainer):
         """
         output_dir = output_dir if output_dir is not None else self.args.output_dir
         incomplete = os.path.join(output_dir, INCOMPLETE)
+        if self.args.should_save:
+            shutil.rmtree(incomplete, ignore_errors=True)  # of a run that was killed
         super()._save(incomplete, state_dict)
         if not self.args.should_save:
             return
@@ -472,8 +518,7 @@ def _with_views(dataset: Any, model: MicroCLIPForImageClassification, args: Micr
     is_stream = isinstance(dataset, (datasets.IterableDataset, torch.utils.data.IterableDataset))
     if is_stream and args.max_steps <= 0:
         raise ValueError("train_dataset is a stream, whose end can't be known; set max_steps.")
-    if isinstance(dataset, datasets.IterableDataset):
-        dataset = undecoded(dataset)
+    dataset = undecoded(dataset)
     if holds_views(first_example(dataset)):
         return dataset
     try:

@@ -83,16 +83,6 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             raise ValueError(f"fairness_weight is {self.fairness_weight}; it must be 0 or more.")
         if not 0 <= self.max_corrupt_share <= 1:
             raise ValueError(f"max_corrupt_share is {self.max_corrupt_share}; it must lie in [0, 1].")
-        if self.load_best_model_at_end or self.save_strategy == "best":
-            raise ValueError(
-                "The best checkpoint would be chosen by labels, and labels only measure. Leave out "
-                "load_best_model_at_end, and take save_strategy 'epoch', 'steps' or 'no'."
-            )
-        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
-            raise ValueError(
-                f"lr_scheduler_type {self.lr_scheduler_type!r} follows evaluations, and labels only measure. Take a "
-                "schedule that goes by steps, such as 'cosine_with_min_lr' or 'linear'."
-            )
         if self.push_to_hub and self.hub_strategy != "end":
             raise ValueError(
                 f'hub_strategy is "{self.hub_strategy}"; only "end" pushes what a model needs to be loaded.'
@@ -104,3 +94,12 @@ class MicroCLIPTrainingArguments(TrainingArguments):
         # Without an accelerator there is nothing to pin memory for, and torch would warn at every epoch.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         super().__post_init__()
+        # What chooses by an evaluation (best checkpoint, early stopping, schedules) sets it, or needs it.
+        if self.metric_for_best_model is not None or self.save_strategy == "best":
+            raise ValueError(
+                f"The run would be steered by evaluations (metric_for_best_model is {self.metric_for_best_model!r}), "
+                "and labels only measure. Leave out metric_for_best_model, load_best_model_at_end, save_strategy "
+                "'best', and schedules such as 'reduce_lr_on_plateau'."
+            )
+        if self.bf16_full_eval or self.fp16_full_eval:
+            raise ValueError("bf16_full_eval and fp16_full_eval cast the weights that are adapted; leave them out.")

@@ -21,6 +21,8 @@ VIEW_NAMES = ("weak", "strong", "crops")
 # What Pillow raises for a file that is truncated, corrupt, missing, far too large, or no image at all.
 UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
 NUM_NAMES = 3
+# A label that isn't known; cross-entropy ignores it.
+UNKNOWN = -100
 # A stream's share of unreadable images is judged as if at least so many had been seen.
 LEAST_SEEN = 1000
 
@@ -47,11 +49,11 @@ class ViewSettings:
         labels = {"labels": example["label"]} if "label" in example else {}
         return {**views, **labels, "index": index}
 
-    def error(self, found: str, cause: Exception) -> ValueError:
+    def error(self, found: str, cause: Exception | None) -> ValueError:
         """What is raised when too many images are unreadable."""
+        reason = "" if cause is None else f", the last of them because of: {cause}"
         return ValueError(
-            f"{found}, the last of them because of: {cause}. Remove or repair them, or raise max_corrupt_share "
-            f"({self.max_corrupt_share})."
+            f"{found}{reason}. Remove or repair them, or raise max_corrupt_share ({self.max_corrupt_share})."
         )
 
 
@@ -82,6 +84,11 @@ class ViewDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def check_limit(self, cause: Exception | None = None) -> None:
+        """Raise the error where more images are `unreadable` than the settings permit."""
+        if self.unreadable.sum() > self._limit:
+            raise self.settings.error(describe_unreadable(self.dataset, self.unreadable), cause) from cause
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         for position in (*range(index, len(self)), *range(index)):
             if self.unreadable[position]:
@@ -90,16 +97,16 @@ class ViewDataset(torch.utils.data.Dataset):
                 return self.settings.make_example(self.dataset[position], self._epoch.item(), position)
             except UNREADABLE as error:
                 self.unreadable[position] = True
-                if self.unreadable.sum() > self._limit:
-                    raise self.settings.error(describe_unreadable(self.dataset, self.unreadable), error) from error
+                self.check_limit(error)
         raise AssertionError("the limit leaves at least one readable image")
 
 
 class ViewStream(torch.utils.data.IterableDataset):
     """Images of a stream as views, endlessly: it is read again from its start as often as steps ask for.
 
-    `index` is the place in the stream; with several workers, each of which reads shards of its own, they count in
-    turns. Unreadable images are passed over.
+    Views are seeded by the place in the stream; with several workers, each of which reads shards of its own, places
+    are counted in turns. Examples have no `index`: a shuffled stream has another image in a place at each pass.
+    Unreadable images are passed over.
 
     Args:
         dataset: an iterable of dictionaries with an `image`, PIL or undecoded, and perhaps a `label`.
@@ -130,6 +137,7 @@ class ViewStream(torch.utils.data.IterableDataset):
                         found = f"{unreadable} of the first {seen} images of the stream can't be read"
                         raise self.settings.error(found, error) from error
                 else:
+                    del views["index"]
                     yield views
             if seen == before:
                 return  # a worker without any shard
@@ -137,6 +145,8 @@ class ViewStream(torch.utils.data.IterableDataset):
 
 def decode(image: Any) -> Image.Image:
     """A PIL image from what `datasets` holds of one undecoded, `{"path": ..., "bytes": ...}`, or from itself."""
+    if image is None:
+        raise ValueError("there is no image")
     return datasets.Image().decode_example(image) if isinstance(image, dict) else image
 
 
@@ -152,13 +162,6 @@ def describe_unreadable(dataset: Any, unreadable: torch.Tensor) -> str:
     return f"{unreadable.sum()} of {len(unreadable)} images can't be read ({', '.join(names)}{more})"
 
 
-def undecoded(stream: datasets.IterableDataset) -> datasets.IterableDataset:
-    """The stream with its images as they are stored: decoded where they are used, an error in one doesn't end it."""
-    if stream.features is not None and isinstance(stream.features.get("image"), datasets.Image):
-        return stream.cast_column("image", datasets.Image(decode=False))
-    return stream
-
-
 def first_example(dataset: Any) -> Any:
     """The first item of a data set or a stream that can be read.
 
@@ -166,7 +169,9 @@ def first_example(dataset: Any) -> Any:
         ValueError: if there is none, or none among the first `LEAST_SEEN`.
     """
     if not hasattr(dataset, "__len__"):
-        return next(iter(dataset))
+        if (example := next(iter(dataset), None)) is None:
+            raise ValueError("train_dataset is empty; pass images to adapt to.")
+        return example
     if len(dataset) == 0:
         raise ValueError("train_dataset is empty; pass images to adapt to.")
     for index in range(min(len(dataset), LEAST_SEEN)):
@@ -207,7 +212,8 @@ class ViewCollator:
         """
         Args:
             examples: dictionaries with the views of [`make_views`], or with `pixel_values`, or with a PIL `image`;
-                `index`, and `labels` or `label`, come along where every example has one (-1 means none).
+                `index` comes along where every example has one, `labels` or `label` where any has; what isn't an index
+                of a class, such as -1 or None, becomes -100.
 
         Returns:
             `weak` and `strong` (B, 3, S, S) and `crops` (B, K, 3, S, S), uint8; or `pixel_values` (B, 3, S, S).
@@ -228,12 +234,17 @@ class ViewCollator:
                 f"An example holds {', '.join(map(repr, first))}; expected 'image' (with an image processor), "
                 "'pixel_values', or the views 'weak', 'strong' and 'crops'."
             )
-        for source, target in (("index", "index"), ("label", "labels"), ("labels", "labels")):
-            values = [example.get(source) for example in examples]
-            if all(isinstance(value, (int, np.integer, torch.Tensor)) and value >= 0 for value in values):
-                batch[target] = torch.tensor([int(value) for value in values])
+        if all("index" in example for example in examples):
+            batch["index"] = torch.tensor([int(example["index"]) for example in examples])
+        if any("label" in example or "labels" in example for example in examples):
+            labels = [example.get("labels", example.get("label")) for example in examples]
+            batch["labels"] = torch.tensor([int(label) if _is_known(label) else UNKNOWN for label in labels])
         return batch
 
 
 def _stack(examples: list[dict[str, Any]], name: str) -> torch.Tensor:
     return torch.stack([torch.as_tensor(np.ascontiguousarray(example[name])) for example in examples])
+
+
+def _is_known(label: Any) -> bool:
+    return isinstance(label, (int, np.integer, torch.Tensor)) and int(label) >= 0

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from microclip_hf.data import load_image_folder
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
+UNIFORM = '{"prior_weighting": "uniform"}'
 HUB_ID = "openai/clip-vit-base-patch32"
 
 
@@ -62,6 +64,15 @@ def test_adapt_trains_saves_reloads_and_predicts(inputs, tmp_path, capsys):
     assert load_file(tmp_path / "model.safetensors")["classifier.weight"].shape == (3, 16)
 
 
+def test_adapt_goes_on_after_an_unreadable_image(inputs, tmp_path):
+    """The first one, which would also be shown."""
+    shutil.copytree(inputs / "photos", tmp_path / "photos")
+    (tmp_path / "photos" / "0.png").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match=r"1 of 49 images can't be read \(.*0.png\)"):
+        adapt.main(flags(inputs, tmp_path / "out", train_dir=tmp_path / "photos", config_overrides=UNIFORM))
+    assert (tmp_path / "out" / "adaptation.png").exists()
+
+
 def test_an_existing_result_is_not_overwritten(inputs, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(SystemExit, match="already holds a model"):
@@ -86,6 +97,8 @@ def test_an_existing_result_is_not_overwritten(inputs, tmp_path):
         ("config_overrides", "{fusion", "isn't JSON"),
         ("config_overrides", '{"fusion": 1}', "has 'fusion'; the settings are fg_pooling"),
         ("templates", "a photo", "no '{}'"),
+        ("streaming", "true", "--streaming true needs --max_steps"),
+        ("dataset_name", "user/photos", "either --train_dir or --dataset_name"),
     ],
 )
 def test_bad_input_is_found_before_the_model_is_loaded(inputs, tmp_path, option, content, message, monkeypatch):

@@ -44,7 +44,9 @@ def test_words_that_mean_something_to_yaml_markdown_or_jinja(model, args, tmp_pa
 def test_metadata(model, args):
     """What the Hub reads; results survive its own form of them."""
     args.hub_model_id = "me/birds"
-    write_model_card(model.config, args, CardFacts("someone/clip", "someone/photos", "mit", "en", RESULTS), None)
+    write_model_card(
+        model.config, args, CardFacts("someone/clip", "someone/photos", "mit", "en", results=RESULTS), None
+    )
     data = read(args).data
     assert (data.base_model, data.datasets, data.license, data.language) == (
         "someone/clip",

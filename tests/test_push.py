@@ -90,7 +90,6 @@ TRAIN_AND_PUSH = """
 from adaptation import adapt
 clip, output = sys.argv[1:]
 trainer = adapt(clip, output, num_train_epochs=1, hub_model_id="user/birds")
-trainer.save_model()
 result = attempt(trainer.push_to_hub)
 """
 PUSH_AGAIN = """

@@ -273,6 +273,18 @@ def test_strange_labels_are_left_out(make_model, images, tmp_path):
         assert not any("pseudo_label_accuracy" in entry for entry in trainer.state.log_history)
 
 
+def test_evaluation_of_partly_labelled_images(make_model, images, tmp_path):
+    """Images without a label, or with a negative one, don't count; without any label there are no metrics."""
+    trainer = MicroCLIPTrainer(model=make_model(), args=arguments(tmp_path))
+    labels = [label if index % 5 else -1 for index, label in enumerate(images["label"])]
+    partly = images.remove_columns("label").add_column("label", labels)
+    predicted = trainer.predict(images.remove_columns("label")).predictions.argmax(-1)
+    expected = np.mean([guess == label for guess, label in zip(predicted, labels, strict=True) if label >= 0])
+    assert trainer.evaluate(partly)["eval_accuracy"] == pytest.approx(expected)
+    hidden = images.remove_columns("label").add_column("label", [-1] * 12)
+    assert "eval_accuracy" not in trainer.evaluate(hidden)
+
+
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 def test_other_schedules(make_model, images, tmp_path, schedule):
     adapt(make_model(), tmp_path, images, lr_scheduler_type=schedule, num_train_epochs=1)
@@ -292,6 +304,9 @@ def test_batches_of_views_from_a_collator_of_ones_own(make_model, images, tmp_pa
     assert all(value.equal(model.state_dict()[name]) for name, value in usual.model.state_dict().items())
 
 
+EACH_EPOCH = {"eval_strategy": "epoch", "save_strategy": "epoch"}
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -301,10 +316,12 @@ def test_batches_of_views_from_a_collator_of_ones_own(make_model, images, tmp_pa
         ({"prior_ratio": 2.0}, "must lie in"),
         ({"fairness_weight": -1.0}, "0 or more"),
         ({"remove_unused_columns": True}, "must be False"),
-        ({"load_best_model_at_end": True}, "labels only measure"),
-        ({"save_strategy": "best"}, "labels only measure"),
-        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "labels only measure"),
-        ({"lr_scheduler_type": "greedy"}, "labels only measure"),
+        ({"load_best_model_at_end": True, **EACH_EPOCH}, "labels only measure"),
+        ({"save_strategy": "best", "metric_for_best_model": "accuracy"}, "labels only measure"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau", **EACH_EPOCH}, "labels only measure"),
+        ({"lr_scheduler_type": "greedy", **EACH_EPOCH}, "labels only measure"),
+        ({"metric_for_best_model": "accuracy"}, "labels only measure"),
+        ({"bf16_full_eval": True}, "cast the weights"),
         ({"max_corrupt_share": 1.5}, "max_corrupt_share is 1.5"),
         ({"push_to_hub": True, "hub_strategy": "every_save"}, 'only "end" pushes'),
     ],

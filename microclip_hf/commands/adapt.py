@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import json
 import os
 import shutil
@@ -27,7 +28,7 @@ from ..plots import plot_adaptation, snapshot
 from ..text_heads import check_templates, encode_heads
 from ..trainer import MicroCLIPTrainer, check_classes
 from ..training_args import MicroCLIPTrainingArguments
-from ..view_datasets import UNREADABLE, decode, undecoded
+from ..view_datasets import UNREADABLE, decode
 
 
 @dataclass
@@ -82,10 +83,11 @@ def main(arguments: list[str] | None = None) -> None:
         )
     except (OSError, RuntimeError, TypeError, ValueError, StrictDataclassError) as error:
         sys.exit(f"microclip adapt: {error}")
-    print(
-        f"Adapting to {len(train_dataset) if has_length(train_dataset) else 'a stream of'} images of "
-        f"{len(texts['class_names'])} classes, {len(texts.get('descriptions', ()))} of them described."
-    )
+    if trainer.is_world_process_zero():
+        print(
+            f"Adapting to {len(train_dataset) if has_length(train_dataset) else 'a stream of'} images of "
+            f"{len(texts['class_names'])} classes, {len(texts.get('descriptions', ()))} of them described."
+        )
     results = {}
     if test_dataset is not None:
         results |= _evaluate_clip(trainer, zero_shot_head, "zero_shot")
@@ -107,15 +109,24 @@ def main(arguments: list[str] | None = None) -> None:
     if trainer.is_world_process_zero():
         if options.descriptions is not None:
             shutil.copyfile(options.descriptions, folder / DESCRIPTIONS)
-        plot_adaptation(folder / PICTURE, trainer.state.log_history, results, before, snapshot(model, shown))
+        adapted = MicroCLIPForImageClassification.from_pretrained(folder)  # trainer.model may be split over processes
+        plot_adaptation(folder / PICTURE, trainer.state.log_history, results, before, snapshot(adapted, shown))
         dataset = options.train_dir or options.dataset_name
-        trainer.card_facts = CardFacts(options.model_name_or_path, dataset, options.license, results=results)
+        trainer.card_facts = CardFacts(
+            base_model=options.model_name_or_path,
+            dataset=dataset,
+            license=options.license,
+            test_dataset=options.test_dir or dataset,
+            results=results,
+        )
         trainer.create_model_card()
         _show_prediction(training_args.output_dir, shown[0]["image"])
         print(f"What was learned, in a picture: {folder / PICTURE}")
     if training_args.push_to_hub:
         try:
-            print(f"Pushed to {trainer.push_to_hub()}")
+            pushed = trainer.push_to_hub()
+            if trainer.is_world_process_zero():
+                print(f"Pushed to {pushed}")
         except RuntimeError as error:
             sys.exit(f"microclip adapt: {error}")
 
@@ -177,15 +188,16 @@ def _spread(dataset: Dataset | IterableDataset, count: int = 8) -> list[dict[str
     """A few readable images from all over the data set, or the first ones of a stream."""
     if has_length(dataset):
         step = max(1, len(dataset) // count)
-        examples = (dataset[index] for index in range(0, len(dataset), step))
+        fetches = (functools.partial(dataset.__getitem__, index) for index in range(0, len(dataset), step))
     else:
-        examples = iter(undecoded(dataset))
+        fetches = (functools.partial(dict, example) for example in dataset)
     readable = []
-    while len(readable) < count:
+    for fetch in fetches:
         with contextlib.suppress(*UNREADABLE):
-            if (example := next(examples, None)) is None:
-                break
+            example = fetch()
             readable.append({**example, "image": decode(example["image"])})
+        if len(readable) == count:
+            break
     return readable
 
 
@@ -215,6 +227,8 @@ def _load_data(
         raise ValueError("Pass the images with either --train_dir or --dataset_name.")
     if options.test_split is not None and options.dataset_name is None:
         raise ValueError("--test_split is a split of --dataset_name; pass that, or --test_dir in its place.")
+    if options.streaming and training_args.max_steps <= 0:
+        raise ValueError("--streaming true needs --max_steps, since the end of a stream can't be known.")
     columns = {"image_column": options.image_column, "label_column": options.label_column}
     hub = {"hub": options.dataset_name is not None, "config_name": options.dataset_config, **columns}
     source = options.train_dir or options.dataset_name

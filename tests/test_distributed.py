@@ -1,0 +1,194 @@
+"""The configurations for `accelerate launch`, and the runs that they start: as in one process.
+
+As a program, a small run in each process:
+
+accelerate launch --config_file CONFIG tests/test_distributed.py CLIP_FOLDER OUTPUT_DIR '{"num_train_epochs": 1}'
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.state import PartialState
+from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils.launch import prepare_multi_gpu_env
+from adaptation import CLASS_NAMES, adapt, draw_images
+from safetensors.torch import load_file
+from test_invariance import assert_same_run
+from torch.testing import assert_close
+
+from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
+
+
+TESTS = Path(__file__).parent
+CONFIGS = TESTS.parent / "examples" / "accelerate_configs"
+# Batches of 4 in each of two processes, in two parts: as one process's batches of 8.
+OPTIONS = {"num_images": 24, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs DeepSpeed")
+
+
+def parse(name, *options):
+    """The settings of `accelerate launch` with this configuration."""
+    command = ["--config_file", str(CONFIGS / name), *options, "script.py"]
+    return _validate_launch_command(launch_command_parser().parse_args(command))[0]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.iterdir()), ids=lambda path: path.name)
+def test_configuration_is_known_to_accelerate(path):
+    """Every key, nested ones too, which Accelerate itself doesn't check."""
+    config = load_config_from_file(str(path))
+    args, known = parse(path.name), vars(launch_command_parser().parse_args(["script.py"]))
+    for name in ("fsdp_config", "deepspeed_config"):
+        for key, value in getattr(config, name).items():
+            assert key in known
+            assert getattr(args, key) == value
+    assert (args.multi_gpu, args.use_fsdp, args.use_deepspeed) == tuple(
+        config.distributed_type == kind for kind in ("MULTI_GPU", "FSDP", "DEEPSPEED")
+    )
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.iterdir()), ids=lambda path: path.name)
+def test_configuration_says_its_command(path):
+    comment = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    assert 2 <= len(comment) <= 3
+    assert f"accelerate launch --config_file examples/accelerate_configs/{path.name} " in comment[-1]
+
+
+def test_fsdp2_splits_layers_and_saves_all_of_them(monkeypatch, model):
+    for name, value in prepare_multi_gpu_env(parse("fsdp2.yaml", "--main_process_port", "0")).items():
+        monkeypatch.setenv(name, value)
+    plugin = FullyShardedDataParallelPlugin()
+    assert plugin.fsdp_version == 2
+    assert plugin.state_dict_type.name == "FULL_STATE_DICT"
+    plugin.set_auto_wrap_policy(model)
+    layers = model.clip.vision_model.encoder.layers
+    wrap = plugin.auto_wrap_policy
+    assert all(wrap(module=layer, recurse=False, nonwrapped_numel=0) for layer in layers)
+    assert not wrap(module=model.fg_pooling, recurse=False, nonwrapped_numel=0)
+
+
+def test_deepspeed_splits_the_optimizer():
+    """As far as it can be seen without DeepSpeed."""
+    config = load_config_from_file(str(CONFIGS / "deepspeed_zero2.yaml")).deepspeed_config
+    settings = DeepSpeedPlugin(**config).deepspeed_config
+    assert settings["zero_optimization"]["stage"] == 2
+    assert settings["zero_optimization"]["offload_optimizer"]["device"] == "none"
+    assert settings["gradient_accumulation_steps"] == settings["gradient_clipping"] == "auto"
+
+
+def launch(log, config, *arguments):
+    """`accelerate launch` on CPUs, where it has the processes that it would have on GPUs."""
+    environment = {
+        **os.environ,
+        "ACCELERATE_TORCH_DEVICE": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config), *arguments]
+    with open(log, "w") as file:
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+
+
+def finish(launches):
+    """Wait for launches, `{log: process}`."""
+    try:
+        for log, process in launches.items():
+            assert process.wait(timeout=300) == 0, log.read_text()
+    finally:
+        for process in launches.values():
+            process.terminate()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def read_run(folder):
+    return json.loads((folder / "log.json").read_text()), load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("config", "schedule"),
+    [
+        pytest.param("fsdp2.yaml", {"min_lr": 2e-6}, id="FSDP2"),
+        pytest.param("deepspeed_zero2.yaml", {"min_lr_rate": 2e-3}, id="DeepSpeed", marks=needs_deepspeed),
+    ],
+)
+def test_two_process_sharded_run(clip_folder, tmp_path, config, schedule):
+    """The same run and evaluations, saved as any model is, and resumed."""
+    one, two, log = tmp_path / "one", tmp_path / "two", tmp_path / "log"
+    options = {"lr_scheduler_kwargs": schedule, "save_strategy": "epoch"}
+    reference = adapt(clip_folder, one, num_images=24, **options)
+    arguments = [str(TESTS / "test_distributed.py"), str(clip_folder), str(two), json.dumps(OPTIONS | options)]
+    finish({log: launch(log, config, "--main_process_port", free_port(), *arguments)})
+
+    history, weights = read_run(two)
+    assert_same_run(history, weights, reference)
+    before, after = json.loads((two / "evaluations.json").read_text())
+    assert before == pytest.approx(evaluate_clip(clip_folder, one), rel=1e-5)
+    assert after == pytest.approx(reference.evaluate(draw_images())["eval_expected_calibration_error"], rel=1e-5)
+    assert_close(load_file(two / "resumed" / "model.safetensors"), weights, rtol=0, atol=1e-7)
+
+    whole = one / "checkpoint-6"
+    assert {path.name for path in two.glob("*.py")} == {path.name for path in whole.glob("*.py")}
+    assert (two / "config.json").read_text() == (whole / "config.json").read_text()
+    loaded = MicroCLIPForImageClassification.from_pretrained(two).state_dict()
+    assert loaded.keys() == weights.keys()
+    assert all(value.equal(weights[name]) for name, value in loaded.items())
+
+
+def test_two_process_run_of_two_machines(clip_folder, tmp_path):
+    """Two launches with one file system, where each step's checkpoint gets its final name once."""
+    options = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
+    reference = adapt(clip_folder, tmp_path / "one", num_images=24)
+    two = tmp_path / "two"
+    machines = ["--main_process_ip", "127.0.0.1", "--main_process_port", free_port(), "--num_processes", "2"]
+    arguments = [str(TESTS / "adaptation.py"), str(clip_folder), str(two), json.dumps(OPTIONS | options)]
+    finish(
+        {
+            (log := tmp_path / rank): launch(log, "multi_node.yaml", *machines, "--machine_rank", rank, *arguments)
+            for rank in ("0", "1")
+        }
+    )
+    assert_same_run(*read_run(two), reference)
+    assert sorted(path.name for path in two.iterdir() if path.is_dir()) == ["checkpoint-5", "checkpoint-6"]
+    assert (two / "checkpoint-6" / "rng_state_1.pth").exists()
+
+
+def evaluate_clip(clip, output_dir, **options):
+    """Calibration before any training; unlike the loss, it counts no image twice."""
+    model = MicroCLIPForImageClassification.from_clip(clip, CLASS_NAMES, prior_weighting="uniform")
+    args = MicroCLIPTrainingArguments(str(output_dir), disable_tqdm=True, **{"use_cpu": True, **options})
+    return MicroCLIPTrainer(model=model, args=args).evaluate(draw_images())["eval_expected_calibration_error"]
+
+
+def main(clip, output_dir, options):
+    # Accelerate splits models over GPUs alone; gloo does so over CPUs as well.
+    PartialState._prepare_backend = lambda *args: ("gloo", DistributedType.MULTI_GPU)
+    options = {**options, "use_cpu": False}
+    before = evaluate_clip(clip, output_dir, use_cpu=False)
+    trainer = adapt(clip, output_dir, **options)
+    after = trainer.evaluate(draw_images())["eval_expected_calibration_error"]
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        Path(output_dir, "log.json").write_text(json.dumps(trainer.state.log_history))
+        Path(output_dir, "evaluations.json").write_text(json.dumps([before, after]))
+        shutil.rmtree(Path(output_dir, "checkpoint-6"))
+    trainer.accelerator.wait_for_everyone()
+    adapt(clip, output_dir, resume=True, **options).save_model(os.path.join(output_dir, "resumed"))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3], json.loads(sys.argv[3]))
