@@ -161,6 +161,19 @@ def test_saved_folders_hold_no_pickle_and_load(make_model, images, tmp_path):
     assert all(value.equal(loaded.state_dict()[name]) for name, value in trainer.model.state_dict().items())
 
 
+def test_what_a_killed_run_left_unfinished_is_never_saved(make_model, images, tmp_path):
+    (tmp_path / "_incomplete" / "checkpoint-5").mkdir(parents=True)
+    trainer = MicroCLIPTrainer(model=make_model(), args=arguments(tmp_path), train_dataset=images)
+    trainer.save_model()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert "config.json" in names and not names & {"checkpoint-5", "_incomplete"}
+
+
+def test_rotated_checkpoints_leave_nothing_behind(make_model, images, tmp_path):
+    adapt(make_model(), tmp_path, images, save_strategy="steps", save_steps=1, save_total_limit=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-5", "checkpoint-6"]
+
+
 def test_resume_between_epochs(make_model, images, tmp_path):
     whole = adapt(make_model(), tmp_path / "whole", images, num_train_epochs=3, save_strategy="epoch")
     model = make_model()
