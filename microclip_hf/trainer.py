@@ -373,8 +373,9 @@ class MicroCLIPTrainer(Trainer):
         Raises:
             RuntimeError: if the push fails. It says which command does it later; the Hub's repository is as before.
         """
-        self.save_model()
-        self.create_model_card()
+        if self.hub_model_id is None:  # the base class then makes the repository before it saves
+            self.save_model()
+            self.create_model_card()
         try:
             return super().push_to_hub(*args, **kwargs)
         except Exception as error:
@@ -504,9 +505,10 @@ def _align(dataset: Any, config: MicroCLIPConfig) -> Any:
     """Labels numbered as the model's classes are, unless those have no names of their own."""
     if isinstance(dataset, dict):
         return {name: _align(own, config) for name, own in dataset.items()}
-    named = "LABEL_0" not in config.label2id
+    # Not label2id, whose order is the alphabet's once it was saved.
+    class_names = [config.id2label[index] for index in range(config.num_labels)]
     has_names = isinstance(dataset, (datasets.Dataset, datasets.IterableDataset))
-    return align_labels(dataset, list(config.label2id)) if named and has_names else dataset
+    return align_labels(dataset, class_names) if class_names[0] != "LABEL_0" and has_names else dataset
 
 
 def _with_views(dataset: Any, model: MicroCLIPForImageClassification, args: MicroCLIPTrainingArguments) -> Any:

@@ -221,6 +221,16 @@ def test_labels_are_matched_by_name(make_model, images, tmp_path):
         MicroCLIPTrainer(model=make_model(), args=arguments(tmp_path), eval_dataset=strange)
 
 
+def test_labels_of_a_saved_model_keep_their_order(make_model, images, tmp_path):
+    """JSON sorts the names of label2id; the images' labels are numbered like the classes all the same."""
+    make_model().save_pretrained(tmp_path / "saved")
+    model = MicroCLIPForImageClassification.from_pretrained(tmp_path / "saved")
+    named = images.cast_column("label", ClassLabel(names=[name.replace(" ", "_") for name in CLASS_NAMES]))
+    trainer = MicroCLIPTrainer(model=model, args=arguments(tmp_path), eval_dataset=named, train_dataset=named)
+    assert trainer.predict(named).label_ids.tolist() == images["label"]
+    assert [trainer.train_dataset[index]["labels"] for index in range(12)] == images["label"]
+
+
 def test_accumulated_gradients_are_not_scaled_up(make_model, images, tmp_path):
     """Without fairness, which looks at whole batches, 2 x 6 images give the gradient of 12; labels or not."""
     weights = []
