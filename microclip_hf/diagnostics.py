@@ -43,9 +43,10 @@ class Diagnostics:
         self._latest = self.pseudo_labels[:0]
 
     def record(self, **values: torch.Tensor) -> None:
-        """Add values of `METRICS`: one an image, `(batch_size,)`, any dtype."""
+        """Add values of `METRICS`: one an image, `(batch_size,)`, any dtype; NaN where one isn't known."""
         for name, value in values.items():
-            added = torch.stack([value.detach().float().sum(), value.new_tensor(value.numel(), dtype=torch.float)])
+            value = value.detach().float()
+            added = torch.stack([value.nansum(), value.isnan().logical_not().float().sum()])
             self._sums[name] = self._sums[name] + added if name in self._sums else added
 
     def record_labels(self, pseudo_labels: torch.Tensor, index: torch.Tensor | None) -> None:

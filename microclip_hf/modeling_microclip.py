@@ -10,11 +10,11 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, scaled_dot_product_attention, silu
 from transformers import (
     AutoImageProcessor,
     BaseImageProcessor,
@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers import initialization as init
+from transformers.activations import QuickGELUActivation
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from transformers.processing_utils import Unpack
@@ -153,6 +154,53 @@ def _weighted_sum(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     return (weights.unsqueeze(1) @ values).squeeze(1)
 
 
+class MicroCLIPLastLayer(CLIPEncoderLayer):
+    """CLIP's last encoder layer, with the same weights; it can compute what microCLIP needs of it, and no more."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        tokens: Literal["cls", "all"] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """
+        Args:
+            hidden_states (`torch.Tensor` of shape `(batch_size, num_patches + 1, hidden_size)`): the layer's input.
+            attention_mask, kwargs: as in the base class, where `tokens` is `None`.
+            tokens (`"cls"` or `"all"`, *optional*): [CLS] alone, or also the patches, which don't attend to others:
+                each keeps to its own value, so that it stays local (arXiv:2510.02270, section 3.2).
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, 1, hidden_size)` for `"cls"`, else as `hidden_states`.
+        """
+        if tokens is None:
+            return super().forward(hidden_states, attention_mask, **kwargs)
+        attention = self.self_attn
+        normed = self.layer_norm1(hidden_states)
+        values = attention.v_proj(normed)
+        query, keys, heads = (
+            states.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+            for states in (attention.q_proj(normed[:, :1]), attention.k_proj(normed), values)
+        )
+        dropout = attention.dropout if self.training else 0.0
+        mixed = scaled_dot_product_attention(query, keys, heads, dropout_p=dropout, scale=attention.scale)
+        mixed = mixed.transpose(1, 2).flatten(2)
+        if tokens == "cls":
+            hidden_states = hidden_states[:, :1]
+        else:
+            mixed = torch.cat([mixed, values[:, 1:]], 1)
+        hidden_states = hidden_states + attention.out_proj(mixed)
+        return hidden_states + self.mlp(self.layer_norm2(hidden_states))
+
+
+class QuickGELU(nn.Module):
+    """CLIP's activation `x sigmoid(1.702 x)` as a SiLU, which keeps one tensor for the backward pass, not two."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return silu(1.702 * hidden_states) / 1.702
+
+
 class MicroCLIPHead(nn.Module):
     """Cosines of embeddings with one vector a class; the rows of `weight` may have any norm.
 
@@ -182,7 +230,7 @@ class MicroCLIPPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MicroCLIPPooling"]
+    _no_split_modules = ["MicroCLIPLastLayer", "MicroCLIPPooling"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -214,7 +262,7 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         # By default transformers guesses it from the class's name, which a subclass may change.
         self.loss_type = "ForImageClassification"
         self.num_labels = config.num_labels
-        self.clip = CLIPModel._from_config(config.clip_config)
+        self.clip = _with_own_layers(CLIPModel._from_config(config.clip_config))
         self.fg_pooling = MicroCLIPPooling(config)
         embed_dim = config.clip_config.projection_dim
         self.classifier = MicroCLIPHead(config.num_labels, embed_dim)
@@ -239,7 +287,7 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         return self.clip.logit_scale.float().exp()
 
     def coarse_embeds(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
-        """The [CLS] path alone, CLIP's own image feature, at the price of a plain CLIP forward.
+        """The [CLS] path alone, CLIP's own image feature, for a little less than a plain CLIP forward.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): normalised images.
@@ -252,8 +300,10 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
             ValueError: on another number of channels, NaN, or another size without `interpolate_pos_encoding`.
         """
         self._check_pixels(pixel_values)
-        features = self.clip.get_image_features(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
-        return normalize(features.pooler_output.float(), dim=-1)
+        vision = self.clip.vision_model
+        hidden_states = run_tower(vision, pixel_values, interpolate_pos_encoding)
+        cls_token = vision.post_layernorm(vision.encoder.layers[-1](hidden_states, tokens="cls"))[:, 0]
+        return normalize(self.clip.visual_projection(cls_token).float(), dim=-1)
 
     def encode_image(
         self,
@@ -285,10 +335,11 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         captured = MicroCLIPOutput()
         if output_hidden_states or output_attentions:
             captured = vision(pixel_values, output_hidden_states=True, output_attentions=output_attentions, **kwargs)
-            last_input, cls_token = captured.hidden_states[-2], captured.pooler_output
+            hidden_states = captured.hidden_states[-2]
         else:
-            last_input, cls_token = run_tower(vision, pixel_values, **kwargs)
-        patch_embeds = vision.post_layernorm(value_path(vision.encoder.layers[-1], last_input[:, 1:]))
+            hidden_states = run_tower(vision, pixel_values, **kwargs)
+        tokens = vision.post_layernorm(vision.encoder.layers[-1](hidden_states, tokens="all"))
+        cls_token, patch_embeds = tokens[:, 0], tokens[:, 1:]
         mask = saliency_mask(patch_embeds, config.saliency_affinity, config.saliency_threshold, config.saliency_cut)
         fg_token, attention = self.fg_pooling(patch_embeds, mask, cls_token)
         return MicroCLIPOutput(
@@ -437,7 +488,7 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         config._attn_implementation = clip.config._attn_implementation
         with torch.device("meta"):
             model = cls(config)
-        model.clip = clip
+        model.clip = _with_own_layers(clip)
         model.fg_pooling = MicroCLIPPooling(config).to(clip.device, clip.dtype)
         model.tokenizer = tokenizer or load_tokenizer(source, _hub_kwargs(kwargs))
         model.image_processor = image_processor or _load_image_processor(source, config, _hub_kwargs(kwargs))
@@ -523,21 +574,23 @@ def _select(states: tuple[torch.Tensor, ...], selection: bool | int | list[int])
 
 def run_tower(
     vision: CLIPVisionModel, pixel_values: torch.Tensor, interpolate_pos_encoding: bool, **kwargs: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The last layer's input and the [CLS] token after it; the inputs of earlier layers aren't kept."""
+) -> torch.Tensor:
+    """The last layer's input; the inputs of earlier layers aren't kept."""
     hidden_states = vision.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
     hidden_states = vision.pre_layrnorm(hidden_states)
-    *layers, last_layer = vision.encoder.layers
-    for layer in layers:
+    for layer in vision.encoder.layers[:-1]:
         hidden_states = layer(hidden_states, None, **kwargs)
-    return hidden_states, vision.post_layernorm(last_layer(hidden_states, None, **kwargs)[:, 0])
+    return hidden_states
 
 
-def value_path(layer: CLIPEncoderLayer, hidden_states: torch.Tensor) -> torch.Tensor:
-    """The layer without its attention: each token keeps to its own value, so patches stay local."""
-    values = layer.self_attn.out_proj(layer.self_attn.v_proj(layer.layer_norm1(hidden_states)))
-    hidden_states = hidden_states.to(values.device) + values
-    return hidden_states + layer.mlp(layer.layer_norm2(hidden_states))
+def _with_own_layers(clip: CLIPModel) -> CLIPModel:
+    """The same weights and numbers, in the layers that are defined here."""
+    layers = clip.vision_model.encoder.layers
+    layers[-1].__class__ = MicroCLIPLastLayer
+    for layer in layers:
+        if isinstance(layer.mlp.activation_fn, QuickGELUActivation):
+            layer.mlp.activation_fn = QuickGELU()
+    return clip
 
 
 def _label_maps(class_names: Sequence[str]) -> dict[str, dict]:

@@ -1,11 +1,12 @@
 """Self-training without labels (arXiv:2510.02270, sections 3.3 and 3.4) on transformers' Trainer."""
 
+import contextlib
 import itertools
 import os
 import shlex
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.nn.functional import cross_entropy
+from tqdm import tqdm
 from transformers import BaseImageProcessor, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, has_length, sort_checkpoints
@@ -22,9 +24,10 @@ from transformers.utils import CONFIG_NAME
 from .configuration_microclip import MicroCLIPConfig
 from .data import align_labels, undecoded
 from .diagnostics import Diagnostics
+from .kept_prior import KeptPrior
 from .metrics import compute_metrics
 from .model_card import PICTURE, CardFacts, split_results, write_model_card
-from .modeling_microclip import MicroCLIPForImageClassification, default_image_processor
+from .modeling_microclip import MicroCLIPForImageClassification, MicroCLIPOutput, default_image_processor
 from .plots import plot_adaptation
 from .pseudo_labels import aggregate_scores, composite_embeds, fairness_loss, fuse_embeds
 from .training_args import MicroCLIPTrainingArguments
@@ -41,8 +44,13 @@ from .view_datasets import (
 
 # Where files are written before they get their final name; what starts with "_" isn't pushed to the Hub.
 INCOMPLETE = "_incomplete"
+# In the output folder: the multi-view prior, where it isn't computed at every step.
+PRIOR_DIR = "_prior"
 # In a checkpoint: what self-training remembers besides weights.
 STATE_NAME = "self_training.safetensors"
+# Images are labelled a few at a time: so many that the largest activations of a layer have this size in bytes, which a
+# CPU's cache holds, or which doesn't fill a GPU.
+CPU_CHUNK_BYTES, CHUNK_BYTES = 5 * 2**20, 2**29
 
 
 class MicroCLIPTrainer(Trainer):
@@ -102,6 +110,12 @@ class MicroCLIPTrainer(Trainer):
         eval_dataset = _align(eval_dataset, model.config)
         if train_dataset is not None and data_collator is None:
             train_dataset = _with_views(train_dataset, model, args)
+        if train_dataset is not None and args.prior_refresh != "step" and not isinstance(train_dataset, ViewDataset):
+            raise ValueError(
+                f"prior_refresh='{args.prior_refresh}' keeps a prior for each image; pass images that can be counted, "
+                f"not views, a stream or a data_collator of one's own (got a {type(train_dataset).__name__}), or use "
+                "prior_refresh='step'."
+            )
         kwargs.setdefault("compute_metrics", compute_metrics)
         super().__init__(
             model=model,
@@ -123,6 +137,7 @@ class MicroCLIPTrainer(Trainer):
         self.add_callback(_EpochCallback(self))
         self._pixel_mean = torch.tensor(processing_class.image_mean, device=self.args.device).view(-1, 1, 1)
         self._pixel_std = torch.tensor(processing_class.image_std, device=self.args.device).view(-1, 1, 1)
+        self._chunk_size = _chunk_size(model.config, self.args.device)
         self._diagnostics = Diagnostics(model.num_labels)
         self._log_class_mean: torch.Tensor | None = None
         self._epoch: int | None = None
@@ -147,6 +162,13 @@ class MicroCLIPTrainer(Trainer):
         self._checkpoint = checkpoint or None
         if self._checkpoint is not None:
             check_classes(self._checkpoint, list(self.model.config.id2label.values()))
+        if self.args.prior_refresh != "step":
+            folder = os.path.join(self.args.output_dir, PRIOR_DIR)
+            self.train_dataset.kept_prior = KeptPrior(folder, len(self.train_dataset), self.model.num_labels)
+            if self._checkpoint is None and self.is_local_process_zero():
+                self.train_dataset.kept_prior.clear()
+        if self.args.prior_refresh == "never":  # before a checkpoint brings adapted weights
+            self._keep_prior(0)
         return super().train(self._checkpoint, **kwargs)
 
     def get_batch_samples(
@@ -200,8 +222,8 @@ class MicroCLIPTrainer(Trainer):
             student_agreement=logits.argmax(-1) == pseudo_labels,
         )
         if "labels" in inputs:
-            known = inputs["labels"] >= 0
-            self._diagnostics.record(pseudo_label_accuracy=(pseudo_labels == inputs["labels"])[known])
+            correct = (pseudo_labels == inputs["labels"]).float()
+            self._diagnostics.record(pseudo_label_accuracy=correct.where(inputs["labels"] >= 0, torch.nan))
         self._diagnostics.record_labels(pseudo_labels, inputs.get("index"))
         loss = share * student_loss + self.args.fairness_weight * fairness
         return (loss, outputs) if return_outputs else loss
@@ -233,33 +255,84 @@ class MicroCLIPTrainer(Trainer):
 
     def _remember(self, log_class_mean: torch.Tensor) -> None:
         """The running mean for the next step; after an overflow, whose step fp16 skips, the one before stays."""
-        if log_class_mean.isfinite().all():
+        finite = log_class_mean.isfinite().all()
+        if self._log_class_mean is not None:
+            self._log_class_mean = torch.where(finite, log_class_mean, self._log_class_mean)
+        elif finite:  # the host waits for the device once an epoch
             self._log_class_mean = log_class_mean
 
     @torch.no_grad()
     def refine_pseudo_labels(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Label the images with the current weights: dynamic knowledge aggregation, in full precision.
+        """Label the images with the current weights: dynamic knowledge aggregation.
 
         Args:
-            inputs: `weak` (B, 3, S, S) and `crops` (B, K, 3, S, S), uint8; without `crops`, K = 0.
+            inputs: `weak` (B, 3, S, S) and `crops` (B, K, 3, S, S), uint8; without `crops`, K = 0. In place of crops
+                the prior may be there, `prior_scores` (B, C), float32.
 
         Returns:
             `torch.LongTensor` of shape `(batch_size,)`.
         """
-        # The model's forward runs under autocast; these methods of the unwrapped model don't.
+        # The model's forward runs under autocast; these methods of the unwrapped model only where it is asked for.
         model = self.accelerator.unwrap_model(self.model)
-        weak = model.encode_image(self.normalize(inputs["weak"]))
-        crops = inputs["crops"].unbind(1) if "crops" in inputs else ()
-        crop_embeds = [model.coarse_embeds(self.normalize(crop)) for crop in crops]
-        crop_embeds = torch.stack(crop_embeds, 1) if crop_embeds else weak.cls_embeds.unsqueeze(1)[:, :0]
-        prior_scores = model.prior_head(composite_embeds(crop_embeds, weak.cls_embeds))
-        fused_scores = model.classifier(fuse_embeds(weak.cls_embeds, weak.fg_embeds))
+        weak = self._encode(lambda pixels: _both_embeds(model.encode_image(pixels)), inputs["weak"])
+        cls_embeds, fg_embeds = weak.unbind(1)
+        prior_scores = inputs.get("prior_scores")
+        if prior_scores is None:
+            prior_scores = self._prior_scores(model, inputs.get("crops"), cls_embeds)
+        fused_scores = model.classifier(fuse_embeds(cls_embeds, fg_embeds))
         scores = aggregate_scores(prior_scores, fused_scores, self.args.prior_ratio)
         self._diagnostics.record(
             pseudo_label_confidence=(model.logit_scale * scores).softmax(-1).amax(-1),
             head_agreement=prior_scores.argmax(-1) == fused_scores.argmax(-1),
         )
         return scores.argmax(-1)
+
+    def _prior_scores(
+        self, model: MicroCLIPForImageClassification, crops: torch.Tensor | None, cls_embeds: torch.Tensor
+    ) -> torch.Tensor:
+        """Cosines of the multi-view composite with the frozen head, `(batch_size, num_labels)`."""
+        crop_embeds = cls_embeds.unsqueeze(1)[:, :0]
+        if crops is not None and crops.shape[1] > 0:
+            crop_embeds = self._encode(model.coarse_embeds, crops.flatten(0, 1)).unflatten(0, crops.shape[:2])
+        return model.prior_head(composite_embeds(crop_embeds, cls_embeds))
+
+    def _encode(self, encode: Callable[[torch.Tensor], torch.Tensor], views: torch.Tensor) -> torch.Tensor:
+        """Embeddings of uint8 views `(n, 3, S, S)`, a few at a time."""
+        with self.accelerator.autocast() if self.args.autocast_pseudo_labels else contextlib.nullcontext():
+            return torch.cat([encode(self.normalize(chunk)) for chunk in views.split(self._chunk_size)])
+
+    @torch.no_grad()
+    def _keep_prior(self, epoch: int) -> None:
+        """From now on training batches hold the prior of the present weights, from a pass over all images."""
+        kept, model = self.train_dataset.kept_prior, self.accelerator.unwrap_model(self.model)
+        self.accelerator.wait_for_everyone()
+        if not kept.exists(epoch):
+            for has_turn in self._turns():
+                if has_turn:
+                    kept.create()
+            self.train_dataset.set_epoch(epoch)
+            self.train_dataset.replace_crops()
+            with torch.random.fork_rng(devices=[]):  # a run that finds the file goes on with the same random numbers
+                batches = self.get_test_dataloader(self.train_dataset)
+                batches.set_epoch(epoch)  # it would begin with the views of epoch 0
+                for batch in tqdm(batches, "Multi-view prior", disable=not self.is_world_process_zero()):
+                    batch = self._prepare_inputs(batch)
+                    cls_embeds = self._encode(model.coarse_embeds, batch["weak"])
+                    scores = self._prior_scores(model, batch["crops"], cls_embeds)
+                    index, scores = self.accelerator.gather((batch["index"], scores))
+                    if self.is_local_process_zero():
+                        kept.write(index.cpu().numpy(), scores.cpu().numpy())
+            for has_turn in self._turns():
+                if has_turn:
+                    kept.finish(epoch)
+        self.train_dataset.replace_crops(epoch)
+
+    def _turns(self) -> Iterator[bool]:
+        """Who writes files: the first process of all, then the first of each machine, whose disk may be its own."""
+        for has_turn in (self.is_world_process_zero(), self.is_local_process_zero()):
+            self.accelerator.wait_for_everyone()
+            yield has_turn
+        self.accelerator.wait_for_everyone()
 
     def normalize(self, views: torch.Tensor) -> torch.Tensor:
         """uint8 views `(batch_size, 3, S, S)` on the training device to normalised float32 pixel values.
@@ -296,6 +369,8 @@ class MicroCLIPTrainer(Trainer):
         if epoch != self._epoch:
             self._log_class_mean = None
         self._epoch = epoch
+        if self.args.prior_refresh == "epoch":
+            self._keep_prior(epoch)
         if isinstance(self.train_dataset, ViewDataset):
             self.train_dataset.set_epoch(epoch)
 
@@ -402,8 +477,6 @@ class MicroCLIPTrainer(Trainer):
         """What FSDP2, which by itself serves `forward` alone, has to know of the model."""
         for name in ("encode_image", "coarse_embeds"):
             register_fsdp_forward_method(self.model, name)
-        # The value path uses this layer's parts after its own forward.
-        self.model.clip.vision_model.encoder.layers[-1].set_reshard_after_forward(False)
         # save_pretrained copies the code of the model's class, which now is one that FSDP2 made of ours.
         sharded, own = type(self.model), type(self.model).__bases__[-1]
         sharded.__module__, sharded.__name__ = own.__module__, own.__name__
@@ -421,12 +494,9 @@ class MicroCLIPTrainer(Trainer):
             state = {"epoch": torch.tensor(self._epoch), "pseudo_labels": self._diagnostics.pseudo_labels}
             save_file({**state, "log_class_mean": self._log_class_mean}, os.path.join(folder, STATE_NAME))
         super()._save_checkpoint(model, trial)
-        # The first process of all, then the first of each machine whose disk is its own.
-        for has_turn in (self.is_world_process_zero(), self.is_local_process_zero()):
-            self.accelerator.wait_for_everyone()
+        for has_turn in self._turns():
             if has_turn and os.path.exists(folder):
                 self._finish_checkpoint(folder, os.path.dirname(incomplete))
-        self.accelerator.wait_for_everyone()
 
     def _finish_checkpoint(self, folder: str, run_dir: str) -> None:
         final = os.path.join(run_dir, os.path.basename(folder))
@@ -493,6 +563,19 @@ def check_classes(checkpoint: str, class_names: list[str]) -> None:
         f"The checkpoint {checkpoint} has {len(saved)} classes, this run {len(class_names)}; number {index + 1} is "
         f"{old!r} there and {new!r} here. Resume with the class names that the run began with, in their order."
     )
+
+
+def _chunk_size(config: MicroCLIPConfig, device: torch.device) -> int:
+    """How many images to encode at a time, without gradient."""
+    vision = config.clip_config.vision_config
+    num_tokens = (vision.image_size // vision.patch_size) ** 2 + 1
+    limit = CPU_CHUNK_BYTES if device.type == "cpu" else CHUNK_BYTES
+    return max(1, limit // (4 * num_tokens * vision.intermediate_size))
+
+
+def _both_embeds(output: MicroCLIPOutput) -> torch.Tensor:
+    """[CLS] and [FG] embeddings, `(batch_size, 2, embed_dim)`."""
+    return torch.stack([output.cls_embeds, output.fg_embeds], 1)
 
 
 def _log_sum(logits: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,13 @@
 """Settings of optimisation and pseudo-labelling; the defaults are the published ones (arXiv:2510.02270, section 4)."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import TrainingArguments
+
+
+PriorRefresh = Literal["step", "epoch", "never"]
 
 
 @dataclass
@@ -28,6 +31,12 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             gamma, the share of the frozen head in the pseudo-labels, in [0, 1].
         fairness_weight (`float`, *optional*, defaults to 1.0):
             Weight of the loss that keeps every class in use. Lower it where classes are known to be rare or absent.
+        prior_refresh (`"step"`, `"epoch"` or `"never"`, *optional*, defaults to `"step"`):
+            When the multi-view prior is computed: with the weights of each step, as published; for all images at the
+            start of each epoch; or once, from the weights that training starts with, after which a step costs a third.
+            For the latter two it is kept in `output_dir`, 4 bytes an image and class.
+        autocast_pseudo_labels (`bool`, *optional*, defaults to `False`):
+            With `bf16` or `fp16`, label the images in that precision too; as published they are labelled in float32.
         max_corrupt_share (`float`, *optional*, defaults to 0.05):
             Share of the images that may be unreadable, rounded up. In place of such an image comes the next one that
             can be read; more of them are an error.
@@ -55,6 +64,10 @@ class MicroCLIPTrainingArguments(TrainingArguments):
     )
     prior_ratio: float = field(default=0.5, metadata={"help": "gamma, share of the frozen head in pseudo-labels."})
     fairness_weight: float = field(default=1.0, metadata={"help": "Weight of the fairness loss."})
+    prior_refresh: PriorRefresh = field(default="step", metadata={"help": "When the multi-view prior is computed."})
+    autocast_pseudo_labels: bool = field(
+        default=False, metadata={"help": "Label images in the precision of --bf16 or --fp16 too."}
+    )
 
     # Saving and logging
     save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint."})
@@ -81,6 +94,12 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             raise ValueError(f"prior_ratio is {self.prior_ratio}; it must lie in [0, 1].")
         if self.fairness_weight < 0:
             raise ValueError(f"fairness_weight is {self.fairness_weight}; it must be 0 or more.")
+        if self.prior_refresh not in get_args(PriorRefresh):
+            raise ValueError(
+                f"prior_refresh is {self.prior_refresh!r}; it must be one of {', '.join(get_args(PriorRefresh))}."
+            )
+        if self.autocast_pseudo_labels and not (self.bf16 or self.fp16):
+            raise ValueError("autocast_pseudo_labels needs bf16 or fp16, the precision to label images in.")
         if not 0 <= self.max_corrupt_share <= 1:
             raise ValueError(f"max_corrupt_share is {self.max_corrupt_share}; it must lie in [0, 1].")
         if self.push_to_hub and self.hub_strategy != "end":

@@ -56,7 +56,7 @@ def test_hidden_states_and_attentions_are_the_vision_towers(clip, pixel_values):
     own, clips = model(pixel_values, **kwargs), clip.vision_model(pixel_values, **kwargs)
     for name in ("hidden_states", "attentions"):
         assert len(own[name]) == len(clips[name])
-        assert all(a.equal(b) for a, b in zip(own[name], clips[name], strict=True))
+        assert_close(own[name], clips[name])
     model.clip.vision_model(pixel_values, **kwargs)
     again = model(pixel_values, **kwargs)
     assert len(again.hidden_states) == 3 and len(again.attentions) == 2

@@ -1,0 +1,84 @@
+"""The benchmark's plain step gives the published numbers too, so it is a fair thing to compare with."""
+
+import copy
+
+import pytest
+import torch
+from naive_step import NaiveStep, saliency_mask
+from torch.testing import assert_close
+
+from microclip_hf.text_heads import build_heads
+
+
+@pytest.fixture
+def golden_step(golden, golden_features):
+    """As benchmarks use it: without the text tower."""
+    clip = copy.deepcopy(golden.clip)
+    del clip.text_model
+    clip.text_projection = None
+    rate = golden.tensors["train.lr"][0].item()
+    return NaiveStep(clip, *build_heads(*golden_features), logit_scale=100, learning_rate=rate)
+
+
+def views_of(golden, step):
+    views = golden.tensors[f"views.{step}"]
+    return {"weak": views[:, 0], "strong": views[:, 1], "crops": views[:, 2:]}
+
+
+@torch.no_grad()
+def test_golden_stages(golden, golden_step):
+    views = views_of(golden, 0)
+    output = golden_step.vision_tower(views["weak"])
+    stage = {
+        "global": golden_step.cls_embeds(output),
+        "local": golden_step.fg_embeds(output),
+        "patch_tokens": golden_step.patch_tokens(output),
+        "eval_logits": golden_step.logits(views["strong"]),
+    }
+    for name, value in stage.items():
+        assert_close(value, golden.tensors[f"stage.{name}"], rtol=0, atol=1e-5)
+    assert saliency_mask(stage["patch_tokens"]).equal(golden.tensors["stage.mask"])
+
+
+def test_golden_training(golden, golden_step):
+    losses, labels, rates = [], [], golden.tensors["train.lr"].tolist()
+    untrained = {name: p.clone() for name, p in golden_step.clip.named_parameters() if not p.requires_grad}
+    for step, rate in enumerate(rates):
+        if step == golden.meta["epochs_of_steps"][0]:
+            golden_step.start_epoch()
+        golden_step.optimizer.param_groups[0]["lr"] = rate
+        loss, pseudo_labels = golden_step.step(**views_of(golden, step))
+        losses.append(loss)
+        labels.append(pseudo_labels)
+    assert torch.stack(labels).equal(golden.tensors["train.pseudo_labels"])
+    assert_close(torch.tensor(losses), golden.tensors["train.losses"], rtol=1e-4, atol=0)
+
+    finals = {name: p.detach() for name, p in golden_step.clip.named_parameters() if p.requires_grad}
+    finals |= {f"{n}.weight": getattr(golden_step, n).detach() for n in ("query_proj", "key_proj", "value_proj")}
+    finals["classifier"] = golden_step.classifier.detach()
+    recorded = {n.removeprefix("train.final."): v for n, v in golden.tensors.items() if n.startswith("train.final.")}
+    assert finals.keys() == recorded.keys()
+    for name, value in recorded.items():
+        assert_close(finals[name], value, rtol=0, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+    for name, value in untrained.items():
+        parameter = golden_step.clip.get_parameter(name)
+        assert parameter.grad is None and parameter.equal(value)
+
+
+def test_logit_scale_is_the_checkpoints_own(clip):
+    heads = torch.eye(3, clip.config.projection_dim)
+    assert NaiveStep(clip, heads, heads).logit_scale == pytest.approx(clip.logit_scale.exp().item())
+
+
+# The last two: each patch like itself only, and two equal blocks, whose eigenvector is nowhere above its deviation.
+@pytest.mark.parametrize(
+    "patches", [torch.zeros(4, 8), torch.ones(4, 8), torch.eye(4), torch.eye(2).repeat_interleave(4, 0)]
+)
+def test_no_mask_is_empty(patches):
+    assert saliency_mask(patches.repeat(2, 1, 1)).any(-1).all()
+
+
+def test_blank_images_leave_finite_weights(golden_step):
+    blank = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    golden_step.step(blank, blank.unsqueeze(1), blank)
+    assert all(parameter.isfinite().all() for parameter in golden_step.trained)

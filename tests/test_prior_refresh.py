@@ -1,0 +1,162 @@
+"""The multi-view prior kept for an epoch or for good: the same scores, the same runs, however they are interrupted."""
+
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from adaptation import CLASS_NAMES, adapt, draw_images
+from conftest import DESCRIPTIONS
+from test_invariance import StopAt, assert_same_run, run_processes, steps
+from torch.nn.functional import normalize
+from torch.testing import assert_close
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
+from microclip_hf.kept_prior import KeptPrior
+from microclip_hf.view_datasets import ViewDataset, ViewSettings
+
+
+def kept_scores(folder, epoch=0):
+    return torch.tensor(np.load(folder / "_prior" / f"epoch-{epoch}.npy"))
+
+
+def scores64(model, epoch, num_images=20):
+    """Multi-view scores by plain CLIP features of the views of an epoch, in float64."""
+    dataset = ViewDataset(draw_images(num_images), ViewSettings(32, 2, (0.5, 0.9), 42))
+    dataset.set_epoch(epoch)
+    model = model.double().eval()
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    scores = []
+    for example in dataset:
+        views = torch.tensor(np.concatenate([example["weak"][None], example["crops"]])) / 255
+        with torch.no_grad():
+            features = model.clip.get_image_features(((views - mean) / std).double()).pooler_output
+        weak, *crops = normalize(features, dim=-1)
+        relevance = torch.stack([crop @ weak for crop in crops]).softmax(0)
+        composite = sum(share * crop for share, crop in zip(relevance, crops, strict=True))
+        scores.append(normalize(composite, dim=-1) @ normalize(model.prior_head.weight, dim=-1).T)
+    return torch.stack(scores)
+
+
+def test_the_prior_is_that_of_the_first_weights(clip_folder, tmp_path):
+    trainer = adapt(clip_folder, tmp_path, prior_refresh="never", num_train_epochs=1)
+    clip = MicroCLIPForImageClassification.from_clip(clip_folder, CLASS_NAMES, prior_weighting="uniform")
+    assert_close(kept_scores(tmp_path).double(), scores64(clip, 0), atol=1e-6, rtol=0)
+    assert not torch.allclose(kept_scores(tmp_path).double(), scores64(trainer.model, 0), atol=1e-4)
+
+
+def test_the_prior_is_that_of_the_epochs_first_weights(clip_folder, tmp_path):
+    adapt(clip_folder, tmp_path, prior_refresh="epoch", save_strategy="epoch")
+    before = MicroCLIPForImageClassification.from_pretrained(tmp_path / "checkpoint-3")
+    assert_close(kept_scores(tmp_path, 1).double(), scores64(before, 1), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("prior_refresh", ["epoch", "never"])
+def test_without_movement_it_is_the_prior_of_each_step(clip_folder, tmp_path, prior_refresh):
+    options = {"learning_rate": 0.0, "lr_scheduler_type": "constant", "num_train_epochs": 1}
+    reference = adapt(clip_folder, tmp_path / "step", **options)
+    trainer = adapt(clip_folder, tmp_path / prior_refresh, prior_refresh=prior_refresh, **options)
+    assert_same_run(trainer.state.log_history, trainer.model.state_dict(), reference)
+
+
+@pytest.mark.parametrize("prior_refresh", ["epoch", "never"])
+def test_it_moves_with_the_weights(clip_folder, tmp_path, prior_refresh):
+    """Three different runs, from which one sees that a setting isn't ignored."""
+    runs = [adapt(clip_folder, tmp_path / name, prior_refresh=name) for name in ("step", prior_refresh)]
+    confidence = [run.state.log_history[4]["pseudo_label_confidence"] for run in runs]
+    assert confidence[0] != pytest.approx(confidence[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("prior_refresh", ["epoch", "never"])
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_resume_is_exact(clip_folder, tmp_path, prior_refresh, step):
+    options = {"save_strategy": "steps", "save_steps": 1, "prior_refresh": prior_refresh}
+    whole = adapt(clip_folder, tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        adapt(clip_folder, tmp_path / "parts", callbacks=[StopAt(step + 1)], **options)
+    shutil.rmtree(tmp_path / "parts" / f"checkpoint-{step + 1}", ignore_errors=True)
+    resumed = adapt(clip_folder, tmp_path / "parts", resume=True, **options)
+    assert steps(resumed.state.log_history) == steps(whole.state.log_history)
+    weights = resumed.model.state_dict()
+    assert all(value.equal(weights[name]) for name, value in whole.model.state_dict().items())
+
+
+@pytest.mark.parametrize("prior_refresh", ["epoch", "never"])
+def test_two_process_run(clip_folder, tmp_path, prior_refresh):
+    reference = adapt(clip_folder, tmp_path / "one", num_images=24, prior_refresh=prior_refresh)
+    options = {"num_images": 24, "per_device_train_batch_size": 4, "prior_refresh": prior_refresh}
+    assert_same_run(*run_processes(clip_folder, tmp_path / "two", 2, **options), reference)
+    last = 1 if prior_refresh == "epoch" else 0
+    assert_close(kept_scores(tmp_path / "two", last), kept_scores(tmp_path / "one", last), atol=1e-4, rtol=0)
+
+
+def test_workers_that_outlive_an_epoch(clip_folder, tmp_path):
+    reference = adapt(clip_folder, tmp_path / "one", prior_refresh="epoch")
+    workers = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
+    trainer = adapt(clip_folder, tmp_path / "two", prior_refresh="epoch", **workers)
+    assert_same_run(trainer.state.log_history, trainer.model.state_dict(), reference)
+
+
+def test_a_fresh_run_forgets_the_prior_of_another(clip_folder, tmp_path):
+    kept = KeptPrior(str(tmp_path / "_prior"), 20, 3)
+    kept.create()
+    kept.finish(0)
+    adapt(clip_folder, tmp_path, prior_refresh="never", num_train_epochs=1)
+    assert kept_scores(tmp_path).any(-1).all()
+
+
+def test_files_of_the_last_two_epochs_are_kept(clip_folder, tmp_path):
+    adapt(clip_folder, tmp_path, prior_refresh="epoch", num_train_epochs=4)
+    assert sorted(path.name for path in (tmp_path / "_prior").iterdir()) == ["epoch-2.npy", "epoch-3.npy"]
+
+
+def test_no_crops_are_made_where_the_prior_is_kept(clip_folder, tmp_path):
+    trainer = adapt(clip_folder, tmp_path, prior_refresh="never", num_train_epochs=1)
+    example = trainer.train_dataset[5]
+    assert example["crops"].shape == (0, 3, 32, 32)
+    assert torch.tensor(example["prior_scores"]).equal(kept_scores(tmp_path)[5])
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in (3, 1)])
+    assert batch["prior_scores"].equal(kept_scores(tmp_path)[[3, 1]])
+
+
+def test_views_do_not_depend_on_what_is_kept(clip_folder, tmp_path):
+    dataset = ViewDataset(draw_images(4), ViewSettings(32, 2, (0.5, 0.9), 0))
+    dataset.kept_prior = KeptPrior(str(tmp_path), 4, 3)
+    dataset.kept_prior.create()
+    dataset.kept_prior.finish(0)
+    expected = dataset[2]
+    dataset.replace_crops(0)
+    assert all(np.array_equal(dataset[2][name], expected[name]) for name in ("weak", "strong"))
+    dataset.replace_crops()
+    assert np.array_equal(dataset[2]["crops"], expected["crops"])
+
+
+def make_trainer(clip_folder, folder, dataset, **options):
+    model = MicroCLIPForImageClassification.from_clip(
+        clip_folder, CLASS_NAMES, descriptions=DESCRIPTIONS, prior_weighting="uniform"
+    )
+    args = MicroCLIPTrainingArguments(str(folder), use_cpu=True, prior_refresh="never", **options)
+    return MicroCLIPTrainer(model=model, args=args, train_dataset=dataset)
+
+
+def test_what_cannot_be_counted_is_refused(clip_folder, tmp_path):
+    views = ViewDataset(draw_images(3), ViewSettings(32, 1, (0.5, 0.9), 0))
+    for dataset in (draw_images(6).to_iterable_dataset(), [views[0], views[1]]):
+        with pytest.raises(ValueError, match=r"prior_refresh='never' keeps a prior for each image.*'step'"):
+            make_trainer(clip_folder, tmp_path, dataset, max_steps=1)
+    with pytest.raises(ValueError, match="one of step, epoch, never"):
+        MicroCLIPTrainingArguments(str(tmp_path), prior_refresh="always")
+
+
+def test_a_prior_of_other_images_is_refused(clip_folder, tmp_path):
+    adapt(clip_folder, tmp_path, prior_refresh="never", save_strategy="epoch", num_train_epochs=1)
+    with pytest.raises(ValueError, match=r"20 images and 3 classes; this run has 9 and 3"):
+        adapt(clip_folder, tmp_path, num_images=9, prior_refresh="never", resume=True)
+
+
+def test_a_full_disk_is_found_before_anything_is_computed(clip_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=100))
+    with pytest.raises(OSError, match=r"needs 0.0 GB in .*_prior, where 0.0 GB are free"):
+        adapt(clip_folder, tmp_path, prior_refresh="never")
