@@ -1,22 +1,41 @@
 """
-What a microCLIP forward costs over a plain CLIP forward, on random weights.
+Speed and memory of an adaptation step and of inference, on random weights.
 
-    python examples/benchmark_step.py --model B/32 --batch_size 32 --json ratio.json
+    python examples/benchmark_step.py --model B/32 --batch_size 32 --json step.json
 
-Both run in turn in one process; the ratio is the median over pairs of runs, since a machine's speed drifts.
+Each kind of step runs in a process of its own, and they take turns, since a machine's speed drifts: a plain CLIP
+vision forward, the published step ("exact"), the same with activation checkpointing, a step with
+`prior_refresh="never"` ("kept prior"), and a plain reference (`naive_step.py`). Just before each turn the speed of a
+large matrix product is measured, in the same precision; shares of that are medians over the turns. Memory is what a
+step needs above weights and views: resident memory on a CPU, allocated memory on a GPU.
+
+`--crops 0 2 4 8 16` adds exact steps with as many crops, `--num_processes 2` compares that many processes of one
+thread each with one, `--dtype bfloat16` measures labels and student under autocast.
 """
 
 import argparse
+import functools
 import json
+import multiprocessing
+import os
 import platform
+import re
+import socket
 import statistics
+import tempfile
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
+from naive_step import NaiveStep
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPModel, CLIPVisionConfig, CLIPVisionModelWithProjection, TrainerCallback
+from transformers.utils import logging
 
-from microclip_hf import MicroCLIPConfig, MicroCLIPForImageClassification
+from microclip_hf import MicroCLIPConfig, MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
 
 
 NUM_CLASSES = 102
@@ -27,55 +46,311 @@ SIZES = {
     "L/14": {**LARGE, "patch_size": 14},
     "L/14@336": {**LARGE, "patch_size": 14, "image_size": 336},
 }
+STEPS = ("plain_forward", "exact_step", "checkpointed_step", "kept_prior_step", "naive_step")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Rows and columns of the matrix product that stands for the machine's peak.
+GEMM_SIZE = 8192 if DEVICE == "cuda" else 2048
 
 
-def seconds(model: torch.nn.Module, pixel_values: torch.Tensor) -> float:
-    """Wall seconds of one forward without gradient."""
-    if pixel_values.is_cuda:
+def make_config(model: str) -> MicroCLIPConfig:
+    """The architecture of a size's name, or of a folder or Hub id that holds a CLIP."""
+    if model in SIZES:
+        return MicroCLIPConfig(clip_config={"vision_config": SIZES[model]}, num_labels=NUM_CLASSES)
+    return MicroCLIPConfig.from_pretrained(model, num_labels=NUM_CLASSES)
+
+
+def make_model(model: str) -> MicroCLIPForImageClassification:
+    """Random weights, the same at every call."""
+    torch.manual_seed(0)
+    microclip = MicroCLIPForImageClassification(make_config(model))
+    torch.nn.init.normal_(microclip.prior_head.weight)
+    return microclip.float().to(DEVICE)
+
+
+def make_views(vision: CLIPVisionConfig, batch_size: int, num_crops: int) -> dict[str, torch.Tensor]:
+    """Random views, the same at every call."""
+    shape = (3, vision.image_size, vision.image_size)
+    shapes = {"weak": shape, "strong": shape, "crops": (num_crops, *shape)}
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randint(256, (batch_size, *own), dtype=torch.uint8, generator=generator)
+        for name, own in shapes.items()
+    }
+
+
+def synchronize() -> None:
+    """Wait for the device."""
+    if DEVICE == "cuda":
         torch.cuda.synchronize()
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Wall seconds of one call."""
+    synchronize()
     start = time.perf_counter()
-    with torch.no_grad():
-        model(pixel_values)
-    if pixel_values.is_cuda:
-        torch.cuda.synchronize()
+    run()
+    synchronize()
     return time.perf_counter() - start
 
 
-def inference_ratio(size: str, batch_size: int, steps: int, device: str) -> tuple[float, float]:
-    """Median cost of our forward over that of `CLIPVisionModelWithProjection`, and our images per second."""
-    vision = CLIPVisionConfig(**SIZES[size])
-    config = MicroCLIPConfig(clip_config={"vision_config": vision.to_dict()}, num_labels=NUM_CLASSES)
-    ours = MicroCLIPForImageClassification(config).eval().to(device)
-    plain = CLIPVisionModelWithProjection(vision).eval().to(device)
-    pixel_values = torch.randn(batch_size, 3, vision.image_size, vision.image_size, device=device)
-    for model in (ours, plain):
-        seconds(model, pixel_values)
-    pairs = [
-        (seconds(ours, pixel_values), seconds(plain, pixel_values)) for _ in tqdm(range(steps), f"batch {batch_size}")
-    ]
-    return (
-        statistics.median(own / other for own, other in pairs),
-        batch_size / statistics.median(own for own, _ in pairs),
-    )
+def gemm_speed(dtype: torch.dtype) -> float:
+    """FLOPs a second of a large matrix product, the best of three."""
+    matrix = torch.ones(GEMM_SIZE, GEMM_SIZE, dtype=dtype, device=DEVICE)
+    return 2 * GEMM_SIZE**3 / min(seconds(lambda: matrix @ matrix) for _ in range(3))
+
+
+class Probe(TrainerCallback):
+    """Measures steps as the parent asks for it: the first one's memory, the second one's FLOPs, then speed."""
+
+    def __init__(self, connection: Connection, dtype: torch.dtype) -> None:
+        self.connection, self.dtype = connection, dtype
+        self.stages = [self.measure_memory, self.count_flops]
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Wait for one's turn."""
+        self.connection.recv()
+        stage = self.stages.pop(0) if self.stages else self.measure_speed
+        self.measurement = stage()
+        next(self.measurement)
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Answer."""
+        self.connection.send(next(self.measurement))
+
+    def measure_memory(self) -> Any:
+        """Peak memory above what there was before, in bytes."""
+        before = self.memory()
+        if DEVICE == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            with open("/proc/self/clear_refs", "w") as file:  # the peak begins anew (Linux)
+                file.write("5")
+        yield
+        yield self.memory(peak=True) - before
+
+    @staticmethod
+    def memory(peak: bool = False) -> int:
+        """Bytes in use, or their peak."""
+        if DEVICE == "cuda":
+            return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
+        with open("/proc/self/status") as file:
+            name = "VmHWM" if peak else "VmRSS"
+            return 1024 * int(re.search(rf"{name}:\s+(\d+) kB", file.read()).group(1))
+
+    def count_flops(self) -> Any:
+        """FLOPs of matrix products and convolutions."""
+        with FlopCounterMode(display=False) as counter:
+            yield
+        yield counter.get_total_flops()
+
+    def measure_speed(self) -> Any:
+        """Seconds of the step, and the speed of a matrix product just before."""
+        peak = gemm_speed(self.dtype)
+        synchronize()
+        start = time.perf_counter()
+        yield
+        synchronize()
+        yield time.perf_counter() - start, peak
+
+
+def run_steps(kind: str, options: argparse.Namespace, num_crops: int, connection: Connection, env: dict) -> None:
+    """The program of a process: steps of one kind, endlessly."""
+    os.environ.update(env)
+    if "OMP_NUM_THREADS" in env:
+        torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
+    logging.set_verbosity_error()
+    dtype = getattr(torch, options.dtype)
+    probe, model = Probe(connection, dtype), make_model(options.model)
+    vision = model.config.clip_config.vision_config
+    views = make_views(vision, options.batch_size, num_crops)
+    if kind == "plain_forward":
+        step = plain_forward(vision, options, dtype)
+    elif kind == "naive_step":
+        step = naive_step(model, views)
+    else:
+        return run_trainer(kind, model, views, options, probe)
+    while True:
+        probe.on_step_begin()
+        step()
+        probe.on_step_end()
+
+
+def plain_forward(vision: CLIPVisionConfig, options: argparse.Namespace, dtype: torch.dtype) -> Callable[[], Any]:
+    """CLIP's image features, without gradient."""
+    clip = CLIPVisionModelWithProjection(vision).to(DEVICE, dtype).eval()
+    pixel_values = torch.randn(options.batch_size, 3, vision.image_size, vision.image_size, device=DEVICE, dtype=dtype)
+    return torch.no_grad()(lambda: clip(pixel_values))
+
+
+def naive_step(model: MicroCLIPForImageClassification, views: dict[str, torch.Tensor]) -> Callable[[], Any]:
+    """The reference, on a CLIP that is transformers' own."""
+    clip = CLIPModel(model.config.clip_config).float()
+    clip.load_state_dict(model.clip.state_dict(), strict=False)
+    prior_head = torch.nn.functional.normalize(model.prior_head.weight, dim=-1)
+    naive = NaiveStep(clip.to(DEVICE), model.classifier.weight, prior_head)
+    return lambda: naive.step(**{name: value.to(DEVICE) for name, value in views.items()})
+
+
+def run_trainer(
+    kind: str,
+    model: MicroCLIPForImageClassification,
+    views: dict[str, torch.Tensor],
+    options: argparse.Namespace,
+    probe: Probe,
+) -> None:
+    """The steps of a real run."""
+    if kind == "kept_prior_step":
+        views["prior_scores"] = torch.zeros(options.batch_size, NUM_CLASSES)
+        del views["crops"]
+    examples = [{name: value[i] for name, value in views.items()} for i in range(options.batch_size)]
+    low = options.dtype == "bfloat16"
+    with tempfile.TemporaryDirectory() as folder:
+        args = MicroCLIPTrainingArguments(
+            folder,
+            per_device_train_batch_size=options.batch_size,
+            max_steps=10**6,
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            use_cpu=DEVICE == "cpu",
+            bf16=low,
+            autocast_pseudo_labels=low,
+            activation_checkpointing=kind == "checkpointed_step",
+            torch_compile=options.compile,
+        )
+        world = int(os.environ.get("WORLD_SIZE", 1))
+        MicroCLIPTrainer(model=model, args=args, train_dataset=examples * world, callbacks=[probe]).train()
+
+
+class Runner:
+    """Processes that run steps of one kind together.
+
+    Args:
+        kind (`str`): of `STEPS`.
+        options: the command's.
+        num_crops (`int`): K.
+        num_processes, threads (`int`, *optional*): default: one, with all cores.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        options: argparse.Namespace,
+        num_crops: int,
+        num_processes: int = 1,
+        threads: int | None = None,
+    ) -> None:
+        self.num_images = options.batch_size * num_processes
+        env = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+        if num_processes > 1:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+            env |= {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes)}
+        spawn = multiprocessing.get_context("spawn")
+        self.connections, self.processes = [], []
+        for rank in range(num_processes):
+            ours, theirs = spawn.Pipe()
+            own = {**env, "RANK": str(rank), "LOCAL_RANK": str(rank)} if num_processes > 1 else env
+            arguments = (kind, options, num_crops, theirs, own)
+            self.processes.append(spawn.Process(target=run_steps, args=arguments, daemon=True))
+            self.processes[-1].start()
+            theirs.close()
+            self.connections.append(ours)
+        self.memory, self.flops = max(self.step()), sum(self.step())
+        self.step()
+        self.turns: list[tuple[float, float]] = []
+
+    def step(self) -> list[Any]:
+        """One step of every process, and what each measured."""
+        for connection in self.connections:
+            connection.send(None)
+        return [connection.recv() for connection in self.connections]
+
+    def measure(self) -> None:
+        """One turn: seconds, and the share of the peak."""
+        answers = self.step()
+        duration, peak = max(own for own, _ in answers), sum(own for _, own in answers)
+        self.turns.append((duration, self.flops / duration / peak))
+
+    def result(self) -> dict[str, float]:
+        """Medians over the turns."""
+        duration = statistics.median(own for own, _ in self.turns)
+        return {
+            "images_per_second": round(self.num_images / duration, 3),
+            "gflops": round(self.flops / duration / 1e9, 1),
+            "gflop_per_image": round(self.flops / self.num_images / 1e9, 2),
+            "share_of_gemm_peak": round(statistics.median(share for _, share in self.turns), 4),
+            "peak_memory_gb": round(self.memory / 2**30, 3),
+        }
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self.processes:
+            process.terminate()
+            process.join()
+
+
+def measure_steps(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """All kinds of steps, in turns."""
+    plans = {kind: (kind, options, options.num_crops) for kind in STEPS}
+    plans |= {f"exact_step_{num_crops}_crops": ("exact_step", options, num_crops) for num_crops in options.crops}
+    if options.num_processes > 1:
+        plans["one_thread_step"] = ("exact_step", options, options.num_crops, 1, 1)
+        plans["distributed_step"] = ("exact_step", options, options.num_crops, options.num_processes, 1)
+    runners = {}
+    try:
+        for name in tqdm(plans, "Starting"):
+            runners[name] = Runner(*plans[name])
+        for _ in tqdm(range(options.steps), "Turns"):
+            for runner in runners.values():
+                runner.measure()
+        return {name: runner.result() for name, runner in runners.items()}
+    finally:
+        for runner in runners.values():
+            runner.close()
+
+
+def inference_ratio(options: argparse.Namespace, batch_size: int) -> float:
+    """Median cost of our forward over that of `CLIPVisionModelWithProjection`, over pairs of runs in one process."""
+    dtype = getattr(torch, options.dtype)
+    ours = make_model(options.model).to(dtype).eval()
+    vision = ours.config.clip_config.vision_config
+    plain = CLIPVisionModelWithProjection(vision).to(DEVICE, dtype).eval()
+    pixel_values = torch.randn(batch_size, 3, vision.image_size, vision.image_size, device=DEVICE, dtype=dtype)
+    with torch.no_grad():
+        pairs = [[seconds(functools.partial(model, pixel_values)) for model in (ours, plain)] for _ in range(21)]
+    return round(statistics.median(own / other for own, other in pairs[1:]), 4)
 
 
 def main() -> None:
     """Measure, print, and write JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=SIZES, default="B/32", help="size of the vision tower")
-    parser.add_argument("--batch_size", type=int, nargs="+", default=[1, 32], help="images at once")
-    parser.add_argument("--steps", type=int, default=7, help="pairs of runs")
+    parser.add_argument("--model", default="B/32", help=f"{', '.join(SIZES)}, or a folder or Hub id of a CLIP")
+    parser.add_argument("--batch_size", type=int, default=32, help="images a step")
+    parser.add_argument("--num_crops", type=int, default=8, help="K")
+    parser.add_argument("--steps", type=int, default=5, help="turns of each kind")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision")
+    parser.add_argument("--crops", type=int, nargs="*", default=[], help="further exact steps with these K")
+    parser.add_argument("--num_processes", type=int, default=1, help="compare processes of one thread each")
+    parser.add_argument("--compile", action="store_true", help="torch.compile our steps")
     parser.add_argument("--json", help="file to write to")
     options = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    machine = torch.cuda.get_device_name() if device == "cuda" else f"{platform.processor() or platform.machine()}"
-    result = {"model": options.model, "machine": machine, "threads": torch.get_num_threads(), "inference_ratio": {}}
-    for batch_size in options.batch_size:
-        ratio, speed = inference_ratio(options.model, batch_size, options.steps, device)
-        result["inference_ratio"][str(batch_size)] = round(ratio, 4)
-        print(
-            f"{options.model}, batch {batch_size}: {ratio:.3f} x a plain CLIP forward, {speed:.1f} images/s, {machine}"
-        )
+    if options.model not in SIZES:
+        make_config(options.model)
+    machine = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{platform.processor() or platform.machine()}"
+    result = {"model": options.model, "batch_size": options.batch_size, "dtype": options.dtype, "machine": machine}
+    result |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    result |= measure_steps(options)
+    result["inference_ratio"] = {str(size): inference_ratio(options, size) for size in (1, options.batch_size)}
+    print(f"{options.model}, batch {options.batch_size}, K = {options.num_crops}, {options.dtype}, {machine}")
+    print(f"{'':24}{'images/s':>10}{'GFLOP/s':>10}{'GFLOP/image':>13}{'of GEMM':>9}{'memory GB':>11}")
+    for name, own in result.items():
+        if isinstance(own, dict) and "gflops" in own:
+            print(f"{name:24}{own['images_per_second']:10.2f}{own['gflops']:10.1f}", end="")
+            print(f"{own['gflop_per_image']:13.2f}{own['share_of_gemm_peak']:9.3f}{own['peak_memory_gb']:11.3f}")
+    for size, ratio in result["inference_ratio"].items():
+        print(f"inference, batch {size}: {ratio:.3f} x a plain CLIP forward")
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
             json.dump(result, file, indent=1)

@@ -1,5 +1,6 @@
 """Settings of optimisation and pseudo-labelling; the defaults are the published ones (arXiv:2510.02270, section 4)."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -7,6 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 
+MAX_WORKERS = 16
 PriorRefresh = Literal["step", "epoch", "never"]
 
 
@@ -19,8 +21,10 @@ class MicroCLIPTrainingArguments(TrainingArguments):
     `per_device_eval_batch_size=64`, `num_train_epochs=15`, `learning_rate=1e-4`, `weight_decay=0.1` (on every trained
     parameter), `max_grad_norm=0` (no clipping), `lr_scheduler_type="cosine_with_min_lr"` down to 2e-6,
     `save_strategy="epoch"`, `save_total_limit=2`, `logging_steps=10`, `hub_strategy="end"` (pushes in between would
-    lack the code), `remove_unused_columns=False` (views are made from the image column), and
-    `ddp_find_unused_parameters=False`, `ddp_broadcast_buffers=False` (processes exchange trained parameters only).
+    lack the code), `remove_unused_columns=False` (views are made from the image column),
+    `ddp_find_unused_parameters=False`, `ddp_broadcast_buffers=False` (processes exchange trained parameters only),
+    `logging_nan_inf_filter=False` (nothing is hidden, and the host needn't wait for each step), and on a GPU
+    `dataloader_num_workers`, all cores but one, up to 16 a process, and non-blocking copies.
 
     Args:
         num_crops (`int`, *optional*, defaults to 8):
@@ -75,7 +79,12 @@ class MicroCLIPTrainingArguments(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Steps between two log lines."})
     hub_strategy: str = field(default="end", metadata={"help": "When to push to the Hub."})
 
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave NaN out of logged losses."})
+
     # Data and processes
+    dataloader_num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that make views. Default: on a GPU all cores but one, up to 16."}
+    )
     max_corrupt_share: float = field(default=0.05, metadata={"help": "Images that may be unreadable (share)."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Views need the image column."})
     ddp_find_unused_parameters: bool | None = field(
@@ -110,8 +119,13 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             self.lr_scheduler_kwargs = {"min_lr": 2e-6}
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns is True; it must be False, since views are made from the images.")
+        has_accelerator = torch.accelerator.is_available() and not self.use_cpu
+        if self.dataloader_num_workers is None:  # on a CPU the model itself needs the cores
+            self.dataloader_num_workers = _num_workers() if has_accelerator else 0
+        if self.accelerator_config is None and has_accelerator:
+            self.accelerator_config = {"non_blocking": self.dataloader_pin_memory}
         # Without an accelerator there is nothing to pin memory for, and torch would warn at every epoch.
-        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
+        self.dataloader_pin_memory = self.dataloader_pin_memory and has_accelerator
         super().__post_init__()
         # What chooses by an evaluation (best checkpoint, early stopping, schedules) sets it, or needs it.
         if self.metric_for_best_model is not None or self.save_strategy == "best":
@@ -122,3 +136,9 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             )
         if self.bf16_full_eval or self.fp16_full_eval:
             raise ValueError("bf16_full_eval and fp16_full_eval cast the weights that are adapted; leave them out.")
+
+
+def _num_workers() -> int:
+    """A process's share of the machine's cores, less the one that it needs itself."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MAX_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
