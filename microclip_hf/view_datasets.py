@@ -1,8 +1,11 @@
 """Views of images as training data: data sets, streams and batches. Images that can't be read are left out."""
 
 import contextlib
+import copy
+import io
 import itertools
 import math
+import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -14,10 +17,12 @@ import torch
 from PIL import Image
 from transformers import BaseImageProcessor
 
+from .kept_prior import KeptPrior
 from .views import make_views, to_rgb
 
 
 VIEW_NAMES = ("weak", "strong", "crops")
+NONE_KEPT = -1
 # What Pillow raises for a file that is truncated, corrupt, missing, far too large, or no image at all.
 UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
 NUM_NAMES = 3
@@ -45,9 +50,17 @@ class ViewSettings:
     def make_example(self, example: dict[str, Any], epoch: int, index: int) -> dict[str, Any]:
         """The views of one image, with its `index`, and its `label` as `labels`."""
         rng = np.random.default_rng((self.seed, epoch, index))
-        views = make_views(decode(example["image"]), self.size, self.num_crops, self.crop_ratio, rng)
+        image = decode(example["image"], lazy=True)
+        may_draft = isinstance(example["image"], dict)  # not an image that others hold too
+        views = make_views(image, self.size, self.num_crops, self.crop_ratio, rng, may_draft)
         labels = {"labels": example["label"]} if "label" in example else {}
         return {**views, **labels, "index": index}
+
+    def without_crops(self) -> "ViewSettings":
+        """The same weak and strong views, and no crops."""
+        settings = copy.copy(self)
+        settings.num_crops = 0
+        return settings
 
     def error(self, found: str, cause: Exception | None) -> ValueError:
         """What is raised when too many images are unreadable."""
@@ -75,11 +88,17 @@ class ViewDataset(torch.utils.data.Dataset):
         # Shared memory: workers that outlive an epoch hold a copy of this object.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.unreadable = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
+        self.kept_prior: KeptPrior | None = None
+        self._kept_epoch = torch.full((), NONE_KEPT).share_memory_()
         self._limit = min(math.ceil(settings.max_corrupt_share * len(dataset)), len(dataset) - 1)
 
     def set_epoch(self, epoch: int) -> None:
         """Views of the next pass, in every worker; the Trainer calls it."""
         self._epoch.fill_(epoch)
+
+    def replace_crops(self, epoch: int = NONE_KEPT) -> None:
+        """From now on the `kept_prior` of this epoch comes along, as `prior_scores`, and no crops; -1: crops again."""
+        self._kept_epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -90,14 +109,20 @@ class ViewDataset(torch.utils.data.Dataset):
             raise self.settings.error(describe_unreadable(self.dataset, self.unreadable), cause) from cause
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if index >= len(self):  # by this a loop over the data set ends
+            raise IndexError(f"There are {len(self)} images; got the index {index}.")
+        kept = self._kept_epoch.item()
+        settings = self.settings if kept < 0 else self.settings.without_crops()
         for position in (*range(index, len(self)), *range(index)):
             if self.unreadable[position]:
                 continue
             try:
-                return self.settings.make_example(self.dataset[position], self._epoch.item(), position)
+                views = settings.make_example(self.dataset[position], self._epoch.item(), position)
             except UNREADABLE as error:
                 self.unreadable[position] = True
                 self.check_limit(error)
+                continue
+            return views if kept < 0 else {**views, "prior_scores": self.kept_prior.read(kept, position)}
         raise AssertionError("the limit leaves at least one readable image")
 
 
@@ -143,11 +168,20 @@ class ViewStream(torch.utils.data.IterableDataset):
                 return  # a worker without any shard
 
 
-def decode(image: Any) -> Image.Image:
-    """A PIL image from what `datasets` holds of one undecoded, `{"path": ..., "bytes": ...}`, or from itself."""
+def decode(image: Any, lazy: bool = False) -> Image.Image:
+    """A PIL image from what `datasets` holds of one undecoded, `{"path": ..., "bytes": ...}`, or from itself.
+
+    With `lazy`, bytes and local files are opened, but neither decoded nor turned upright.
+    """
     if image is None:
         raise ValueError("there is no image")
-    return datasets.Image().decode_example(image) if isinstance(image, dict) else image
+    if not isinstance(image, dict):
+        return image
+    if lazy and image["bytes"] is not None:
+        return Image.open(io.BytesIO(image["bytes"]))
+    if lazy and os.path.isfile(image["path"] or ""):
+        return Image.open(image["path"])
+    return datasets.Image().decode_example(image)
 
 
 def describe_unreadable(dataset: Any, unreadable: torch.Tensor) -> str:
@@ -211,19 +245,20 @@ class ViewCollator:
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Args:
-            examples: dictionaries with the views of [`make_views`], or with `pixel_values`, or with a PIL `image`;
-                `index` comes along where every example has one, `labels` or `label` where any has; what isn't an index
-                of a class, such as -1 or None, becomes -100.
+            examples: dictionaries with the views of [`make_views`] (and `prior_scores` in place of crops), or with
+                `pixel_values`, or with a PIL `image`; `index` comes along where every example has one, `labels` or
+                `label` where any has; what isn't an index of a class, such as -1 or None, becomes -100.
 
         Returns:
-            `weak` and `strong` (B, 3, S, S) and `crops` (B, K, 3, S, S), uint8; or `pixel_values` (B, 3, S, S).
+            `weak` and `strong` (B, 3, S, S) and `crops` (B, K, 3, S, S), uint8, and `prior_scores` (B, C) as far as
+            there are any; or `pixel_values` (B, 3, S, S).
 
         Raises:
             ValueError: if examples hold none of these.
         """
         first = examples[0]
         if "weak" in first:
-            batch = {name: _stack(examples, name) for name in VIEW_NAMES if name in first}
+            batch = {name: _stack(examples, name) for name in (*VIEW_NAMES, "prior_scores") if name in first}
         elif "pixel_values" in first:
             batch = {"pixel_values": _stack(examples, "pixel_values")}
         elif "image" in first and self.image_processor is not None:

@@ -1,7 +1,9 @@
 """Views against independent arithmetic: numpy from the definitions, PIL on whole images, statistics of the draws."""
 
+import io
 import math
 import random
+import zipfile
 from collections import Counter
 from functools import partial
 from itertools import chain, combinations
@@ -16,7 +18,7 @@ from scipy import ndimage, stats
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from microclip_hf import views
-from microclip_hf.view_datasets import VIEW_NAMES, ViewCollator, ViewDataset, ViewSettings
+from microclip_hf.view_datasets import UNREADABLE, VIEW_NAMES, ViewCollator, ViewDataset, ViewSettings
 from microclip_hf.views import FILL_COLOR, OPERATIONS, make_views, to_rgb
 
 
@@ -34,6 +36,10 @@ def ramp(width, height):
     values = np.array(noise(width, height))
     values[..., 0], values[..., 1] = np.arange(width), np.arange(height)[:, None]
     return Image.fromarray(values)
+
+
+def view(name, image, size, rng):
+    return make_views(image, size, 0, CROP_RATIO, rng)[name].transpose(1, 2, 0)
 
 
 def ints(image):
@@ -61,23 +67,21 @@ def test_weak_view_is_a_crop_of_the_resized_image(width, height, size):
     windows = np.lib.stride_tricks.sliding_window_view(resized, (size, size, 3))[:, :, 0].reshape(-1, size, size, 3)
     positions = set()
     for seed in range(100 if len(windows) < 100 else 3):
-        view = views.weak_view(image, size, np.random.default_rng(seed))
-        difference = np.abs(windows - ints(view)).max((1, 2, 3))
+        weak = view("weak", image, size, np.random.default_rng(seed))
+        difference = np.abs(windows - ints(weak)).max((1, 2, 3))
         assert difference.min() <= 1
         positions.add(int(difference.argmin()))
     assert len(positions) == len(windows) if len(windows) < 20 else len(positions) > 1
 
 
 def test_crops_are_squares_anywhere_in_the_image():
-    image, rng, draws = ramp(160, 100), np.random.default_rng(0), []
-    pixels = np.asarray(image)
-    for _ in range(2000):
-        crop = np.asarray(views.random_crop(image, CROP_RATIO, rng))
-        side, (left, top) = len(crop), crop[0, 0, :2].astype(int)
-        assert crop.shape == (side, side, 3)
-        assert np.array_equal(crop, pixels[top : top + side, left : left + side])
-        draws.append((side, left, top))
-    sides, lefts, tops = np.transpose(draws)
+    rng = np.random.default_rng(0)
+    boxes = np.array([views.crop_box(160, 100, CROP_RATIO, rng) for _ in range(2000)])
+    lefts, tops, rights, bottoms = boxes.T
+    sides = rights - lefts
+    assert boxes.dtype == int
+    assert np.array_equal(sides, bottoms - tops)
+    assert (boxes.min(), rights.max(), bottoms.max()) == (0, 160, 100)
     assert (sides.min(), sides.max()) == (50, 90)
     assert sides.mean() == pytest.approx(70, abs=1)
     # Integers, made continuous.
@@ -113,9 +117,9 @@ def test_random_resized_crop_and_flip(width, height, monkeypatch):
     monkeypatch.setattr(views, "OPERATION_PROBABILITY", 0)
     image, rng, inner, draws = ramp(width, height), np.random.default_rng(0), np.arange(8, 56), []
     for _ in range(600):
-        view = ints(views.strong_view(image, 64, rng))
-        x_slope, x_start = np.polyfit(inner + 0.5, view[:, inner, 0].mean(0), 1)
-        y_slope, y_start = np.polyfit(inner + 0.5, view[inner, :, 1].mean(1), 1)
+        strong = ints(view("strong", image, 64, rng))
+        x_slope, x_start = np.polyfit(inner + 0.5, strong[:, inner, 0].mean(0), 1)
+        y_slope, y_start = np.polyfit(inner + 0.5, strong[inner, :, 1].mean(1), 1)
         draws.append((abs(x_slope) * 64, y_slope * 64, min(x_start, x_start + 64 * x_slope), y_start, x_slope < 0))
     widths, heights, lefts, tops, flips = np.transpose(draws)
     shares, ratios = widths * heights / (width * height), widths / heights
@@ -137,9 +141,9 @@ NARROW = [(400, 20, (186, 0, 213, 20)), (20, 400, (0, 186, 20, 213)), (3000, 1, 
 @pytest.mark.parametrize("width, height, box", NARROW)
 def test_strong_views_of_narrow_images_are_their_centre(width, height, box, monkeypatch):
     monkeypatch.setattr(views, "OPERATION_PROBABILITY", 0)
-    expected = np.asarray(noise(width, height).crop(box).resize((24, 24), BICUBIC))
-    view = np.asarray(views.strong_view(noise(width, height), 24, np.random.default_rng(0)))
-    assert np.array_equal(view, expected) or np.array_equal(view, expected[:, ::-1])
+    expected = np.asarray(noise(width, height).resize((24, 24), BICUBIC, box=box))
+    strong = view("strong", noise(width, height), 24, np.random.default_rng(0))
+    assert np.array_equal(strong, expected) or np.array_equal(strong, expected[:, ::-1])
 
 
 # The 15 operations; m is the magnitude, 0 to 10, and x an int array (height, width, 3).
@@ -278,7 +282,7 @@ def test_rand_augment_statistics(monkeypatch):
     assert np.mean(signs) == pytest.approx(0, abs=0.05)
     calls.append([])
     for _ in range(20):
-        views.strong_view(image, 16, rng)
+        view("strong", image, 16, rng)
     assert {call[3] for call in calls[-1]} == {(16, 16)}
 
 
@@ -379,6 +383,127 @@ def test_every_view_is_upright(orientation, tmp_path):
         assert np.array_equal(to_rgb(photo), expected)
         made = make_views(photo, 16, 2, CROP_RATIO, np.random.default_rng(4))
     assert same(made, make_views(Image.fromarray(expected), 16, 2, CROP_RATIO, np.random.default_rng(4)))
+
+
+def waves(width, height):
+    """A picture whose colours tell places apart: half a pixel of an eighth of its size is eight levels."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    colors = [np.sin(x / 50), np.sin(y / 50), np.sin((x + y) / 40)]
+    return Image.fromarray((128 + 100 * np.stack(colors, -1)).astype(np.uint8))
+
+
+def encoded(image, kind="jpeg", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def rotated_exif():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def decoded_sizes(monkeypatch):
+    sizes, to_rgb = [], views.to_rgb
+    monkeypatch.setattr(views, "to_rgb", lambda image: (sizes.append(image.size), to_rgb(image))[1])
+    return sizes
+
+
+def views_of(image, size, num_crops=2, index=0, ratio=CROP_RATIO):
+    return ViewSettings(size, num_crops, ratio, 0).make_example({"image": image}, 0, index)
+
+
+DRAFTED = [("RGB", {}), ("L", {}), ("RGB", {"progressive": True}), ("RGB", {"subsampling": 0})]
+
+
+@pytest.mark.parametrize("mode, options", DRAFTED)
+@pytest.mark.parametrize("width, height, size, scale", [(1203, 905, 48, 8), (905, 1203, 99, 4), (609, 677, 129, 2)])
+def test_drafted_views_show_the_same_places(width, height, size, scale, mode, options, monkeypatch, tmp_path):
+    monkeypatch.setattr(views, "OPERATION_PROBABILITY", 0)
+    content = encoded(waves(width, height).convert(mode), quality=95, **options)
+    (tmp_path / "photo.jpg").write_bytes(content)
+    local, whole = str(tmp_path / "photo.jpg"), Image.open(io.BytesIO(content))
+    sizes = decoded_sizes(monkeypatch)
+    for index in range(10):
+        drafted = views_of({"path": None, "bytes": content}, size, index=index)
+        expected = views_of(whole, size, index=index)
+        assert sizes[-2:] == [(math.ceil(width / scale), math.ceil(height / scale)), (width, height)]
+        for name in VIEW_NAMES:
+            difference = np.abs(ints(drafted[name]) - ints(expected[name]))
+            assert 0 < difference.mean() < 0.6
+            assert difference.max() <= 6
+    assert same(drafted, views_of({"path": local, "bytes": None}, size, index=index))
+    assert sizes[-1] == sizes[-3]
+
+
+# The smallest side is half of the shorter side, or sqrt(0.3 * 3 / 4) = 0.474 of that of a square of the same area.
+SCALES = [(270, 270, 32, 4), (269, 269, 32, 2), (256, 1000, 32, 4), (1000, 255, 32, 2), (540, 540, 32, 8)]
+SCALES += [(539, 539, 32, 4), (500, 375, 224, 1), (500, 375, 64, 2), (15, 15, 1, 4), (9, 3000, 1, 4), (60, 40, 64, 1)]
+
+
+@pytest.mark.parametrize("width, height, size, scale", SCALES)
+def test_drafts_leave_every_view_its_pixels(width, height, size, scale, monkeypatch):
+    sizes = decoded_sizes(monkeypatch)
+    image = {"path": None, "bytes": encoded(noise(width, height))}
+    few, many = (views_of(image, size, num_crops) for num_crops in (0, 8))
+    assert sizes == [(math.ceil(width / scale), math.ceil(height / scale))] * 2
+    assert np.array_equal(few["weak"], many["weak"]) and np.array_equal(few["strong"], many["strong"])
+    rng = np.random.default_rng(0)
+    boxes = [views.crop_box(width, height, CROP_RATIO, rng) for _ in range(300)]
+    boxes = np.array(boxes + [views.strong_box(width, height, rng) for _ in range(300)])
+    assert scale == 1 or (boxes[:, 2:] - boxes[:, :2]).min() >= scale * size
+
+
+UNDRAFTED = [("png", "RGB", {}), ("webp", "RGB", {"lossless": True}), ("jpeg", "CMYK", {})]
+UNDRAFTED += [("jpeg", "RGB", {"exif": rotated_exif()})]
+
+
+@pytest.mark.parametrize("kind, mode, options", UNDRAFTED)
+def test_all_else_is_decoded_whole(kind, mode, options, tmp_path):
+    content = encoded(waves(400, 300).convert(mode), kind, **options)
+    (tmp_path / "photo").write_bytes(content)
+    expected = views_of(Image.open(io.BytesIO(content)), 16)
+    assert same(views_of({"path": None, "bytes": content}, 16), expected)
+    assert same(views_of({"path": str(tmp_path / "photo"), "bytes": None}, 16), expected)
+
+
+def test_images_from_elsewhere_are_decoded_whole(tmp_path):
+    """A member of an archive, and an image that is open, which stays as it is."""
+    content = encoded(waves(400, 300))
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as file:
+        file.writestr("photo.jpg", content)
+    member = {"path": f"zip://photo.jpg::{tmp_path / 'photos.zip'}", "bytes": None}
+    opened = Image.open(io.BytesIO(content))
+    expected = views_of(Image.open(io.BytesIO(content)).convert("RGB"), 16)
+    assert same(views_of(member, 16), expected)
+    assert same(views_of(opened, 16), expected) and same(views_of(opened, 16), expected)
+    assert opened.size == (400, 300)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png"])
+def test_truncated_files_are_unreadable(kind, tmp_path):
+    content = encoded(waves(400, 300), kind)
+    path = tmp_path / "photo"
+    for end in (0, 1, 100, len(content) // 2, len(content) - 40):
+        path.write_bytes(content[:end])
+        for image in ({"path": None, "bytes": content[:end]}, {"path": str(path), "bytes": None}):
+            with pytest.raises(UNREADABLE):
+                views_of(image, 16)
+    path.unlink()
+    for image in (None, {"path": None, "bytes": None}, {"path": str(path), "bytes": None}):
+        with pytest.raises(UNREADABLE):
+            views_of(image, 16)
+
+
+@pytest.mark.parametrize("width, height", [(60, 40), (40, 300)])
+def test_crops_change_no_other_view(width, height):
+    for seed in range(20):
+        made = [make_views(noise(width, height), 24, k, CROP_RATIO, np.random.default_rng(seed)) for k in (0, 1, 8)]
+        for name in ("weak", "strong"):
+            assert np.array_equal(made[0][name], made[1][name]) and np.array_equal(made[0][name], made[2][name])
+        assert np.array_equal(made[1]["crops"], made[2]["crops"][:1])
+        assert len({crop.tobytes() for crop in made[2]["crops"]}) == 8
 
 
 @pytest.mark.parametrize("num_crops", [0, 3])
