@@ -1,14 +1,45 @@
 """The normalised cut against float64 and against its definition."""
 
+import functools
+
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from microclip_hf import saliency
-from microclip_hf.saliency import EPSILON, cut, fiedler_vector, patch_affinity, saliency_mask
+from microclip_hf.saliency import (
+    EPSILON,
+    cut,
+    cut_residual,
+    fiedler_vector,
+    gram,
+    has_eigensolver,
+    patch_affinity,
+    saliency_mask,
+)
+
+
+@pytest.fixture(params=["eigh", "products"])
+def solver(request, monkeypatch):
+    monkeypatch.setattr(saliency, "has_eigensolver", lambda device: request.param == "eigh")
+
+
+@pytest.fixture
+def products(monkeypatch):
+    monkeypatch.setattr(saliency, "has_eigensolver", lambda device: False)
+
+
+class TruncatedFactors(TorchFunctionMode):
+    """Matrix products as on a GPU with TF32: of each factor, 11 significant bits are read."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm):
+            args = [(factor.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32) for factor in args]
+        return function(*args, **(kwargs or {}))
 
 
 def laplacian64(graph):
@@ -42,51 +73,122 @@ def block_graph(*sizes):
     return np.where(labels[:, None] == labels, 1.0, EPSILON)
 
 
-@pytest.mark.parametrize("num_patches", [9, 49, 196])
+def joined_graph(num_patches, seed, blocks=3):
+    """Blocks with noise inside, joined by a few edges, in any order: several eigenvalues are close to the second."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(num_patches) * blocks // num_patches)
+    alike = (labels[:, None] == labels) & (rng.random((num_patches, num_patches)) < rng.choice([0.5, 0.8, 1]))
+    joined = rng.integers(0, num_patches, (rng.integers(2, num_patches // 2), 2))
+    alike[joined[:, 0], joined[:, 1]] = True
+    return np.where(np.triu(alike) | np.triu(alike).T | np.eye(num_patches, dtype=bool), 1.0, EPSILON)
+
+
+def disconnected_graph(num_patches, seed):
+    """Two components and noise inside them: the two largest eigenvalues are 4e-6 apart."""
+    rng = np.random.default_rng(seed)
+    size = int(rng.integers(num_patches // 4, num_patches // 2 - 1))
+    alike = np.zeros((num_patches, num_patches), dtype=bool)
+    alike[:size, :size] = random_graph(size, 0.7, seed) == 1
+    alike[size:, size:] = random_graph(num_patches - size, 0.7, seed + 100) == 1
+    np.fill_diagonal(alike, True)
+    order = rng.permutation(num_patches)
+    return np.where(alike, 1.0, EPSILON)[np.ix_(order, order)]
+
+
+def clustered_patches(num_images, num_patches, seed):
+    generator = torch.Generator().manual_seed(seed)
+    centers = torch.randn(num_images, 5, 8, generator=generator)
+    labels = torch.randint(0, 5, (num_images, num_patches, 1), generator=generator)
+    return centers.take_along_dim(labels, 1) + 0.6 * torch.randn(num_images, num_patches, 8, generator=generator)
+
+
+def has_one_mask(fiedler, statistic):
+    """Whether neither the seed nor an entry near the threshold hangs on float32's rounding."""
+    magnitudes = np.sort(np.abs(fiedler))
+    if statistic == "std":
+        margin = np.abs(magnitudes - fiedler.std(ddof=1)).min()
+    else:
+        margin = np.abs(fiedler - fiedler.mean()).min()
+    return margin > 1e-5 and magnitudes[-2] < magnitudes[-1] * (1 - 1e-3)
+
+
+def known_mask(graph, statistic="std", largest_gap=2.0):
+    """The mask of a graph of which float64 knows it for sure, otherwise None."""
+    values, vectors = scipy.linalg.eigh(laplacian64(graph), subset_by_index=[0, 2])
+    if 1e-3 < values[2] - values[1] < largest_gap and has_one_mask(vectors[:, 1], statistic):
+        return mask64(vectors[:, 1], statistic)
+    return None
+
+
+def comparable(graphs, statistic="std", largest_gap=2.0):
+    """The graphs with a known mask, as a batch, and their masks."""
+    pairs = [(graph, known_mask(graph, statistic, largest_gap)) for graph in graphs]
+    graphs, masks = zip(*((graph, mask) for graph, mask in pairs if mask is not None), strict=True)
+    return torch.tensor(np.stack(graphs), dtype=torch.float32), np.stack(masks)
+
+
+@pytest.mark.parametrize("num_patches, count", [(9, 60), (49, 60), (196, 60), (256, 8), (576, 4)])
 @pytest.mark.parametrize("statistic", ["std", "mean"])
-def test_masks_equal_float64(num_patches, statistic):
+def test_masks_equal_float64(num_patches, count, statistic, solver):
     """Wherever the eigengap is over 1e-3 and no entry within 1e-5 of the threshold."""
-    graphs, expected = [], []
-    for seed in range(60):
-        graph = random_graph(num_patches, (0.05, 0.3, 0.6, 0.9)[seed % 4], seed)
-        values, vectors = scipy.linalg.eigh(laplacian64(graph))
-        fiedler = vectors[:, 1]
-        margin = np.abs(np.abs(fiedler) - (fiedler.std(ddof=1) if statistic == "std" else 0)).min()
-        magnitudes = np.sort(np.abs(fiedler))
-        tied = magnitudes[-2] > magnitudes[-1] * (1 - 1e-3)
-        if statistic == "mean":
-            margin = np.abs(fiedler - fiedler.mean()).min()
-        if values[2] - values[1] > 1e-3 and margin > 1e-5 and not tied:
-            graphs.append(torch.tensor(graph, dtype=torch.float32))
-            expected.append(mask64(fiedler, statistic))
-    assert len(graphs) >= 20
-    masks = cut(fiedler_vector(torch.stack(graphs)), statistic)
-    assert np.array_equal(masks.numpy(), np.stack(expected))
+    graphs, expected = comparable(
+        (random_graph(num_patches, (0.05, 0.3, 0.6, 0.9)[seed % 4], seed) for seed in range(count)), statistic
+    )
+    assert len(graphs) >= count // 3
+    assert np.array_equal(cut(fiedler_vector(graphs), statistic).numpy(), expected)
+
+
+@functools.cache
+def hard_graphs(num_patches, tries):
+    """Eigengaps from 1e-3 to 5e-3."""
+    return comparable((joined_graph(num_patches, seed) for seed in range(tries)), largest_gap=5e-3)
+
+
+HARD = [(25, 1500, 5), (49, 1500, 30), (196, 120, 30)]
+
+
+@pytest.mark.parametrize("num_patches, tries, least", HARD)
+def test_masks_of_small_eigengaps_equal_float64(num_patches, tries, least, solver):
+    graphs, expected = hard_graphs(num_patches, tries)
+    assert len(graphs) >= least
+    assert np.array_equal(cut(fiedler_vector(graphs)).numpy(), expected)
+
+
+@pytest.mark.parametrize("num_patches, tries, least", HARD)
+def test_tf32_does_not_change_the_cut(num_patches, tries, least, products):
+    graphs, expected = hard_graphs(num_patches, tries)
+    with TruncatedFactors():
+        masks = cut(fiedler_vector(graphs))
+    assert np.array_equal(masks.numpy(), expected)
+
+
+def test_tf32_does_not_change_the_graph():
+    patches = torch.randn(4, 49, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 2, 64)
+    similarity = (patches.double() @ patches.double().mT).numpy()
+    unit = torch.nn.functional.normalize(patches, dim=-1)
+    with TruncatedFactors():
+        graph, product, plain = patch_affinity(patches, threshold=100.0), gram(unit), unit @ unit.mT
+    sure = np.abs(similarity - 100) > 0.01
+    assert np.array_equal(graph.numpy()[sure] == 1, similarity[sure] > 100)
+    exact = unit.double() @ unit.double().mT
+    assert (product - exact).abs().max() < 1e-6 < 1e-4 < (plain - exact).abs().max()
 
 
 @pytest.mark.parametrize("num_patches", [49, 196])
-def test_disconnected_graphs_equal_float64(num_patches):
-    """Two components and noise inside them: the two largest eigenvalues are 4e-6 apart."""
-    compared = 0
-    for seed in range(40):
-        rng = np.random.default_rng(seed)
-        size = int(rng.integers(num_patches // 4, num_patches // 2 - 1))
-        alike = np.zeros((num_patches, num_patches), dtype=bool)
-        alike[:size, :size] = random_graph(size, 0.7, seed) == 1
-        alike[size:, size:] = random_graph(num_patches - size, 0.7, seed + 100) == 1
-        np.fill_diagonal(alike, True)
-        order = rng.permutation(num_patches)
-        graph = np.where(alike, 1.0, EPSILON)[np.ix_(order, order)]
-        values, vectors = scipy.linalg.eigh(laplacian64(graph))
-        fiedler = vectors[:, 1]
-        magnitudes = np.sort(np.abs(fiedler))
-        margin = np.abs(np.abs(fiedler) - fiedler.std(ddof=1)).min()
-        if values[2] - values[1] < 1e-3 or magnitudes[-2] > magnitudes[-1] * (1 - 1e-3) or margin < 1e-5:
-            continue
-        mask = cut(fiedler_vector(torch.tensor(graph, dtype=torch.float32)[None]))[0]
-        assert np.array_equal(mask.numpy(), mask64(fiedler)), seed
-        compared += 1
-    assert compared >= 15
+def test_disconnected_graphs_equal_float64(num_patches, solver):
+    graphs, expected = comparable(disconnected_graph(num_patches, seed) for seed in range(40))
+    assert len(graphs) >= 15
+    assert np.array_equal(cut(fiedler_vector(graphs)).numpy(), expected)
+
+
+@pytest.mark.parametrize("affinity, threshold", [("dot", 0.2), ("cosine", 0.5)])
+@pytest.mark.parametrize("blocks", [2, 3])
+def test_feature_and_block_graphs_equal_float64(affinity, threshold, blocks, solver):
+    features = patch_affinity(clustered_patches(60, 49, seed=blocks), affinity, threshold)
+    joined = [joined_graph(49, seed, blocks) for seed in range(60)]
+    graphs, expected = comparable([*features.double().numpy(), *joined])
+    assert len(graphs) >= 45
+    assert np.array_equal(cut(fiedler_vector(graphs)).numpy(), expected)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +202,7 @@ def test_disconnected_graphs_equal_float64(num_patches):
     ],
     ids=["three blocks", "isolated", "uneven blocks", "cycle", "sparse"],
 )
-def test_repeated_eigenvalues_give_an_eigenvector(graph):
+def test_repeated_eigenvalues_give_an_eigenvector(graph, solver):
     """Any unit vector of the space is right: eigenvalue and residual are checked, in float64."""
     fiedler = fiedler_vector(torch.tensor(graph, dtype=torch.float32)[None])[0].double().numpy()
     laplacian = laplacian64(graph)
@@ -110,34 +212,34 @@ def test_repeated_eigenvalues_give_an_eigenvector(graph):
     assert abs(fiedler @ np.sqrt(graph.sum(1))) / np.linalg.norm(np.sqrt(graph.sum(1))) < 1e-5
 
 
-def test_two_blocks_are_separated():
+def test_two_blocks_are_separated(solver):
     patches = torch.cat([torch.tensor([[2.0, 0]]).expand(30, 2), torch.tensor([[0, 2.0]]).expand(19, 2)])
     mask = saliency_mask(patches[None])[0]
     assert mask.equal(torch.arange(49) >= 30)
 
 
-def test_two_patches():
+def test_two_patches(solver):
     """Unlike each other, they are two equal blocks; alike, they have no cut."""
     assert saliency_mask(2 * torch.eye(2)[None]).tolist() == [[True, False]]
     assert saliency_mask(torch.full((1, 2, 4), 3.0)).all() and saliency_mask(torch.zeros(1, 2, 4)).all()
 
 
-def test_two_equal_blocks_keep_the_first_patch():
+def test_two_equal_blocks_keep_the_first_patch(solver):
     """Every entry has the same magnitude, below their standard deviation."""
     patches = torch.tensor([[2.0, 0], [0, 2.0]]).repeat(8, 1)
     assert saliency_mask(patches[None])[0].nonzero().flatten().tolist() == [0]
 
 
 @pytest.mark.parametrize("patches", [torch.full((9, 4), 3.0), torch.full((9, 4), 0.01), 2 * torch.eye(9)])
-def test_no_cut_keeps_every_patch(patches):
+def test_no_cut_keeps_every_patch(patches, solver):
     assert saliency_mask(patches[None]).all()
 
 
-def test_one_patch_keeps_itself():
+def test_one_patch_keeps_itself(solver):
     assert saliency_mask(torch.randn(3, 1, 8)).equal(torch.ones(3, 1, dtype=torch.bool))
 
 
-def test_images_of_a_batch_do_not_matter_to_each_other():
+def test_images_of_a_batch_do_not_matter_to_each_other(solver):
     """No cut, a clear cut and an empty one side by side."""
     batch = torch.stack(
         [torch.full((16, 16), 3.0), torch.randn(16, 16), torch.eye(2).repeat(8, 8) * 2, 2 * torch.eye(16)]
@@ -208,7 +310,7 @@ def test_nan_is_an_error(bad):
         saliency_mask(patches)
 
 
-def test_nan_is_an_error_in_compiled_code():
+def test_nan_is_an_error_in_compiled_code(solver):
     """There the check is an assertion on the device; a Python branch would break the graph."""
     compiled = torch.compile(saliency_mask, fullgraph=True, backend="eager")
     patches = torch.randn(2, 9, 4)
@@ -219,8 +321,36 @@ def test_nan_is_an_error_in_compiled_code():
     assert torch.is_grad_enabled()
 
 
-def test_back_ends_without_eigh_run_it_on_the_cpu(monkeypatch):
-    patches = torch.randn(2, 25, 8)
-    expected = saliency_mask(patches)
-    monkeypatch.setattr(saliency, "BACKENDS_WITHOUT_EIGH", ("cpu",))
-    assert saliency_mask(patches).equal(expected)
+def test_products_replace_eigh_off_the_cpu():
+    assert [has_eigensolver(torch.device(kind)) for kind in ("cpu", "cuda", "mps", "xpu")] == [True] + 3 * [False]
+
+
+class SaliencyMask(torch.nn.Module):
+    def forward(self, patch_embeds):
+        return saliency_mask(patch_embeds)
+
+
+def test_mask_can_be_exported():
+    """For any batch size, without an eigensolver, and with eager's masks."""
+    patches = clustered_patches(40, 49, seed=0)
+    expected = [known_mask(graph) for graph in patch_affinity(patches)]
+    patches = patches[[mask is not None for mask in expected]]
+    expected = torch.tensor(np.stack([mask for mask in expected if mask is not None]))
+    assert len(patches) >= 20
+    batch = {"patch_embeds": {0: torch.export.Dim("batch")}}
+    exported = torch.export.export(SaliencyMask(), (patches[:2],), dynamic_shapes=batch)
+    assert not any("linalg_eigh" in str(node.target) for node in exported.graph.nodes)
+    for size in (1, 5, len(patches)):
+        assert exported.module()(patches[:size]).equal(expected[:size])
+        assert saliency_mask(patches[:size]).equal(expected[:size])
+
+
+def test_residual():
+    """Of any unit vector, against float64; none of the second eigenvector."""
+    graph = random_graph(49, 0.3, 0)
+    batch = torch.tensor(graph, dtype=torch.float32)[None]
+    vector = torch.nn.functional.normalize(torch.randn(49, generator=torch.Generator().manual_seed(0)), dim=-1)
+    applied = laplacian64(graph) @ vector.numpy()
+    expected = np.linalg.norm(applied - (vector.numpy() @ applied) * vector.numpy())
+    assert cut_residual(batch, vector[None]).item() == pytest.approx(expected, rel=1e-5)
+    assert cut_residual(batch, fiedler_vector(batch)).item() < 2e-6
