@@ -313,10 +313,7 @@ class MicroCLIPTrainer(Trainer):
             self.train_dataset.set_epoch(epoch)
             self.train_dataset.replace_crops()
             with torch.random.fork_rng(devices=[]):  # a run that finds the file goes on with the same random numbers
-                batches = self.get_test_dataloader(self.train_dataset)
-                batches.set_epoch(epoch)  # it would begin with the views of epoch 0
-                for batch in tqdm(batches, "Multi-view prior", disable=not self.is_world_process_zero()):
-                    batch = self._prepare_inputs(batch)
+                for batch in self._all_batches(epoch):
                     cls_embeds = self._encode(model.coarse_embeds, batch["weak"])
                     scores = self._prior_scores(model, batch["crops"], cls_embeds)
                     index, scores = self.accelerator.gather((batch["index"], scores))
@@ -326,6 +323,16 @@ class MicroCLIPTrainer(Trainer):
                 if has_turn:
                     kept.finish(epoch)
         self.train_dataset.replace_crops(epoch)
+
+    def _all_batches(self, epoch: int) -> tqdm:
+        """The images in their order, shared out among processes; the last batch too, whatever training does."""
+        size, workers = self.args.eval_batch_size, self.args.dataloader_num_workers
+        batches = torch.utils.data.DataLoader(
+            self.train_dataset, size, collate_fn=self.data_collator, num_workers=workers
+        )
+        batches = self.accelerator.prepare_data_loader(batches)
+        batches.set_epoch(epoch)  # it would begin with the views of epoch 0
+        return tqdm(batches, "Multi-view prior", disable=not self.is_world_process_zero())
 
     def _turns(self) -> Iterator[bool]:
         """Who writes files: the first process of all, then the first of each machine, whose disk may be its own."""

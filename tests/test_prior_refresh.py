@@ -103,7 +103,8 @@ def test_a_fresh_run_forgets_the_prior_of_another(clip_folder, tmp_path):
     kept = KeptPrior(str(tmp_path / "_prior"), 20, 3)
     kept.create()
     kept.finish(0)
-    adapt(clip_folder, tmp_path, prior_refresh="never", num_train_epochs=1)
+    options = {"per_device_eval_batch_size": 8, "dataloader_drop_last": True}
+    adapt(clip_folder, tmp_path, prior_refresh="never", num_train_epochs=1, **options)
     assert kept_scores(tmp_path).any(-1).all()
 
 
