@@ -7,7 +7,7 @@ Each kind of step runs in a process of its own, and they take turns, since a mac
 vision forward, the published step ("exact"), the same with activation checkpointing, a step with
 `prior_refresh="never"` ("kept prior"), and a plain reference (`naive_step.py`). Just before each turn the speed of a
 large matrix product is measured, in the same precision; shares of that are medians over the turns. Memory is what a
-step needs above weights and views: resident memory on a CPU, allocated memory on a GPU.
+step needs above weights and views, measured in a process that gives back at once what isn't in use.
 
 `--crops 0 2 4 8 16` adds exact steps with as many crops, `--num_processes 2` compares that many processes of one
 thread each with one, `--dtype bfloat16` measures labels and student under autocast.
@@ -24,7 +24,7 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -100,50 +100,39 @@ def gemm_speed(dtype: torch.dtype) -> float:
 
 
 class Probe(TrainerCallback):
-    """Measures steps as the parent asks for it: the first one's memory, the second one's FLOPs, then speed."""
+    """Measures steps, what and when the parent asks for it."""
 
     def __init__(self, connection: Connection, dtype: torch.dtype) -> None:
         self.connection, self.dtype = connection, dtype
-        self.stages = [self.measure_memory, self.count_flops]
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         """Wait for one's turn."""
-        self.connection.recv()
-        stage = self.stages.pop(0) if self.stages else self.measure_speed
-        self.measurement = stage()
+        measures = {"memory": self.measure_memory, "flops": self.count_flops, "speed": self.measure_speed}
+        self.measurement = measures[self.connection.recv()]()
         next(self.measurement)
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """Answer."""
         self.connection.send(next(self.measurement))
 
-    def measure_memory(self) -> Any:
-        """Peak memory above what there was before, in bytes."""
-        before = self.memory()
+    def measure_memory(self) -> Iterator[int]:
+        """Bytes of memory at the peak, above what there was before."""
+        before = memory()
         if DEVICE == "cuda":
             torch.cuda.reset_peak_memory_stats()
         else:
             with open("/proc/self/clear_refs", "w") as file:  # the peak begins anew (Linux)
                 file.write("5")
         yield
-        yield self.memory(peak=True) - before
+        yield memory(peak=True) - before
 
-    @staticmethod
-    def memory(peak: bool = False) -> int:
-        """Bytes in use, or their peak."""
-        if DEVICE == "cuda":
-            return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
-        with open("/proc/self/status") as file:
-            name = "VmHWM" if peak else "VmRSS"
-            return 1024 * int(re.search(rf"{name}:\s+(\d+) kB", file.read()).group(1))
-
-    def count_flops(self) -> Any:
+    def count_flops(self) -> Iterator[int]:
         """FLOPs of matrix products and convolutions."""
         with FlopCounterMode(display=False) as counter:
             yield
         yield counter.get_total_flops()
 
-    def measure_speed(self) -> Any:
+    def measure_speed(self) -> Iterator[tuple[float, float]]:
         """Seconds of the step, and the speed of a matrix product just before."""
         peak = gemm_speed(self.dtype)
         synchronize()
@@ -153,11 +142,17 @@ class Probe(TrainerCallback):
         yield time.perf_counter() - start, peak
 
 
-def run_steps(kind: str, options: argparse.Namespace, num_crops: int, connection: Connection, env: dict) -> None:
+def memory(peak: bool = False) -> int:
+    """Bytes in use, or their peak."""
+    if DEVICE == "cuda":
+        return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
+    with open("/proc/self/status") as file:
+        name = "VmHWM" if peak else "VmRSS"
+        return 1024 * int(re.search(rf"{name}:\s+(\d+) kB", file.read()).group(1))
+
+
+def run_steps(kind: str, options: argparse.Namespace, num_crops: int, connection: Connection) -> None:
     """The program of a process: steps of one kind, endlessly."""
-    os.environ.update(env)
-    if "OMP_NUM_THREADS" in env:
-        torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
     logging.set_verbosity_error()
     dtype = getattr(torch, options.dtype)
     probe, model = Probe(connection, dtype), make_model(options.model)
@@ -241,35 +236,46 @@ class Runner:
         threads: int | None = None,
     ) -> None:
         self.num_images = options.batch_size * num_processes
+        arguments = (kind, options, num_crops)
         env = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-        if num_processes > 1:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-            env |= {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes)}
-        spawn = multiprocessing.get_context("spawn")
+        # Each tensor in pages of its own, given back at once: resident memory is then what is in use.
+        self.start(arguments, num_processes, {**env, "MALLOC_MMAP_THRESHOLD_": str(2**20)})
+        self.memory = max(self.step("memory"))
+        self.close()
+        self.start(arguments, num_processes, env)
+        self.flops = sum(self.step("flops"))
+        self.turns: list[tuple[float, float]] = []
+
+    def start(self, arguments: tuple, num_processes: int, env: dict[str, str]) -> None:
+        """Start the processes, with this environment."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        spawn, before = multiprocessing.get_context("spawn"), dict(os.environ)
         self.connections, self.processes = [], []
         for rank in range(num_processes):
             ours, theirs = spawn.Pipe()
-            own = {**env, "RANK": str(rank), "LOCAL_RANK": str(rank)} if num_processes > 1 else env
-            arguments = (kind, options, num_crops, theirs, own)
-            self.processes.append(spawn.Process(target=run_steps, args=arguments, daemon=True))
+            self.processes.append(spawn.Process(target=run_steps, args=(*arguments, theirs), daemon=True))
+            os.environ.update(env)
+            if num_processes > 1:
+                ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_processes}
+                os.environ.update({name: str(value) for name, value in ranks.items()})
+                os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
             self.processes[-1].start()
+            os.environ.clear()
+            os.environ.update(before)
             theirs.close()
             self.connections.append(ours)
-        self.memory, self.flops = max(self.step()), sum(self.step())
-        self.step()
-        self.turns: list[tuple[float, float]] = []
 
-    def step(self) -> list[Any]:
+    def step(self, measure: str) -> list[Any]:
         """One step of every process, and what each measured."""
         for connection in self.connections:
-            connection.send(None)
+            connection.send(measure)
         return [connection.recv() for connection in self.connections]
 
     def measure(self) -> None:
         """One turn: seconds, and the share of the peak."""
-        answers = self.step()
+        answers = self.step("speed")
         duration, peak = max(own for own, _ in answers), sum(own for _, own in answers)
         self.turns.append((duration, self.flops / duration / peak))
 
@@ -319,7 +325,7 @@ def inference_ratio(options: argparse.Namespace, batch_size: int) -> float:
     plain = CLIPVisionModelWithProjection(vision).to(DEVICE, dtype).eval()
     pixel_values = torch.randn(batch_size, 3, vision.image_size, vision.image_size, device=DEVICE, dtype=dtype)
     with torch.no_grad():
-        pairs = [[seconds(functools.partial(model, pixel_values)) for model in (ours, plain)] for _ in range(21)]
+        pairs = [[seconds(functools.partial(model, pixel_values)) for model in (ours, plain)] for _ in range(11)]
     return round(statistics.median(own / other for own, other in pairs[1:]), 4)
 
 

@@ -48,9 +48,9 @@ INCOMPLETE = "_incomplete"
 PRIOR_DIR = "_prior"
 # In a checkpoint: what self-training remembers besides weights.
 STATE_NAME = "self_training.safetensors"
-# Images are labelled a few at a time: so many that the largest activations of a layer have this size in bytes, which a
-# CPU's cache holds, or which doesn't fill a GPU.
-CPU_CHUNK_BYTES, CHUNK_BYTES = 5 * 2**20, 2**29
+# Images are labelled a few at a time: so many that the largest activations of a layer have this size in bytes. On a
+# CPU it stays below the 32 MiB from which on glibc maps, and Linux clears, new pages for each tensor.
+CPU_CHUNK_BYTES, CHUNK_BYTES = 24 * 2**20, 2**29
 
 
 class MicroCLIPTrainer(Trainer):
