@@ -33,12 +33,11 @@ def check_finite(values: torch.Tensor, name: str, advice: str) -> None:
     if torch.compiler.is_exporting():
         return
     finite = values.isfinite().all()
-    message = f"{name} of shape {tuple(values.shape)} holds NaN or infinite values. {advice}"
-    if values.device.type == "cpu" and not torch.compiler.is_compiling():
-        if not finite:
-            raise ValueError(message)
-    else:
-        torch._assert_async(finite, message)
+    if values.device.type != "cpu" or torch.compiler.is_compiling():
+        # Without the shape: where it is dynamic, compiled code can't say it.
+        torch._assert_async(finite, f"{name} holds NaN or infinite values. {advice}")
+    elif not finite:
+        raise ValueError(f"{name} of shape {tuple(values.shape)} holds NaN or infinite values. {advice}")
 
 
 def gram(rows: torch.Tensor) -> torch.Tensor:
@@ -124,8 +123,7 @@ def leading_eigenvector(matrix: torch.Tensor) -> torch.Tensor:
         power, identity = gram(power) + 2 * identity * power, identity**2
     power = power + identity * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     for _ in range(SQUARINGS - SQUARINGS_APART):
-        # The largest entry of a positive semi-definite matrix is on its diagonal.
-        largest = power.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None]
+        largest = power.amax((-2, -1), keepdim=True)
         power = gram(power / largest.clamp(min=torch.finfo(torch.float32).tiny))
     column = power.diagonal(dim1=-2, dim2=-1).argmax(-1)[:, None, None].expand(-1, power.shape[-1], 1)
     return torch.nn.functional.normalize(power.gather(-1, column).squeeze(-1), dim=-1)

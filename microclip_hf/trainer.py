@@ -298,6 +298,7 @@ class MicroCLIPTrainer(Trainer):
 
     def _encode(self, encode: Callable[[torch.Tensor], torch.Tensor], views: torch.Tensor) -> torch.Tensor:
         """Embeddings of uint8 views `(n, 3, S, S)`, a few at a time."""
+        encode = torch.compile(encode) if self.args.torch_compile else encode
         with self.accelerator.autocast() if self.args.autocast_pseudo_labels else contextlib.nullcontext():
             return torch.cat([encode(self.normalize(chunk)) for chunk in views.split(self._chunk_size)])
 

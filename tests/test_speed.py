@@ -4,6 +4,7 @@ import pytest
 import torch
 from adaptation import CLASS_NAMES, adapt, draw_images
 from naive_step import NaiveStep
+from test_invariance import assert_same_run
 from tiny_inputs import make_clip, make_tokenizer
 from torch.nn.functional import normalize
 from torch.testing import assert_close
@@ -150,6 +151,17 @@ def test_labels_under_autocast(clip_folder, tmp_path):
     assert {parameter.dtype for parameter in runs[1].model.parameters()} == {torch.float32}
     with pytest.raises(ValueError, match="autocast_pseudo_labels needs bf16 or fp16"):
         MicroCLIPTrainingArguments(str(tmp_path), autocast_pseudo_labels=True)
+
+
+def test_a_compiled_run_is_the_run(clip_folder, tmp_path):
+    """Teacher and student, by a back end that needs no compiler; few graphs, not one for each step."""
+    reference = adapt(clip_folder, tmp_path / "one")
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    trainer = adapt(clip_folder, tmp_path / "two", torch_compile=True, torch_compile_backend="eager")
+    assert_same_run(trainer.state.log_history, trainer.model.state_dict(), reference)
+    assert 3 <= counters["stats"]["unique_graphs"] <= 9
 
 
 def test_workers_by_default(tmp_path, monkeypatch):

@@ -4,13 +4,17 @@ import importlib
 import sys
 
 
-COMMANDS = {"adapt": "adapt a CLIP to a folder of images without labels"}
+# What each does, and the extra that it needs.
+COMMANDS = {
+    "adapt": ("adapt a CLIP to a folder of images without labels", "train"),
+    "export": ("write an adapted model as one ONNX file", "onnx"),
+}
 
 
 def main() -> None:
     """Entry point of `microclip`."""
     arguments = sys.argv[1:]
-    listing = "\n".join(f"  {name:10} {summary}" for name, summary in COMMANDS.items())
+    listing = "\n".join(f"  {name:10} {summary}" for name, (summary, _) in COMMANDS.items())
     usage = f"usage: microclip <command> [options]\n\ncommands:\n{listing}\n\nmicroclip <command> --help explains one."
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage)
@@ -20,5 +24,6 @@ def main() -> None:
     try:
         command = importlib.import_module(f".{arguments[0]}", __name__)
     except ModuleNotFoundError as error:
-        sys.exit(f'microclip: {error.name} is missing; pip install "microclip_hf[train]" brings it.')
+        extra = COMMANDS[arguments[0]][1]
+        sys.exit(f'microclip: {error.name} is missing; pip install "microclip_hf[{extra}]" brings it.')
     command.main(arguments[1:])
