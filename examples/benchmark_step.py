@@ -95,7 +95,7 @@ def seconds(run: Callable[[], Any]) -> float:
 
 def gemm_speed(dtype: torch.dtype) -> float:
     """FLOPs a second of a large matrix product, the best of three."""
-    matrix = torch.ones(GEMM_SIZE, GEMM_SIZE, dtype=dtype, device=DEVICE)
+    matrix = torch.randn(GEMM_SIZE, GEMM_SIZE, dtype=dtype, device=DEVICE)
     return 2 * GEMM_SIZE**3 / min(seconds(lambda: matrix @ matrix) for _ in range(3))
 
 
@@ -161,7 +161,7 @@ def run_steps(kind: str, options: argparse.Namespace, num_crops: int, connection
     if kind == "plain_forward":
         step = plain_forward(vision, options, dtype)
     elif kind == "naive_step":
-        step = naive_step(model, views)
+        step = naive_step(model, views, dtype)
     else:
         return run_trainer(kind, model, views, options, probe)
     while True:
@@ -177,13 +177,20 @@ def plain_forward(vision: CLIPVisionConfig, options: argparse.Namespace, dtype: 
     return torch.no_grad()(lambda: clip(pixel_values))
 
 
-def naive_step(model: MicroCLIPForImageClassification, views: dict[str, torch.Tensor]) -> Callable[[], Any]:
-    """The reference, on a CLIP that is transformers' own."""
+def naive_step(
+    model: MicroCLIPForImageClassification, views: dict[str, torch.Tensor], dtype: torch.dtype
+) -> Callable[[], Any]:
+    """The reference, on a CLIP that is transformers' own; all of it under autocast in a lower precision."""
     clip = CLIPModel(model.config.clip_config).float()
     clip.load_state_dict(model.clip.state_dict(), strict=False)
     prior_head = torch.nn.functional.normalize(model.prior_head.weight, dim=-1)
     naive = NaiveStep(clip.to(DEVICE), model.classifier.weight, prior_head)
-    return lambda: naive.step(**{name: value.to(DEVICE) for name, value in views.items()})
+
+    def step() -> None:
+        with torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
+            naive.step(**{name: value.to(DEVICE) for name, value in views.items()})
+
+    return step
 
 
 def run_trainer(

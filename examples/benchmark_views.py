@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from microclip_hf.view_datasets import ViewCollator, ViewDataset, ViewSettings
-from microclip_hf.views import augment, crop_box, cut, draft, strong_box, to_rgb, weak_box
+from microclip_hf.views import augment, crop_box, cut, cut_squares, draft, strong_box, to_rgb, weak_box
 
 
 def photo(width: int, height: int) -> bytes:
@@ -44,7 +44,9 @@ def costs(content: bytes, settings: ViewSettings) -> dict[str, float]:
         "decoding": lambda rng: decode(),
         "weak": lambda rng: cut(image, weak_box(*full, size, rng), size, scale),
         "strong": lambda rng: augment(cut(image, strong_box(*full, rng), size, scale), rng),
-        "crops": lambda rng: [cut(image, crop_box(*full, ratio, rng), size, scale) for _ in range(settings.num_crops)],
+        "crops": lambda rng: cut_squares(
+            image, [crop_box(*full, ratio, rng) for _ in range(settings.num_crops)], size, scale
+        ),
     }
     return {name: milliseconds(part) for name, part in parts.items()}
 

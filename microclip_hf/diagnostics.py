@@ -42,11 +42,11 @@ class Diagnostics:
         self._pending: list[torch.Tensor] = []
         self._latest = self.pseudo_labels[:0]
 
-    def record(self, **values: torch.Tensor) -> None:
-        """Add values of `METRICS`: one an image, `(batch_size,)`, any dtype; NaN where one isn't known."""
+    def record(self, known: torch.Tensor | None = None, **values: torch.Tensor) -> None:
+        """Add values of `METRICS`: one an image, `(batch_size,)`, any dtype; only those of `known` images count."""
         for name, value in values.items():
-            value = value.detach().float()
-            added = torch.stack([value.nansum(), value.isnan().logical_not().float().sum()])
+            counts = torch.ones_like(value, dtype=torch.float) if known is None else known.float()
+            added = torch.stack([(value.detach() * counts).sum(), counts.sum()])
             self._sums[name] = self._sums[name] + added if name in self._sums else added
 
     def record_labels(self, pseudo_labels: torch.Tensor, index: torch.Tensor | None) -> None:

@@ -1,8 +1,10 @@
 """The multi-view prior of every image in a file, for `prior_refresh` of "epoch" and "never"."""
 
-import glob
+import json
 import os
+import re
 import shutil
+from typing import Any
 
 import numpy as np
 
@@ -15,31 +17,33 @@ class KeptPrior:
 
     Args:
         folder (`str`): where the files are.
-        num_images (`int`): rows.
-        num_labels (`int`): columns.
+        shape (`tuple[int, int]`): images and classes.
+        settings (`dict`): what else the scores depend on; those of other settings are refused.
     """
 
-    def __init__(self, folder: str, num_images: int, num_labels: int) -> None:
-        self.folder, self.shape = folder, (num_images, num_labels)
-        self._incomplete = os.path.join(folder, "incomplete.npy")
+    def __init__(self, folder: str, shape: tuple[int, int], settings: dict[str, Any]) -> None:
+        self.folder, self.shape = folder, shape
+        self._facts = json.dumps({"images": shape[0], "classes": shape[1], **settings})
+        self._facts_file, self._incomplete = (os.path.join(folder, name) for name in ("facts.json", "incomplete.npy"))
 
     def path(self, epoch: int) -> str:
         """The file of this epoch."""
         return os.path.join(self.folder, f"epoch-{epoch}.npy")
 
     def exists(self, epoch: int) -> bool:
-        """Whether the scores of this epoch are complete, and of as many images and classes.
+        """Whether the scores of this epoch are complete.
 
         Raises:
-            ValueError: if they are of others.
+            ValueError: if they are of other images, classes or settings.
         """
         if not os.path.exists(self.path(epoch)):
             return False
-        found = np.load(self.path(epoch), mmap_mode="r").shape
-        if found != self.shape:
+        with open(self._facts_file, encoding="utf-8") as file:
+            found = file.read()
+        if found != self._facts:
             raise ValueError(
-                f"{self.path(epoch)} holds scores of {found[0]} images and {found[1]} classes; this run has "
-                f"{self.shape[0]} and {self.shape[1]}. Resume with the images and class names that the run began with."
+                f"{self.folder} holds a prior of {found}; this run has {self._facts}. Resume with what the run began "
+                "with, or remove that folder to compute the prior anew."
             )
         return True
 
@@ -56,10 +60,13 @@ class KeptPrior:
                 f"The prior of {self.shape[0]} images and {self.shape[1]} classes needs {needed / 1e9:.1f} GB in "
                 f"{self.folder}, where {free / 1e9:.1f} GB are free. Make room, or use prior_refresh='step'."
             )
-        np.lib.format.open_memmap(self._incomplete, "w+", np.float32, self.shape).flush()
+        rows = np.lib.format.open_memmap(self._incomplete, "w+", np.float32, self.shape)
+        rows[:] = np.nan
+        with open(self._facts_file, "w", encoding="utf-8") as file:
+            file.write(self._facts)
 
     def write(self, index: np.ndarray, scores: np.ndarray) -> None:
-        """Scores `(batch_size, num_labels)` of these images; the file keeps zeros where none are written."""
+        """Scores `(batch_size, num_labels)` of these images; where none are written NaN stays."""
         rows = np.load(self._incomplete, mmap_mode="r+")
         rows[index] = scores
 
@@ -71,10 +78,17 @@ class KeptPrior:
         """Give the file its name; files of epochs before the last one, which no checkpoint needs, are removed."""
         if os.path.exists(self._incomplete):
             os.replace(self._incomplete, self.path(epoch))
-        for path in glob.glob(self.path("*")):
-            if path not in (self.path(epoch), self.path(epoch - 1)):
-                os.remove(path)
+        for other in self._epochs():
+            if other < epoch - 1:
+                os.remove(self.path(other))
 
-    def clear(self) -> None:
-        """Forget all of it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def remove(self, from_epoch: int) -> None:
+        """Forget the scores of this epoch and later ones, of an earlier life of a run."""
+        for epoch in self._epochs():
+            if epoch >= from_epoch:
+                os.remove(self.path(epoch))
+
+    def _epochs(self) -> list[int]:
+        """The epochs that have a file."""
+        names = os.listdir(self.folder) if os.path.isdir(self.folder) else []
+        return [int(match[1]) for name in names if (match := re.fullmatch(r"epoch-(\d+)\.npy", name))]

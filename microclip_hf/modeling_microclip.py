@@ -8,6 +8,7 @@ import copy
 import os
 import random
 import re
+import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -262,7 +263,7 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         # By default transformers guesses it from the class's name, which a subclass may change.
         self.loss_type = "ForImageClassification"
         self.num_labels = config.num_labels
-        self.clip = _with_own_layers(CLIPModel._from_config(config.clip_config))
+        self.clip = with_own_layers(CLIPModel._from_config(config.clip_config))
         self.fg_pooling = MicroCLIPPooling(config)
         embed_dim = config.clip_config.projection_dim
         self.classifier = MicroCLIPHead(config.num_labels, embed_dim)
@@ -319,7 +320,7 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
             pixel_values, interpolate_pos_encoding: see [`coarse_embeds`].
             output_hidden_states (`bool`, `int` or `list[int]`, *optional*): default: the configuration's.
             output_attentions (`bool`, *optional*): default: the configuration's.
-            kwargs: handed on to the encoder layers.
+            kwargs: handed on to the encoder layers but the last, whose attention is always sdpa.
 
         Returns:
             [`MicroCLIPOutput`] with everything but `loss` and logits.
@@ -488,7 +489,7 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         config._attn_implementation = clip.config._attn_implementation
         with torch.device("meta"):
             model = cls(config)
-        model.clip = _with_own_layers(clip)
+        model.clip = with_own_layers(clip)
         model.fg_pooling = MicroCLIPPooling(config).to(clip.device, clip.dtype)
         model.tokenizer = tokenizer or load_tokenizer(source, _hub_kwargs(kwargs))
         model.image_processor = image_processor or _load_image_processor(source, config, _hub_kwargs(kwargs))
@@ -583,10 +584,12 @@ def run_tower(
     return hidden_states
 
 
-def _with_own_layers(clip: CLIPModel) -> CLIPModel:
+def with_own_layers(clip: CLIPModel) -> CLIPModel:
     """The same weights and numbers, in the layers that are defined here."""
     layers = clip.vision_model.encoder.layers
     layers[-1].__class__ = MicroCLIPLastLayer
+    if "_old_forward" in vars(layers[-1]):  # kept by accelerate's hook, where a model is spread over devices
+        layers[-1]._old_forward = types.MethodType(MicroCLIPLastLayer.forward, layers[-1])
     for layer in layers:
         if isinstance(layer.mlp.activation_fn, QuickGELUActivation):
             layer.mlp.activation_fn = QuickGELU()

@@ -142,6 +142,7 @@ class MicroCLIPTrainer(Trainer):
         self._log_class_mean: torch.Tensor | None = None
         self._epoch: int | None = None
         self._checkpoint: str | None = None
+        self._prior_batches: torch.utils.data.DataLoader | None = None
         self._num_unreadable = 0
         # Of the current optimiser step: log sums of class probabilities and the number of images of each part, where
         # it is accumulated, and the part that comes next.
@@ -164,9 +165,11 @@ class MicroCLIPTrainer(Trainer):
             check_classes(self._checkpoint, list(self.model.config.id2label.values()))
         if self.args.prior_refresh != "step":
             folder = os.path.join(self.args.output_dir, PRIOR_DIR)
-            self.train_dataset.kept_prior = KeptPrior(folder, len(self.train_dataset), self.model.num_labels)
+            settings = {name: getattr(self.args, name) for name in ("num_crops", "crop_ratio", "seed")}
+            shape = (len(self.train_dataset), self.model.num_labels)
+            self.train_dataset.kept_prior = KeptPrior(folder, shape, settings)
             if self._checkpoint is None and self.is_local_process_zero():
-                self.train_dataset.kept_prior.clear()
+                self.train_dataset.kept_prior.remove(from_epoch=0)
         if self.args.prior_refresh == "never":  # before a checkpoint brings adapted weights
             self._keep_prior(0)
         return super().train(self._checkpoint, **kwargs)
@@ -176,7 +179,7 @@ class MicroCLIPTrainer(Trainer):
     ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | int | None]:
         """As in the base class; where gradients are accumulated, fairness needs the class mean of all batches first.
 
-        That is one more forward of the student without gradient, about an eleventh of a step.
+        That is one more forward of the student without gradient, as much as encoding one crop.
         """
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._parts, self._next_part = None, 0
@@ -223,7 +226,7 @@ class MicroCLIPTrainer(Trainer):
         )
         if "labels" in inputs:
             correct = (pseudo_labels == inputs["labels"]).float()
-            self._diagnostics.record(pseudo_label_accuracy=correct.where(inputs["labels"] >= 0, torch.nan))
+            self._diagnostics.record(inputs["labels"] >= 0, pseudo_label_accuracy=correct)
         self._diagnostics.record_labels(pseudo_labels, inputs.get("index"))
         loss = share * student_loss + self.args.fairness_weight * fairness
         return (loss, outputs) if return_outputs else loss
@@ -298,7 +301,8 @@ class MicroCLIPTrainer(Trainer):
 
     def _encode(self, encode: Callable[[torch.Tensor], torch.Tensor], views: torch.Tensor) -> torch.Tensor:
         """Embeddings of uint8 views `(n, 3, S, S)`, a few at a time."""
-        encode = torch.compile(encode) if self.args.torch_compile else encode
+        if (args := self.args).torch_compile:
+            encode = torch.compile(encode, backend=args.torch_compile_backend, mode=args.torch_compile_mode)
         with self.accelerator.autocast() if self.args.autocast_pseudo_labels else contextlib.nullcontext():
             return torch.cat([encode(self.normalize(chunk)) for chunk in views.split(self._chunk_size)])
 
@@ -307,7 +311,8 @@ class MicroCLIPTrainer(Trainer):
         """From now on training batches hold the prior of the present weights, from a pass over all images."""
         kept, model = self.train_dataset.kept_prior, self.accelerator.unwrap_model(self.model)
         self.accelerator.wait_for_everyone()
-        if not kept.exists(epoch):
+        exists = torch.tensor(int(kept.exists(epoch)), device=self.args.device)
+        if self.accelerator.reduce(exists, "sum") < self.accelerator.num_processes:  # disks may differ
             for has_turn in self._turns():
                 if has_turn:
                     kept.create()
@@ -327,13 +332,14 @@ class MicroCLIPTrainer(Trainer):
 
     def _all_batches(self, epoch: int) -> tqdm:
         """The images in their order, shared out among processes; the last batch too, whatever training does."""
-        size, workers = self.args.eval_batch_size, self.args.dataloader_num_workers
-        batches = torch.utils.data.DataLoader(
-            self.train_dataset, size, collate_fn=self.data_collator, num_workers=workers
-        )
-        batches = self.accelerator.prepare_data_loader(batches)
-        batches.set_epoch(epoch)  # it would begin with the views of epoch 0
-        return tqdm(batches, "Multi-view prior", disable=not self.is_world_process_zero())
+        if self._prior_batches is None:
+            size, workers = self.args.eval_batch_size, self.args.dataloader_num_workers
+            batches = torch.utils.data.DataLoader(
+                self.train_dataset, size, collate_fn=self.data_collator, num_workers=workers
+            )
+            self._prior_batches = self.accelerator.prepare_data_loader(batches)
+        self._prior_batches.set_epoch(epoch)  # it would begin with the views of epoch 0
+        return tqdm(self._prior_batches, "Multi-view prior", disable=not self.is_world_process_zero())
 
     def _turns(self) -> Iterator[bool]:
         """Who writes files: the first process of all, then the first of each machine, whose disk may be its own."""
@@ -370,6 +376,8 @@ class MicroCLIPTrainer(Trainer):
             state = load_file(file)
             self._epoch, self._diagnostics.pseudo_labels = state["epoch"].item(), state["pseudo_labels"]
             self._log_class_mean = state["log_class_mean"].to(self.args.device)
+            if self.args.prior_refresh == "epoch" and self.is_local_process_zero():
+                self.train_dataset.kept_prior.remove(from_epoch=self._epoch + 1)
 
     def start_epoch(self, epoch: int) -> None:
         """New views, and the fairness mean starts afresh, unless a checkpoint of the same epoch brought it along."""

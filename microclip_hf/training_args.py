@@ -1,5 +1,6 @@
 """Settings of optimisation and pseudo-labelling; the defaults are the published ones (arXiv:2510.02270, section 4)."""
 
+import multiprocessing
 import os
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -23,8 +24,8 @@ class MicroCLIPTrainingArguments(TrainingArguments):
     `save_strategy="epoch"`, `save_total_limit=2`, `logging_steps=10`, `hub_strategy="end"` (pushes in between would
     lack the code), `remove_unused_columns=False` (views are made from the image column),
     `ddp_find_unused_parameters=False`, `ddp_broadcast_buffers=False` (processes exchange trained parameters only),
-    `logging_nan_inf_filter=False` (nothing is hidden, and the host needn't wait for each step), and on a GPU
-    `dataloader_num_workers`, all cores but one, up to 16 a process, and non-blocking copies.
+    `logging_nan_inf_filter=False` (nothing is hidden, and the host needn't wait for each step), and on a GPU non-blocking
+    copies and, where processes are forked (Linux), `dataloader_num_workers` of all cores but one, up to 16.
 
     Args:
         num_crops (`int`, *optional*, defaults to 8):
@@ -83,7 +84,8 @@ class MicroCLIPTrainingArguments(TrainingArguments):
 
     # Data and processes
     dataloader_num_workers: int | None = field(
-        default=None, metadata={"help": "Processes that make views. Default: on a GPU all cores but one, up to 16."}
+        default=None,
+        metadata={"help": "Processes that make views. Default: beside a GPU on Linux all cores but one, up to 16."},
     )
     max_corrupt_share: float = field(default=0.05, metadata={"help": "Images that may be unreadable (share)."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Views need the image column."})
@@ -139,6 +141,11 @@ class MicroCLIPTrainingArguments(TrainingArguments):
 
 
 def _num_workers() -> int:
-    """A process's share of the machine's cores, less the one that it needs itself."""
+    """A process's share of the machine's cores, less the one that it needs itself.
+
+    None where processes are spawned, which a script without `if __name__ == "__main__"` doesn't survive.
+    """
+    if (multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]) != "fork":
+        return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(MAX_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))

@@ -122,7 +122,12 @@ class ViewDataset(torch.utils.data.Dataset):
                 self.unreadable[position] = True
                 self.check_limit(error)
                 continue
-            return views if kept < 0 else {**views, "prior_scores": self.kept_prior.read(kept, position)}
+            if kept < 0:
+                return views
+            scores = self.kept_prior.read(kept, position)
+            if not np.isnan(scores).any():
+                return {**views, "prior_scores": scores}
+            self.unreadable[position] = True  # as it was when the prior was computed
         raise AssertionError("the limit leaves at least one readable image")
 
 

@@ -38,7 +38,7 @@ def test_steps(clip_folder, tmp_path):
     added = ("exact_step_0_crops", "exact_step_4_crops", "one_thread_step", "distributed_step")
     assert {name for name, own in result.items() if isinstance(own, dict)} == {*kinds, *added, "inference_ratio"}
     for name in (*kinds, *added):
-        assert set(result[name]) == STEP_KEYS and min(result[name].values()) >= 0
+        assert set(result[name]) == STEP_KEYS and min(result[name].values()) >= 0 < result[name]["share_of_gemm_peak"]
     assert set(result["inference_ratio"]) == {"1", "4"}
 
 
@@ -69,4 +69,8 @@ def test_flops_of_steps(tmp_path):
 
 @pytest.mark.slow
 def test_views(tmp_path):
-    assert run("benchmark_views.py", tmp_path, "--num_workers", 0)
+    result = run("benchmark_views.py", tmp_path, "--num_workers", 0)
+    assert result.keys() == {"500 x 375", "4000 x 3000"}
+    for own in result.values():
+        assert own["milliseconds"].keys() == {"decoding", "weak", "strong", "crops"}
+        assert min(*own["milliseconds"].values(), *own["images_per_second"].values()) > 0

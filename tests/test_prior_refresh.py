@@ -61,12 +61,11 @@ def test_without_movement_it_is_the_prior_of_each_step(clip_folder, tmp_path, pr
     assert_same_run(trainer.state.log_history, trainer.model.state_dict(), reference)
 
 
-@pytest.mark.parametrize("prior_refresh", ["epoch", "never"])
-def test_it_moves_with_the_weights(clip_folder, tmp_path, prior_refresh):
-    """Three different runs, from which one sees that a setting isn't ignored."""
-    runs = [adapt(clip_folder, tmp_path / name, prior_refresh=name) for name in ("step", prior_refresh)]
-    confidence = [run.state.log_history[4]["pseudo_label_confidence"] for run in runs]
-    assert confidence[0] != pytest.approx(confidence[1], rel=1e-6)
+def test_it_moves_with_the_weights(clip_folder, tmp_path):
+    """Three different runs, by which one sees that no setting is ignored."""
+    runs = [adapt(clip_folder, tmp_path / name, prior_refresh=name) for name in ("step", "epoch", "never")]
+    confidence = {round(run.state.log_history[4]["pseudo_label_confidence"], 7) for run in runs}
+    assert len(confidence) == 3
 
 
 @pytest.mark.parametrize("prior_refresh", ["epoch", "never"])
@@ -100,17 +99,17 @@ def test_workers_that_outlive_an_epoch(clip_folder, tmp_path):
 
 
 def test_a_fresh_run_forgets_the_prior_of_another(clip_folder, tmp_path):
-    kept = KeptPrior(str(tmp_path / "_prior"), 20, 3)
+    kept = KeptPrior(str(tmp_path / "_prior"), (20, 3), {})
     kept.create()
     kept.finish(0)
     options = {"per_device_eval_batch_size": 8, "dataloader_drop_last": True}
     adapt(clip_folder, tmp_path, prior_refresh="never", num_train_epochs=1, **options)
-    assert kept_scores(tmp_path).any(-1).all()
+    assert kept_scores(tmp_path).isfinite().all()
 
 
 def test_files_of_the_last_two_epochs_are_kept(clip_folder, tmp_path):
     adapt(clip_folder, tmp_path, prior_refresh="epoch", num_train_epochs=4)
-    assert sorted(path.name for path in (tmp_path / "_prior").iterdir()) == ["epoch-2.npy", "epoch-3.npy"]
+    assert sorted(path.name for path in (tmp_path / "_prior").glob("*.npy")) == ["epoch-2.npy", "epoch-3.npy"]
 
 
 def test_no_crops_are_made_where_the_prior_is_kept(clip_folder, tmp_path):
@@ -124,12 +123,14 @@ def test_no_crops_are_made_where_the_prior_is_kept(clip_folder, tmp_path):
 
 def test_views_do_not_depend_on_what_is_kept(clip_folder, tmp_path):
     dataset = ViewDataset(draw_images(4), ViewSettings(32, 2, (0.5, 0.9), 0))
-    dataset.kept_prior = KeptPrior(str(tmp_path), 4, 3)
+    dataset.kept_prior = KeptPrior(str(tmp_path), (4, 3), {})
     dataset.kept_prior.create()
+    dataset.kept_prior.write(np.arange(3), np.zeros((3, 3)))
     dataset.kept_prior.finish(0)
     expected = dataset[2]
     dataset.replace_crops(0)
     assert all(np.array_equal(dataset[2][name], expected[name]) for name in ("weak", "strong"))
+    assert dataset[3]["index"] == 0 and dataset.unreadable.tolist() == [False, False, False, True]
     dataset.replace_crops()
     assert np.array_equal(dataset[2]["crops"], expected["crops"])
 
@@ -153,8 +154,21 @@ def test_what_cannot_be_counted_is_refused(clip_folder, tmp_path):
 
 def test_a_prior_of_other_images_is_refused(clip_folder, tmp_path):
     adapt(clip_folder, tmp_path, prior_refresh="never", save_strategy="epoch", num_train_epochs=1)
-    with pytest.raises(ValueError, match=r"20 images and 3 classes; this run has 9 and 3"):
-        adapt(clip_folder, tmp_path, num_images=9, prior_refresh="never", resume=True)
+    for other in ({"num_images": 9}, {"num_crops": 3}, {"seed": 1}):
+        with pytest.raises(
+            ValueError, match=r'holds a prior of .*"images": 20, .*Resume with what the run began with'
+        ):
+            adapt(clip_folder, tmp_path, prior_refresh="never", resume=True, **other)
+
+
+def test_a_resumed_run_computes_the_prior_of_later_epochs_anew(clip_folder, tmp_path):
+    whole = adapt(clip_folder, tmp_path, prior_refresh="epoch", save_strategy="epoch")
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    expected, path = kept_scores(tmp_path, 1), tmp_path / "_prior" / "epoch-1.npy"
+    np.save(path, np.zeros((20, 3), np.float32))
+    resumed = adapt(clip_folder, tmp_path, prior_refresh="epoch", save_strategy="epoch", resume=True)
+    assert kept_scores(tmp_path, 1).equal(expected)
+    assert steps(resumed.state.log_history) == steps(whole.state.log_history)
 
 
 def test_a_full_disk_is_found_before_anything_is_computed(clip_folder, tmp_path, monkeypatch):

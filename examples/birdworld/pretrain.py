@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from microclip_hf.modeling_microclip import run_tower, value_path
+from microclip_hf.modeling_microclip import run_tower, with_own_layers
 
 from .domains import SOURCE_LOOK, source_example
 from .measure import FACTS, measure
@@ -51,17 +51,17 @@ class PretrainingLoss(nn.Module):
 
     def __init__(self, clip: CLIPModel) -> None:
         super().__init__()
-        self.clip = clip
+        self.clip = with_own_layers(clip)
 
     def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The loss and its parts; see [`make_batch`]."""
         vision, projection = self.clip.vision_model, self.clip.visual_projection
-        last_input, cls_token = run_tower(vision, batch["pixel_values"], interpolate_pos_encoding=False)
-        patches = vision.post_layernorm(value_path(vision.encoder.layers[-1], last_input[:, 1:]))
+        hidden_states = run_tower(vision, batch["pixel_values"], interpolate_pos_encoding=False)
+        tokens = vision.post_layernorm(vision.encoder.layers[-1](hidden_states, tokens="all"))
         # The captions of single attributes are short: apart from the others they need less padding.
         texts = [self.clip.get_text_features(**batch[name]).pooler_output for name in ("captions", "values")]
         scale = self.clip.logit_scale.exp()
-        embeds = (projection(cls_token), projection(patches), *texts)
+        embeds = (projection(tokens[:, 0]), projection(tokens[:, 1:]), *texts)
         images, patches, captions, values = (normalize(own.float(), dim=-1) for own in embeds)
         logits = scale * images @ captions.T
         targets = torch.arange(len(images), device=logits.device)

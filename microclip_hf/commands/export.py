@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from onnx.checker import ValidationError
 from transformers import HfArgumentParser, PreTrainedConfig
 
 from ..configuration_microclip import MicroCLIPConfig
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError(f"--output {options.output} exists already; choose another name.")
         model = _load(options.model_name_or_path)
         export_onnx(model, options.output, options.int8)
-    except (OSError, RuntimeError, ValueError, StrictDataclassError) as error:
+    except (OSError, RuntimeError, ValueError, StrictDataclassError, ValidationError) as error:
         sys.exit(f"microclip export: {error}")
     size = sum(file.stat().st_size for file in map(Path, (options.output, f"{options.output}.data")) if file.exists())
     print(f"Saved to {options.output} ({size / 1e6:.1f} MB).")
