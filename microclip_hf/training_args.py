@@ -24,7 +24,7 @@ class MicroCLIPTrainingArguments(TrainingArguments):
     `save_strategy="epoch"`, `save_total_limit=2`, `logging_steps=10`, `hub_strategy="end"` (pushes in between would
     lack the code), `remove_unused_columns=False` (views are made from the image column),
     `ddp_find_unused_parameters=False`, `ddp_broadcast_buffers=False` (processes exchange trained parameters only),
-    `logging_nan_inf_filter=False` (nothing is hidden, and the host needn't wait for each step), and on a GPU non-blocking
+    `logging_nan_inf_filter=False` (nothing is hidden, and the host needn't wait for each step); on a GPU non-blocking
     copies and, where processes are forked (Linux), `dataloader_num_workers` of all cores but one, up to 16.
 
     Args:

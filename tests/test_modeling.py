@@ -248,6 +248,21 @@ def test_offloaded_to_disk(model, pixel_values, tmp_path):
     assert_close(offloaded(pixel_values).logits, expected)
 
 
+def test_built_from_a_clip_spread_over_devices(clip_folder, pixel_values, tmp_path):
+    """The last layer, which gets another class, has a hook that keeps the forward of its first one."""
+    names = ["red disc", "blue bar"]
+    expected = MicroCLIPForImageClassification.from_clip(clip_folder, names, prior_weighting="uniform")(pixel_values)
+    layers = "vision_model.encoder.layers."
+    rest = ["text_model", "text_projection", "visual_projection", "logit_scale", "vision_model.embeddings"]
+    rest += ["vision_model.pre_layrnorm", "vision_model.post_layernorm", layers + "0"]
+    device_map = {**dict.fromkeys(rest, "cpu"), layers + "1": "disk"}
+    spread = MicroCLIPForImageClassification.from_clip(
+        clip_folder, names, prior_weighting="uniform", device_map=device_map, offload_folder=tmp_path
+    )
+    assert "_old_forward" in vars(spread.clip.vision_model.encoder.layers[-1])
+    assert_close(spread(pixel_values).logits, expected.logits)
+
+
 def test_builds_on_the_meta_device(clip):
     with torch.device("meta"):
         model = MicroCLIPForImageClassification(MicroCLIPConfig(clip_config=clip.config, num_labels=3))
