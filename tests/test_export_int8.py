@@ -16,6 +16,7 @@ onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 export = pytest.importorskip("microclip_hf.export", reason="needs the extra onnx")
 
 
+@pytest.mark.slow
 def test_birds(tmp_path, monkeypatch):
     """64 patches. One trace serves both files: it takes long."""
     domain = DOMAINS["dusk"]

@@ -153,6 +153,7 @@ def test_labels_under_autocast(clip_folder, tmp_path):
         MicroCLIPTrainingArguments(str(tmp_path), autocast_pseudo_labels=True)
 
 
+@pytest.mark.slow
 def test_a_compiled_run_is_the_run(clip_folder, tmp_path, monkeypatch):
     """Teacher and student, by a back end that needs no compiler; few graphs, not one for each step."""
     reference = adapt(clip_folder, tmp_path / "one")
