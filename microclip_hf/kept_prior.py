@@ -1,5 +1,6 @@
 """The multi-view prior of every image in a file, for `prior_refresh` of "epoch" and "never"."""
 
+import contextlib
 import json
 import os
 import re
@@ -83,10 +84,12 @@ class KeptPrior:
                 os.remove(self.path(other))
 
     def remove(self, from_epoch: int) -> None:
-        """Forget the scores of this epoch and later ones, of an earlier life of a run."""
+        """Forget the scores of this epoch and later ones, and unfinished ones, of an earlier life of a run."""
         for epoch in self._epochs():
             if epoch >= from_epoch:
                 os.remove(self.path(epoch))
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(self._incomplete)
 
     def _epochs(self) -> list[int]:
         """The epochs that have a file."""

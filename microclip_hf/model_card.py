@@ -38,6 +38,8 @@ SETTINGS = (
     "weight_decay",
     "num_crops",
     "prior_ratio",
+    "prior_refresh",
+    "autocast_pseudo_labels",
     "fairness_weight",
     "seed",
 )

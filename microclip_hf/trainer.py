@@ -112,9 +112,9 @@ class MicroCLIPTrainer(Trainer):
             train_dataset = _with_views(train_dataset, model, args)
         if train_dataset is not None and args.prior_refresh != "step" and not isinstance(train_dataset, ViewDataset):
             raise ValueError(
-                f"prior_refresh='{args.prior_refresh}' keeps a prior for each image; pass images that can be counted, "
-                f"not views, a stream or a data_collator of one's own (got a {type(train_dataset).__name__}), or use "
-                "prior_refresh='step'."
+                f"prior_refresh='{args.prior_refresh}' keeps a prior for each image, which a stream, views or a "
+                f"data_collator of one's own don't allow (train_dataset is a {type(train_dataset).__name__}). Pass "
+                "images that can be counted, or use prior_refresh='step'."
             )
         kwargs.setdefault("compute_metrics", compute_metrics)
         super().__init__(

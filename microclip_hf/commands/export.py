@@ -66,5 +66,5 @@ def _compare(model: MicroCLIPForImageClassification, path: str, count: int = 4) 
     same = (masks == expected.saliency_mask.numpy()).all(-1).sum()
     return (
         f"onnxruntime against PyTorch on {count} random images: logits differ by at most {difference:.1e}, {same} "
-        "saliency masks are the same."
+        f"of {count} saliency masks are the same."
     )
