@@ -117,6 +117,19 @@ class StopAt(TrainerCallback):
             raise KeyboardInterrupt
 
 
+def assert_resume_is_exact(clip_folder, folder, step, **options):
+    """A run that is interrupted after a step, whose checkpoint is its last, ends as one that isn't."""
+    whole = adapt(clip_folder, folder / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        adapt(clip_folder, folder / "parts", callbacks=[StopAt(step + 1)], **options)
+    shutil.rmtree(folder / "parts" / f"checkpoint-{step + 1}", ignore_errors=True)
+    resumed = adapt(clip_folder, folder / "parts", resume=True, **options)
+    assert steps(resumed.state.log_history) == steps(whole.state.log_history)
+    weights = resumed.model.state_dict()
+    assert all(value.equal(weights[name]) for name, value in whole.model.state_dict().items())
+    assert resumed._diagnostics.pseudo_labels.equal(whole._diagnostics.pseudo_labels)
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("step", [1, 3, 4, 5])
 def test_resume_is_exact(clip_folder, tmp_path, step, accumulation):
@@ -127,15 +140,7 @@ def test_resume_is_exact(clip_folder, tmp_path, step, accumulation):
         "per_device_train_batch_size": 8 // accumulation,
         "gradient_accumulation_steps": accumulation,
     }
-    whole = adapt(clip_folder, tmp_path / "whole", **options)
-    with pytest.raises(KeyboardInterrupt):
-        adapt(clip_folder, tmp_path / "parts", callbacks=[StopAt(step + 1)], **options)
-    shutil.rmtree(tmp_path / "parts" / f"checkpoint-{step + 1}", ignore_errors=True)
-    resumed = adapt(clip_folder, tmp_path / "parts", resume=True, **options)
-    assert steps(resumed.state.log_history) == steps(whole.state.log_history)
-    weights = resumed.model.state_dict()
-    assert all(value.equal(weights[name]) for name, value in whole.model.state_dict().items())
-    assert resumed._diagnostics.pseudo_labels.equal(whole._diagnostics.pseudo_labels)
+    assert_resume_is_exact(clip_folder, tmp_path, step, **options)
 
 
 @pytest.mark.slow

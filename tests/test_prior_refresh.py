@@ -8,7 +8,7 @@ import pytest
 import torch
 from adaptation import CLASS_NAMES, adapt, draw_images
 from conftest import DESCRIPTIONS
-from test_invariance import StopAt, assert_same_run, run_processes, steps
+from test_invariance import assert_resume_is_exact, assert_same_run, run_processes, steps
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
@@ -72,14 +72,7 @@ def test_it_moves_with_the_weights(clip_folder, tmp_path):
 @pytest.mark.parametrize("step", [1, 3, 4])
 def test_resume_is_exact(clip_folder, tmp_path, prior_refresh, step):
     options = {"save_strategy": "steps", "save_steps": 1, "prior_refresh": prior_refresh}
-    whole = adapt(clip_folder, tmp_path / "whole", **options)
-    with pytest.raises(KeyboardInterrupt):
-        adapt(clip_folder, tmp_path / "parts", callbacks=[StopAt(step + 1)], **options)
-    shutil.rmtree(tmp_path / "parts" / f"checkpoint-{step + 1}", ignore_errors=True)
-    resumed = adapt(clip_folder, tmp_path / "parts", resume=True, **options)
-    assert steps(resumed.state.log_history) == steps(whole.state.log_history)
-    weights = resumed.model.state_dict()
-    assert all(value.equal(weights[name]) for name, value in whole.model.state_dict().items())
+    assert_resume_is_exact(clip_folder, tmp_path, step, **options)
 
 
 @pytest.mark.parametrize("prior_refresh", ["epoch", "never"])
