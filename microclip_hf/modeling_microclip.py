@@ -199,7 +199,9 @@ class QuickGELU(nn.Module):
     """CLIP's activation `x sigmoid(1.702 x)` as a SiLU, which keeps one tensor for the backward pass, not two."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return silu(1.702 * hidden_states) / 1.702
+        scaled = 1.702 * hidden_states
+        # A CPU is bound by memory here: what nothing else needs is overwritten.
+        return silu(scaled, inplace=not torch.is_grad_enabled()).div_(1.702)
 
 
 class MicroCLIPHead(nn.Module):

@@ -49,8 +49,10 @@ PRIOR_DIR = "_prior"
 # In a checkpoint: what self-training remembers besides weights.
 STATE_NAME = "self_training.safetensors"
 # Images are labelled a few at a time: so many that the largest activations of a layer have this size in bytes. On a
-# CPU it stays below the 32 MiB from which on glibc maps, and Linux clears, new pages for each tensor.
+# CPU it stays below the 32 MiB from which on glibc maps, and Linux clears, new pages for each tensor; with more images
+# a small CLIP's activations would leave the cache.
 CPU_CHUNK_BYTES, CHUNK_BYTES = 24 * 2**20, 2**29
+CPU_CHUNK_IMAGES = 32
 
 
 class MicroCLIPTrainer(Trainer):
@@ -585,8 +587,10 @@ def _chunk_size(config: MicroCLIPConfig, device: torch.device) -> int:
     """How many images to encode at a time, without gradient."""
     vision = config.clip_config.vision_config
     num_tokens = (vision.image_size // vision.patch_size) ** 2 + 1
-    limit = CPU_CHUNK_BYTES if device.type == "cpu" else CHUNK_BYTES
-    return max(1, limit // (4 * num_tokens * vision.intermediate_size))
+    image_bytes = 4 * num_tokens * vision.intermediate_size
+    if device.type == "cpu":
+        return min(max(1, CPU_CHUNK_BYTES // image_bytes), CPU_CHUNK_IMAGES)
+    return max(1, CHUNK_BYTES // image_bytes)
 
 
 def _both_embeds(output: MicroCLIPOutput) -> torch.Tensor:

@@ -61,6 +61,10 @@ def test_quick_gelu_is_transformers_own():
     gradients = [torch.autograd.grad(output.sum(), inputs)[0] for output in outputs]
     assert_close(outputs[0], outputs[1], atol=1e-14, rtol=1e-12)
     assert_close(gradients[0], gradients[1], atol=1e-14, rtol=1e-12)
+    before = inputs.detach().clone()
+    with torch.no_grad():
+        assert_close(QuickGELU()(inputs), outputs[1], atol=1e-14, rtol=1e-12)
+    assert inputs.detach().equal(before)
 
 
 def test_labels_do_not_depend_on_the_chunks(trainer):
