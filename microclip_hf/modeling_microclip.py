@@ -53,7 +53,8 @@ class MicroCLIPOutput(ModelOutput):
         loss (`torch.Tensor` of shape `()`, with `labels`):
             Cross-entropy of `logits`.
         logits (`torch.Tensor` of shape `(batch_size, num_labels)`):
-            Fused logits, `fusion_ratio * cls_logits + (1 - fusion_ratio) * fg_logits`, float32.
+            Fused logits, `fusion_ratio * cls_logits + (1 - fusion_ratio) * fg_logits`, float32. In evaluation mode
+            less `model.logit_adjustment.bias`, which is zero unless pseudo-labels were aligned.
         cls_logits (`torch.Tensor` of shape `(batch_size, num_labels)`):
             Logits of the [CLS] path, CLIP's own image feature against the learnable head.
         fg_logits (`torch.Tensor` of shape `(batch_size, num_labels)`):
@@ -223,6 +224,22 @@ class MicroCLIPHead(nn.Module):
             return embeds.float() @ normalize(self.weight.float(), dim=-1).T
 
 
+class LogitAdjustment(nn.Module):
+    """In evaluation, logits less `bias` (num_labels,), the log of how often each class is given, relative to 1 / C.
+
+    Zero, unless self-training aligned the distributions; prediction is then as balanced as the pseudo-labels were
+    (arXiv:2007.07314). The student learns without it.
+    """
+
+    def __init__(self, num_labels: int) -> None:
+        super().__init__()
+        self.register_buffer("bias", torch.zeros(num_labels))
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits `(batch_size, num_labels)` to logits."""
+        return logits if self.training else logits - self.bias
+
+
 class MicroCLIPPreTrainedModel(PreTrainedModel):
     """What every microCLIP model shares with transformers: loading, saving, initialisation, attention back ends."""
 
@@ -249,6 +266,8 @@ class MicroCLIPPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=module.weight.shape[-1] ** -0.5)
         elif isinstance(module, MicroCLIPHead):
             init.zeros_(module.weight)
+        elif isinstance(module, LogitAdjustment):
+            init.zeros_(module.bias)
         else:
             super()._init_weights(module)
 
@@ -270,6 +289,7 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         embed_dim = config.clip_config.projection_dim
         self.classifier = MicroCLIPHead(config.num_labels, embed_dim)
         self.prior_head = MicroCLIPHead(config.num_labels, embed_dim, learnable=False)
+        self.logit_adjustment = LogitAdjustment(config.num_labels)
         self.image_processor: BaseImageProcessor | None = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
         if not config.keep_text_model:
@@ -390,7 +410,7 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         if isinstance(scale, torch.Tensor):
             scale = scale.to(cls_cosines.device)
         cls_logits, fg_logits = scale * cls_cosines, scale * fg_cosines
-        logits = ratio * cls_logits + (1 - ratio) * fg_logits
+        logits = self.logit_adjustment(ratio * cls_logits + (1 - ratio) * fg_logits)
         return MicroCLIPOutput(
             loss=None if labels is None else self.loss_function(labels, logits, self.config),
             logits=logits,
@@ -530,6 +550,7 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
             head = MicroCLIPHead(*weight.shape, learnable=name == "classifier")
             head.weight.data.copy_(weight)
             setattr(self, name, head.to(like.device, like.dtype))
+        self.logit_adjustment = LogitAdjustment(len(weights[0])).to(like.device, like.dtype)
         self.tokenizer = tokenizer
         for key, value in _label_maps(class_names).items():
             setattr(self.config, key, value)

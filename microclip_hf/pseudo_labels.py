@@ -26,9 +26,31 @@ def composite_embeds(crop_embeds: torch.Tensor, cls_embeds: torch.Tensor) -> tor
     return normalize((relevance * crop_embeds).sum(1), dim=-1)
 
 
-def fuse_embeds(cls_embeds: torch.Tensor, fg_embeds: torch.Tensor) -> torch.Tensor:
-    """The fused embedding `unit(0.5 g + 0.5 l)` of [CLS] and [FG], both `(batch_size, embed_dim)`."""
-    return normalize(0.5 * cls_embeds + 0.5 * fg_embeds, dim=-1)
+def fuse_embeds(cls_embeds: torch.Tensor, fg_embeds: torch.Tensor, fusion_ratio: float = 0.5) -> torch.Tensor:
+    """The fused embedding `unit(lambda g + (1 - lambda) l)` of [CLS] and [FG], both `(batch_size, embed_dim)`."""
+    return normalize(fusion_ratio * cls_embeds + (1 - fusion_ratio) * fg_embeds, dim=-1)
+
+
+def align_distribution(
+    logits: torch.Tensor, log_batch_mean: torch.Tensor, log_running_mean: torch.Tensor | None, weight: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities, divided by what each class gets on average (distribution alignment, arXiv:1911.09785).
+
+    Of each head by itself, so that neither head's favourite classes decide where both are mixed.
+
+    Args:
+        logits (`torch.Tensor` of shape `(num_heads, batch_size, num_classes)`): cosines times the logit scale.
+        log_batch_mean (`torch.Tensor` of shape `(num_heads, num_classes)`): log of the batch's mean probabilities.
+        log_running_mean (`torch.Tensor` of shape `(num_heads, num_classes)`, *optional*): of the batches before.
+        weight (`float`): of this batch in the new running mean, in (0, 1]; 1 forgets the batches before.
+
+    Returns:
+        The aligned probabilities, of the logits' shape, and the new log running mean.
+    """
+    log_mean = log_batch_mean
+    if log_running_mean is not None and weight < 1:
+        log_mean = torch.logaddexp(log_running_mean + math.log1p(-weight), log_batch_mean + math.log(weight))
+    return (logits.log_softmax(-1) - log_mean.unsqueeze(1)).softmax(-1), log_mean
 
 
 def aggregate_scores(prior_scores: torch.Tensor, fused_scores: torch.Tensor, prior_ratio: float) -> torch.Tensor:
@@ -36,8 +58,8 @@ def aggregate_scores(prior_scores: torch.Tensor, fused_scores: torch.Tensor, pri
 
     Args:
         prior_scores (`torch.Tensor` of shape `(batch_size, num_classes)`): cosines of the composite embedding with
-            the frozen head.
-        fused_scores (`torch.Tensor` of shape `(batch_size, num_classes)`): cosines of the fused embedding with the
+            the frozen head, or aligned probabilities.
+        fused_scores (`torch.Tensor` of shape `(batch_size, num_classes)`): the same of the fused embedding with the
             learnable head.
         prior_ratio (`float`): gamma.
 

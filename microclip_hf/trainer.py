@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import os
 import shlex
 import shutil
@@ -29,7 +30,7 @@ from .metrics import compute_metrics
 from .model_card import PICTURE, CardFacts, split_results, write_model_card
 from .modeling_microclip import MicroCLIPForImageClassification, MicroCLIPOutput, default_image_processor
 from .plots import plot_adaptation
-from .pseudo_labels import aggregate_scores, composite_embeds, fairness_loss, fuse_embeds
+from .pseudo_labels import aggregate_scores, align_distribution, composite_embeds, fairness_loss, fuse_embeds
 from .training_args import MicroCLIPTrainingArguments
 from .view_datasets import (
     ViewCollator,
@@ -53,6 +54,8 @@ STATE_NAME = "self_training.safetensors"
 # a small CLIP's activations would leave the cache.
 CPU_CHUNK_BYTES, CHUNK_BYTES = 24 * 2**20, 2**29
 CPU_CHUNK_IMAGES = 32
+# Batches whose mean probabilities distribution alignment divides by, more or less: the latest has this share.
+ALIGNED_BATCHES = 32
 
 
 class MicroCLIPTrainer(Trainer):
@@ -142,6 +145,7 @@ class MicroCLIPTrainer(Trainer):
         self._chunk_size = _chunk_size(model.config, self.args.device)
         self._diagnostics = Diagnostics(model.num_labels)
         self._log_class_mean: torch.Tensor | None = None
+        self._log_head_means: torch.Tensor | None = None  # (2, C), of the prior and the fused probabilities
         self._epoch: int | None = None
         self._checkpoint: str | None = None
         self._prior_batches: torch.utils.data.DataLoader | None = None
@@ -279,18 +283,35 @@ class MicroCLIPTrainer(Trainer):
         """
         # The model's forward runs under autocast; these methods of the unwrapped model only where it is asked for.
         model = self.accelerator.unwrap_model(self.model)
-        weak = self._encode(lambda pixels: _both_embeds(model.encode_image(pixels)), inputs["weak"])
+        weak = self.encode_views(lambda pixels: _both_embeds(model.encode_image(pixels)), inputs["weak"])
         cls_embeds, fg_embeds = weak.unbind(1)
         prior_scores = inputs.get("prior_scores")
         if prior_scores is None:
             prior_scores = self._prior_scores(model, inputs.get("crops"), cls_embeds)
-        fused_scores = model.classifier(fuse_embeds(cls_embeds, fg_embeds))
+        fused_scores = model.classifier(fuse_embeds(cls_embeds, fg_embeds, model.config.fusion_ratio))
+        if self.args.distribution_alignment:
+            prior_scores, fused_scores = self._align_heads(
+                model.logit_scale * torch.stack([prior_scores, fused_scores])
+            )
         scores = aggregate_scores(prior_scores, fused_scores, self.args.prior_ratio)
+        probabilities = scores if self.args.distribution_alignment else (model.logit_scale * scores).softmax(-1)
         self._diagnostics.record(
-            pseudo_label_confidence=(model.logit_scale * scores).softmax(-1).amax(-1),
+            pseudo_label_confidence=probabilities.amax(-1),
             head_agreement=prior_scores.argmax(-1) == fused_scores.argmax(-1),
         )
         return scores.argmax(-1)
+
+    def _align_heads(self, logits: torch.Tensor) -> torch.Tensor:
+        """Aligned probabilities of logits `(2, batch_size, C)`, and the running mean for the next batch."""
+        parts = self.accelerator.gather(torch.stack([_log_sum(own) for own in logits]).unsqueeze(0))
+        log_batch_mean = parts[..., :-1].logsumexp(0) - parts[..., -1].sum(0).log().unsqueeze(-1)
+        batches = self.state.global_step * self.args.gradient_accumulation_steps + self._next_part + 1
+        probabilities, self._log_head_means = align_distribution(
+            logits, log_batch_mean, self._log_head_means, 1 / min(batches, ALIGNED_BATCHES)
+        )
+        model = self.accelerator.unwrap_model(self.model)
+        model.logit_adjustment.bias.copy_(self._log_head_means[1] + math.log(model.num_labels))
+        return probabilities
 
     def _prior_scores(
         self, model: MicroCLIPForImageClassification, crops: torch.Tensor | None, cls_embeds: torch.Tensor
@@ -298,10 +319,10 @@ class MicroCLIPTrainer(Trainer):
         """Cosines of the multi-view composite with the frozen head, `(batch_size, num_labels)`."""
         crop_embeds = cls_embeds.unsqueeze(1)[:, :0]
         if crops is not None and crops.shape[1] > 0:
-            crop_embeds = self._encode(model.coarse_embeds, crops.flatten(0, 1)).unflatten(0, crops.shape[:2])
+            crop_embeds = self.encode_views(model.coarse_embeds, crops.flatten(0, 1)).unflatten(0, crops.shape[:2])
         return model.prior_head(composite_embeds(crop_embeds, cls_embeds))
 
-    def _encode(self, encode: Callable[[torch.Tensor], torch.Tensor], views: torch.Tensor) -> torch.Tensor:
+    def encode_views(self, encode: Callable[[torch.Tensor], torch.Tensor], views: torch.Tensor) -> torch.Tensor:
         """Embeddings of uint8 views `(n, 3, S, S)`, a few at a time."""
         if (args := self.args).torch_compile:
             encode = torch.compile(encode, backend=args.torch_compile_backend, mode=args.torch_compile_mode)
@@ -322,7 +343,7 @@ class MicroCLIPTrainer(Trainer):
             self.train_dataset.replace_crops()
             with torch.random.fork_rng(devices=[]):  # a run that finds the file goes on with the same random numbers
                 for batch in self._all_batches(epoch):
-                    cls_embeds = self._encode(model.coarse_embeds, batch["weak"])
+                    cls_embeds = self.encode_views(model.coarse_embeds, batch["weak"])
                     scores = self._prior_scores(model, batch["crops"], cls_embeds)
                     index, scores = self.accelerator.gather((batch["index"], scores))
                     if self.is_local_process_zero():
@@ -365,10 +386,11 @@ class MicroCLIPTrainer(Trainer):
         if isinstance(self.model, FSDPModule):
             self._prepare_sharded_model()
         self._diagnostics = Diagnostics(self.model.config.num_labels)
-        self._log_class_mean = self._epoch = self._parts = None
+        self._log_class_mean = self._log_head_means = self._epoch = self._parts = None
         if self.is_local_process_zero():
             shutil.rmtree(os.path.join(self.args.output_dir, INCOMPLETE), ignore_errors=True)
         if self._checkpoint is None:
+            self.accelerator.unwrap_model(self.model).logit_adjustment.bias.zero_()
             return
         if not os.path.exists(file := os.path.join(self._checkpoint, STATE_NAME)):
             warnings.warn(
@@ -378,6 +400,8 @@ class MicroCLIPTrainer(Trainer):
             state = load_file(file)
             self._epoch, self._diagnostics.pseudo_labels = state["epoch"].item(), state["pseudo_labels"]
             self._log_class_mean = state["log_class_mean"].to(self.args.device)
+            if self.args.distribution_alignment and "log_head_means" in state:
+                self._log_head_means = state["log_head_means"].to(self.args.device)
             if self.args.prior_refresh == "epoch" and self.is_local_process_zero():
                 self.train_dataset.kept_prior.remove(from_epoch=self._epoch + 1)
 
@@ -510,7 +534,9 @@ class MicroCLIPTrainer(Trainer):
         if self.args.should_save:
             os.makedirs(folder, exist_ok=True)
             state = {"epoch": torch.tensor(self._epoch), "pseudo_labels": self._diagnostics.pseudo_labels}
-            save_file({**state, "log_class_mean": self._log_class_mean}, os.path.join(folder, STATE_NAME))
+            means = {"log_class_mean": self._log_class_mean, "log_head_means": self._log_head_means}
+            state |= {name: mean for name, mean in means.items() if mean is not None}
+            save_file(state, os.path.join(folder, STATE_NAME))
         super()._save_checkpoint(model, trial)
         for has_turn in self._turns():
             if has_turn and os.path.exists(folder):

@@ -34,6 +34,10 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             Least and greatest side of a crop, as shares of the image's shorter side.
         prior_ratio (`float`, *optional*, defaults to 0.5):
             gamma, the share of the frozen head in the pseudo-labels, in [0, 1].
+        distribution_alignment (`bool`, *optional*, defaults to `False`):
+            Mix probabilities in place of cosines, each head's divided by its mean over the last 32 batches or so, so
+            that neither head's favourite classes take over; the fused head's mean is kept in the model and divides its
+            predictions too. Not in the paper; meant for classes that are about as frequent as each other.
         fairness_weight (`float`, *optional*, defaults to 1.0):
             Weight of the loss that keeps every class in use. Lower it where classes are known to be rare or absent.
         prior_refresh (`"step"`, `"epoch"` or `"never"`, *optional*, defaults to `"step"`):
@@ -68,6 +72,9 @@ class MicroCLIPTrainingArguments(TrainingArguments):
         default_factory=lambda: [0.5, 0.9], metadata={"help": "Least and greatest side of a crop (share)."}
     )
     prior_ratio: float = field(default=0.5, metadata={"help": "gamma, share of the frozen head in pseudo-labels."})
+    distribution_alignment: bool = field(
+        default=False, metadata={"help": "Mix both heads' probabilities, each divided by its class means."}
+    )
     fairness_weight: float = field(default=1.0, metadata={"help": "Weight of the fairness loss."})
     prior_refresh: PriorRefresh = field(
         default="step",

@@ -106,6 +106,13 @@ def test_two_process_run(clip_folder, tmp_path, options):
     assert_same_run(log, weights, reference)
 
 
+def test_two_process_run_with_aligned_distributions(clip_folder, tmp_path):
+    reference = adapt(clip_folder, tmp_path / "one", num_images=24, distribution_alignment=True)
+    options = {"num_images": 24, "per_device_train_batch_size": 4, "distribution_alignment": True}
+    log, weights = run_processes(clip_folder, tmp_path / "two", 2, **options)
+    assert_same_run(log, weights, reference)
+
+
 class StopAt(TrainerCallback):
     """Stops as a kill would: nothing more is done for the run."""
 
@@ -141,6 +148,11 @@ def test_resume_is_exact(clip_folder, tmp_path, step, accumulation):
         "gradient_accumulation_steps": accumulation,
     }
     assert_resume_is_exact(clip_folder, tmp_path, step, **options)
+
+
+def test_resume_is_exact_with_aligned_distributions(clip_folder, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 1, "distribution_alignment": True}
+    assert_resume_is_exact(clip_folder, tmp_path, 2, **options)
 
 
 @pytest.mark.slow

@@ -240,7 +240,14 @@ def test_offloaded_to_disk(model, pixel_values, tmp_path):
     """Accelerate's hooks bring each block in; none may be used behind their back."""
     expected = model(pixel_values).logits
     model.save_pretrained(tmp_path / "model")
-    on_disk = ["clip.vision_model", "clip.visual_projection", "fg_pooling", "classifier", "prior_head"]
+    on_disk = [
+        "clip.vision_model",
+        "clip.visual_projection",
+        "fg_pooling",
+        "classifier",
+        "prior_head",
+        "logit_adjustment",
+    ]
     device_map = {"clip.logit_scale": "cpu", **dict.fromkeys(on_disk, "disk")}
     offloaded = MicroCLIPForImageClassification.from_pretrained(
         tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload"
@@ -309,7 +316,7 @@ def test_text_tower_is_absent_from_the_file_by_default(model, clip, tmp_path):
 
 def test_a_plain_clip_checkpoint_loads_with_new_heads(clip, clip_folder):
     model, info = MicroCLIPForImageClassification.from_pretrained(clip_folder, num_labels=5, output_loading_info=True)
-    heads = {"classifier.weight", "prior_head.weight"}
+    heads = {"classifier.weight", "prior_head.weight", "logit_adjustment.bias"}
     assert set(info["missing_keys"]) == heads | {
         f"fg_pooling.{name}_proj.weight" for name in ("query", "key", "value")
     }

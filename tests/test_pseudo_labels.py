@@ -8,7 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microclip_hf.pseudo_labels import aggregate_scores, composite_embeds, fairness_loss, fuse_embeds
+from microclip_hf.pseudo_labels import (
+    aggregate_scores,
+    align_distribution,
+    composite_embeds,
+    fairness_loss,
+    fuse_embeds,
+)
 
 
 def unit(x):
@@ -35,9 +41,34 @@ def test_composite_without_crops_is_the_weak_view():
 def test_fused_embedding_and_aggregation():
     g, l = embeds(5, 6), embeds(5, 6, seed=1)  # noqa: E741
     np.testing.assert_allclose(fuse_embeds(g, l), unit(0.5 * g.double().numpy() + 0.5 * l.double().numpy()), atol=1e-6)
+    expected = unit(0.8 * g.double().numpy() + 0.2 * l.double().numpy())
+    np.testing.assert_allclose(fuse_embeds(g, l, 0.8), expected, atol=1e-6)
     prior, fused = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
     torch.testing.assert_close(aggregate_scores(prior, fused, 0.75), torch.tensor([[0.75, 0.5]]))
     assert aggregate_scores(prior, fused, 0).equal(fused) and aggregate_scores(prior, fused, 1).equal(prior)
+
+
+def test_distribution_alignment():
+    """Three batches against the definition, `p / mean`, renormalised, with the mean of all batches so far."""
+    generator, running, means = torch.Generator().manual_seed(0), None, []
+    for batch in range(1, 4):
+        logits = 5 * torch.randn(2, 6, 4, generator=generator)
+        probabilities = logits.double().softmax(-1)
+        means.append(probabilities.mean(1))
+        aligned, running = align_distribution(logits, means[-1].log().float(), running, 1 / batch)
+        mean = torch.stack(means).mean(0)
+        expected = probabilities / mean.unsqueeze(1)
+        torch.testing.assert_close(aligned.double(), expected / expected.sum(-1, keepdim=True), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(running.exp().double(), mean, atol=1e-6, rtol=1e-5)
+
+
+def test_distribution_alignment_of_a_class_that_no_image_gets():
+    """Its probabilities underflow, and still nothing is NaN."""
+    logits = torch.tensor([[[300.0, 0.0, -300.0], [0.0, 300.0, -300.0]]])
+    log_mean = logits.log_softmax(-1).logsumexp(1) - math.log(2)
+    aligned, _ = align_distribution(logits, log_mean, None, 1.0)
+    # p / mean is (2, 0, 1) for the first image: half of the class that nobody gets is its own.
+    torch.testing.assert_close(aligned[0], torch.tensor([[2.0, 0.0, 1.0], [0.0, 2.0, 1.0]]) / 3)
 
 
 @settings(max_examples=50)

@@ -72,7 +72,7 @@ def test_labels_do_not_depend_on_the_chunks(trainer):
     encode = trainer.model.coarse_embeds
     for chunk_size in (1, 4, 1000):
         trainer._chunk_size = chunk_size
-        views.append((trainer.refine_pseudo_labels(batch), trainer._encode(encode, batch["crops"].flatten(0, 1))))
+        views.append((trainer.refine_pseudo_labels(batch), trainer.encode_views(encode, batch["crops"].flatten(0, 1))))
     for labels, embeds in views[1:]:
         assert labels.equal(views[0][0])
         assert_close(embeds, views[0][1])

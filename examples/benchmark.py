@@ -1,0 +1,391 @@
+"""
+Compare microCLIP with its peers (`peers.py`) on the same CLIP, texts, views and number of steps.
+
+    python examples/benchmark.py                                                  # all of the bird world's table
+    python examples/benchmark.py --methods microclip dpa --domains dusk --seeds 0  # some cells of it
+    python examples/benchmark.py --config mine.yaml --output_dir outputs/mine      # any CLIP, your own folders
+
+A cell is one method on one domain with one seed, and a file in `cells/` of the output folder; what is there isn't run
+again, so that a table can be interrupted and goes on. At the end, and at every start, `results.json`, `results.csv`,
+`results.md` and `results.png` tell of all cells that are there.
+
+The configuration (see `configs/benchmark_birdworld.yaml`) names the CLIP, the domains, the seeds and each method's
+settings. A domain is one of the bird world's, or a folder with `train/` (images, labels unknown or not), `test/` (a
+sub-folder a class), perhaps `names.txt` (default: the sub-folders' names) and `descriptions.json`.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas
+import torch
+import transformers
+import yaml
+from birdworld.domains import DOMAINS
+from matplotlib.figure import Figure
+from peers import ADAPTING, TRAINING_FREE, Task, load_test
+from tqdm import tqdm
+from transformers.trainer_callback import PrinterCallback
+
+from microclip_hf import MicroCLIPTrainingArguments
+from microclip_hf.data import load_image_folder, read_class_names
+from microclip_hf.descriptions import read_descriptions
+from microclip_hf.text_heads import DEFAULT_TEMPLATES
+
+
+CONFIG = Path(__file__).parent / "configs" / "benchmark_birdworld.yaml"
+ROLES = ("development", "report")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of the table."""
+
+    method: str
+    domain: str
+    role: str
+    seed: int
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.method}.{Path(self.domain).name}.{self.seed}.json"
+
+
+def list_cells(config: dict[str, Any]) -> list[Cell]:
+    """The cells that a configuration asks for, in the order of domains, seeds, methods."""
+    cells = {}
+    for table in config["tables"]:
+        for domain in table["domains"]:
+            for seed in table["seeds"]:
+                for method in table["methods"]:
+                    cells[Cell(method, domain, table["role"], seed)] = None
+    return list(cells)
+
+
+def check_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration, if it makes sense.
+
+    Raises:
+        ValueError: on a role, method or domain that there isn't.
+    """
+    for table in config["tables"]:
+        if table["role"] not in ROLES:
+            raise ValueError(f"A table has the role {table['role']!r}; expected one of {', '.join(ROLES)}.")
+        for method in table["methods"]:
+            settings_of(config, method)
+        for domain in table["domains"]:
+            if domain not in DOMAINS and not Path(domain, "test").is_dir():
+                raise ValueError(
+                    f"There is no domain {domain}: neither a folder with 'test' in it, nor one of the bird world's "
+                    f"({', '.join(DOMAINS)})."
+                )
+            if domain in DOMAINS and DOMAINS[domain].role != table["role"]:
+                raise ValueError(f"The domain {domain} is for {DOMAINS[domain].role}, its table for {table['role']}.")
+    return config
+
+
+def settings_of(config: dict[str, Any], method: str) -> dict[str, Any]:
+    """What a method of the configuration is run with: `base`, and `config`, `args` and `options` as far as there are.
+
+    A method with `of` differs from that other one in what it names.
+
+    Raises:
+        ValueError: if there is no such method.
+    """
+    known = config["methods"]
+    if method not in known:
+        raise ValueError(f"There is no method {method}; the configuration has {', '.join(known)}.")
+    own = known[method] or {}
+    merged = settings_of(config, own["of"]) if "of" in own else {"base": method, "args": dict(config["args"])}
+    if merged["base"] not in (*ADAPTING, *TRAINING_FREE):
+        raise ValueError(
+            f"There is no method {merged['base']}; there are {', '.join((*TRAINING_FREE, *ADAPTING))}, and 'of' makes "
+            "a variant."
+        )
+    for part in ("config", "args", "options"):
+        merged[part] = {**merged.get(part, {}), **own.get(part, {})}
+    return merged
+
+
+def load_task(config: dict[str, Any], domain: str, seed: int) -> Task:
+    """A domain's images and texts."""
+    templates = config.get("templates", list(DEFAULT_TEMPLATES))
+    common = {"clip": config["model"], "templates": templates, "seed": seed}
+    if domain in DOMAINS:
+        own = DOMAINS[domain]
+        images = {split: own.dataset(split, config["num_images"][split]) for split in ("train", "test")}
+        return Task(class_names=own.class_names, descriptions=own.descriptions, **images, **common)
+    folder = Path(domain)
+    names = sorted(own.name for own in (folder / "test").iterdir() if own.is_dir())
+    if (folder / "names.txt").exists():
+        names = read_class_names(folder / "names.txt")
+    descriptions = {}
+    if (folder / "descriptions.json").exists():
+        descriptions = read_descriptions(folder / "descriptions.json", names)
+    return Task(
+        class_names=names,
+        train=load_image_folder(folder / "train", names),
+        test=load_image_folder(folder / "test", names, labels_required=True),
+        descriptions=descriptions,
+        **common,
+    )
+
+
+def run_cell(config: dict[str, Any], cell: Cell) -> dict[str, Any]:
+    """The record of a cell; `accuracy` in percent of the test images, `seconds` for all but reading them."""
+    settings = settings_of(config, cell.method)
+    task = load_task(config, cell.domain, cell.seed)
+    labels, start = torch.tensor(task.test["label"]), time.perf_counter()
+    extra = {}
+    if settings["base"] in TRAINING_FREE:
+        scores = TRAINING_FREE[settings["base"]](task, **settings["options"])
+    else:
+        scores, extra = adapt(task, settings)
+    seconds = time.perf_counter() - start
+
+    def percent(scores: torch.Tensor) -> float:
+        return round(100 * (scores.argmax(-1).cpu() == labels).double().mean().item(), 2)
+
+    extra = {name: percent(own) if isinstance(own, torch.Tensor) else own for name, own in extra.items()}
+    return {
+        "method": cell.method,
+        "domain": Path(cell.domain).name,
+        "role": cell.role,
+        "seed": cell.seed,
+        "accuracy": percent(scores),
+        "seconds": round(seconds, 1),
+        **extra,
+        "commit": describe_commit(),
+        "settings": settings,
+    }
+
+
+def adapt(task: Task, settings: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Scores `(num_test, C)` after adaptation, those of the [CLS] and [FG] paths, and the pseudo-labels' accuracy."""
+    kind = ADAPTING[settings["base"]]
+    model = task.build(**{**kind.config, **settings["config"]})
+    args = settings["args"] if kind.uses_crops else {**settings["args"], "num_crops": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        args = MicroCLIPTrainingArguments(
+            output_dir=folder, seed=task.seed, save_strategy="no", report_to="none", disable_tqdm=True, **args
+        )
+        options = settings["options"] | ({"task": task} if kind.needs_task else {})
+        trainer = kind(model=model, args=args, train_dataset=task.train, **options)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    logs = [own["pseudo_label_accuracy"] for own in trainer.state.log_history if "pseudo_label_accuracy" in own]
+    model.eval()
+    with torch.no_grad():
+        outputs = [model(pixel_values=pixel_values.to(model.device)) for pixel_values in load_test(task, model)]
+    paths = {name: torch.cat([own[f"{name}_logits"] for own in outputs]) for name in ("cls", "fg")}
+    extra = {f"{name}_accuracy": own for name, own in paths.items()} if model.config.fusion_ratio < 1 else {}
+    extra |= {"pseudo_label_accuracy": [round(100 * own, 2) for own in logs]} if logs else {}
+    return torch.cat([own.logits for own in outputs]), extra
+
+
+def describe_commit() -> str:
+    """The commit of the code that runs, "-dirty" where files differ from it; "unknown" outside of a clone."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def read_records(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records of all cells that the configuration asks for and that are there.
+
+    Raises:
+        ValueError: if a cell was run with other settings.
+    """
+    records = []
+    for cell in list_cells(config):
+        path = folder / "cells" / cell.file_name
+        if path.exists():
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record["settings"] != json.loads(json.dumps(settings_of(config, cell.method))):
+                raise ValueError(
+                    f"{path} was run with other settings than those of the configuration. Move it away to run the "
+                    "cell again, or choose another --output_dir."
+                )
+            records.append(record)
+    return records
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """A file that is there is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def run_and_write(config: dict[str, Any], cell: Cell, folder: Path) -> dict[str, Any]:
+    """Run a cell and keep its record; for a process of a pool."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        record = run_cell(config, cell)
+    write_atomically(folder / "cells" / cell.file_name, json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def start_process(num_threads: int) -> None:
+    """A process of the pool is quiet, and leaves cores to the others."""
+    torch.set_num_threads(num_threads)
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    os.environ["TQDM_DISABLE"] = "1"
+
+
+def run(config: dict[str, Any], cells: list[Cell], folder: Path, num_processes: int) -> None:
+    """Run the cells that aren't there yet."""
+    missing = [cell for cell in cells if not (folder / "cells" / cell.file_name).exists()]
+    if not missing:
+        return
+    num_threads = max(1, (os.cpu_count() or 1) // num_processes)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_processes, context, start_process, (num_threads,)) as pool:
+        running = [pool.submit(run_and_write, config, cell, folder) for cell in missing]
+        try:
+            for done in tqdm(as_completed(running), "Cells", len(missing), unit="cell"):
+                record = done.result()
+                tqdm.write("{method} on {domain}, seed {seed}: {accuracy:.1f} % in {seconds:.0f} s".format(**record))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def summarize(records: list[dict[str, Any]], reference: str = "microclip") -> pandas.DataFrame:
+    """A row for each method and role, best first.
+
+    `accuracy`: mean over domains of the mean over seeds; `spread`: standard deviation over seeds of the mean over
+    domains; `difference`, `difference_spread`: mean and standard deviation over (domain, seed) of the reference's
+    accuracy minus the method's in the same cell; `wins`, `pairs`: in how many cells of how many the reference is
+    better. Only seeds and domains that the reference has too count for differences.
+    """
+    frame = pandas.DataFrame(records)
+    own = frame[frame.method == reference].set_index(["role", "domain", "seed"]).accuracy
+    rows = []
+    for (role, method), group in frame.groupby(["role", "method"]):
+        differences = (own - group.set_index(["role", "domain", "seed"]).accuracy).dropna()
+        rows.append(
+            {
+                "role": role,
+                "method": method,
+                "accuracy": group.groupby("domain").accuracy.mean().mean(),
+                "spread": group.groupby("seed").accuracy.mean().std() if group.seed.nunique() > 1 else float("nan"),
+                "difference": differences.mean(),
+                "difference_spread": differences.std(),
+                "wins": int((differences > 0).sum()),
+                "pairs": len(differences),
+                "seconds": group.seconds.mean(),
+                **group.groupby("domain").accuracy.mean(),
+            }
+        )
+    return pandas.DataFrame(rows).sort_values(["role", "accuracy"], ascending=False, ignore_index=True)
+
+
+def as_markdown(records: list[dict[str, Any]], reference: str = "microclip") -> str:
+    """A table for each role: accuracies by domain, their mean and spread, paired differences, seconds a cell."""
+    tables = []
+    for role, summary in summarize(records, reference).groupby("role", sort=False):
+        domains = list(dict.fromkeys(own["domain"] for own in records if own["role"] == role))
+        seeds = sorted({own["seed"] for own in records if own["role"] == role})
+        lines = [
+            f"{role.capitalize()} domains, seeds {', '.join(map(str, seeds))}; top-1 in percent.",
+            "",
+            f"| method | mean ± over seeds | {' | '.join(domains)} | {reference} is better by | in cells | s |",
+            "|" + "---|" * (5 + len(domains)),
+        ]
+        for row in summary.to_dict("records"):
+            cells = [_number(row[domain]) for domain in domains]
+            better = (
+                ""
+                if row["method"] == reference
+                else f"{_number(row['difference'], True)} ± " + _number(row["difference_spread"])
+            )
+            wins = "" if row["method"] == reference else f"{row['wins']} of {row['pairs']}"
+            mean = f"{_number(row['accuracy'])} ± {_number(row['spread'])}"
+            lines.append(f"| {' | '.join([row['method'], mean, *cells, better, wins])} | {row['seconds']:.0f} |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables) + "\n"
+
+
+def _number(value: float, signed: bool = False) -> str:
+    return "-" if value != value else f"{value:+.1f}" if signed else f"{value:.1f}"
+
+
+def plot(records: list[dict[str, Any]], path: Path) -> None:
+    """Bars of the means, with a dot for every seed, and a panel for each role."""
+    summary = summarize(records)
+    roles = list(summary.role.unique())
+    figure = Figure(figsize=(6 * len(roles), 0.4 * summary.role.value_counts().max() + 1.2), layout="constrained")
+    for axes, role in zip(figure.subplots(1, len(roles), squeeze=False)[0], roles, strict=True):
+        rows = summary[summary.role == role].iloc[::-1]
+        colors = ["tab:orange" if method.startswith("microclip") else "tab:blue" for method in rows.method]
+        axes.barh(rows.method, rows.accuracy, color=colors, alpha=0.6)
+        for place, method in enumerate(rows.method):
+            own = pandas.DataFrame([one for one in records if one["method"] == method and one["role"] == role])
+            means = own.groupby("seed").accuracy.mean()
+            axes.plot(means, [place] * len(means), "k.", markersize=4)
+            axes.annotate(f"{rows.accuracy.iloc[place]:.1f}", (1, place), va="center", fontsize=8)
+        axes.set_xlabel("top-1 in percent, mean over domains; dots: seeds")
+        axes.set_title(f"{role} domains")
+    figure.savefig(path, dpi=120)
+
+
+def write_results(records: list[dict[str, Any]], folder: Path) -> None:
+    """`results.json`, `.csv`, `.md` and `.png`."""
+    write_atomically(folder / "results.json", json.dumps(records, indent=1) + "\n")
+    table = pandas.DataFrame(records).drop(columns=["settings"]).to_csv(index=False)
+    write_atomically(folder / "results.csv", table)
+    write_atomically(folder / "results.md", as_markdown(records))
+    plot(records, folder / "results.png")
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The command's options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=CONFIG, help="YAML file of domains, seeds and settings")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/benchmark"), help="where cells are kept")
+    parser.add_argument("--methods", nargs="+", help="only these methods of the configuration")
+    parser.add_argument("--domains", nargs="+", help="only these domains")
+    parser.add_argument("--seeds", nargs="+", type=int, help="only these seeds")
+    parser.add_argument("--num_processes", type=int, default=os.cpu_count(), help="cells that run at a time")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what isn't there yet, and tell of all that is."""
+    options = parse_arguments(arguments)
+    try:
+        config = check_config(yaml.safe_load(options.config.read_text(encoding="utf-8")))
+        read_records(options.output_dir, config)
+        chosen = {"method": options.methods, "domain": options.domains, "seed": options.seeds}
+        cells = list_cells(config)
+        for name, values in chosen.items():
+            for value in set(values or ()) - {getattr(cell, name) for cell in cells}:
+                raise ValueError(f"No cell of {options.config} has the {name} {value}.")
+            cells = [cell for cell in cells if values is None or getattr(cell, name) in values]
+    except (OSError, ValueError) as error:
+        sys.exit(f"benchmark.py: {error}")
+    run(config, cells, options.output_dir, options.num_processes)
+    write_results(read_records(options.output_dir, config), options.output_dir)
+    print((options.output_dir / "results.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
