@@ -99,7 +99,7 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def settings_of(config: dict[str, Any], method: str) -> dict[str, Any]:
-    """What a method of the configuration is run with: `base`, and `config`, `args` and `options` as far as there are.
+    """What a method of the configuration is run with: `base`, `described`, `config`, `args` and `options`.
 
     A method with `of` differs from that other one in what it names.
 
@@ -110,7 +110,10 @@ def settings_of(config: dict[str, Any], method: str) -> dict[str, Any]:
     if method not in known:
         raise ValueError(f"There is no method {method}; the configuration has {', '.join(known)}.")
     own = known[method] or {}
-    merged = settings_of(config, own["of"]) if "of" in own else {"base": method, "args": dict(config["args"])}
+    merged = {"base": method, "described": True, "args": config["args"]}
+    if "of" in own:
+        merged = settings_of(config, own["of"])
+    merged["described"] = own.get("described", merged["described"])
     if merged["base"] not in (*ADAPTING, *TRAINING_FREE):
         raise ValueError(
             f"There is no method {merged['base']}; there are {', '.join((*TRAINING_FREE, *ADAPTING))}, and 'of' makes "
@@ -133,7 +136,7 @@ def load_task(config: dict[str, Any], domain: str, seed: int) -> Task:
     names = sorted(own.name for own in (folder / "test").iterdir() if own.is_dir())
     if (folder / "names.txt").exists():
         names = read_class_names(folder / "names.txt")
-    descriptions = {}
+    descriptions = None
     if (folder / "descriptions.json").exists():
         descriptions = read_descriptions(folder / "descriptions.json", names)
     return Task(
@@ -149,6 +152,8 @@ def run_cell(config: dict[str, Any], cell: Cell) -> dict[str, Any]:
     """The record of a cell; `accuracy` in percent of the test images, `seconds` for all but reading them."""
     settings = settings_of(config, cell.method)
     task = load_task(config, cell.domain, cell.seed)
+    if not settings["described"]:
+        task.descriptions = None
     labels, start = torch.tensor(task.test["label"]), time.perf_counter()
     extra = {}
     if settings["base"] in TRAINING_FREE:
@@ -175,7 +180,9 @@ def run_cell(config: dict[str, Any], cell: Cell) -> dict[str, Any]:
 
 
 def adapt(task: Task, settings: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Scores `(num_test, C)` after adaptation, those of the [CLS] and [FG] paths, and the pseudo-labels' accuracy."""
+    """Scores `(num_test, C)` after adaptation; by name those of each path and without logit adjustment, where there
+    are such, and the pseudo-labels' accuracy, in percent, as training went on.
+    """
     kind = ADAPTING[settings["base"]]
     model = task.build(**{**kind.config, **settings["config"]})
     args = settings["args"] if kind.uses_crops else {**settings["args"], "num_crops": 0}
@@ -192,9 +199,11 @@ def adapt(task: Task, settings: dict[str, Any]) -> tuple[torch.Tensor, dict[str,
     with torch.no_grad():
         outputs = [model(pixel_values=pixel_values.to(model.device)) for pixel_values in load_test(task, model)]
     paths = {name: torch.cat([own[f"{name}_logits"] for own in outputs]) for name in ("cls", "fg")}
+    logits, bias = torch.cat([own.logits for own in outputs]), model.logit_adjustment.bias
     extra = {f"{name}_accuracy": own for name, own in paths.items()} if model.config.fusion_ratio < 1 else {}
+    extra |= {"unadjusted_accuracy": logits + bias} if bias.any() else {}
     extra |= {"pseudo_label_accuracy": [round(100 * own, 2) for own in logs]} if logs else {}
-    return torch.cat([own.logits for own in outputs]), extra
+    return logits, extra
 
 
 def describe_commit() -> str:

@@ -37,7 +37,7 @@ class Task:
         class_names (`list[str]`): the C classes.
         train (`Dataset`): with a column `image`; labels never influence a method.
         test (`Dataset`): with the columns `image` and `label`.
-        descriptions (`dict[str, list[str]]`): of each class.
+        descriptions (`dict[str, list[str]]`, *optional*): of each class.
         templates (`list[str]`): prompts with `{}`.
         seed (`int`): of every draw.
     """
@@ -46,7 +46,7 @@ class Task:
     class_names: list[str]
     train: Dataset
     test: Dataset
-    descriptions: dict[str, list[str]]
+    descriptions: dict[str, list[str]] | None
     templates: list[str] = field(default_factory=lambda: list(DEFAULT_TEMPLATES))
     seed: int = 0
 
@@ -278,11 +278,20 @@ class DPA(MicroCLIPTrainer):
 
 
 class MicroCLIP(MicroCLIPTrainer):
-    """microCLIP itself."""
+    """microCLIP itself, and without what its ablation leaves out.
+
+    Args:
+        learns_head (`bool`): whether the classifier is adapted too.
+        args, kwargs: as in the base class.
+    """
 
     config: ClassVar[dict[str, Any]] = {}
     uses_crops = True
     needs_task = False
+
+    def __init__(self, *args: Any, learns_head: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model.classifier.requires_grad_(learns_head)
 
 
 ADAPTING: dict[str, type[MicroCLIPTrainer]] = {
