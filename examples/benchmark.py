@@ -174,7 +174,7 @@ def run_cell(config: dict[str, Any], cell: Cell) -> dict[str, Any]:
         "accuracy": percent(scores),
         "seconds": round(seconds, 1),
         **extra,
-        "commit": describe_commit(),
+        "commit": config["commit"],
         "settings": settings,
     }
 
@@ -382,6 +382,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     try:
         config = check_config(yaml.safe_load(options.config.read_text(encoding="utf-8")))
+        config["commit"] = describe_commit()
         read_records(options.output_dir, config)
         chosen = {"method": options.methods, "domain": options.domains, "seed": options.seeds}
         cells = list_cells(config)
