@@ -49,6 +49,14 @@ from microclip_hf.text_heads import DEFAULT_TEMPLATES
 
 CONFIG = Path(__file__).parent / "configs" / "benchmark_birdworld.yaml"
 ROLES = ("development", "report")
+# What a run logs that needs no labels.
+UNLABELLED = (
+    "student_agreement",
+    "pseudo_label_confidence",
+    "head_agreement",
+    "label_changes",
+    "effective_classes",
+)
 
 
 @dataclass(frozen=True)
@@ -181,7 +189,7 @@ def run_cell(config: dict[str, Any], cell: Cell) -> dict[str, Any]:
 
 def adapt(task: Task, settings: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
     """Scores `(num_test, C)` after adaptation; by name those of each path and without logit adjustment, where there
-    are such, and the pseudo-labels' accuracy, in percent, as training went on.
+    are such, the pseudo-labels' accuracy, in percent, at every log, and of the last log what needs no labels.
     """
     kind = ADAPTING[settings["base"]]
     model = task.build(**{**kind.config, **settings["config"]})
@@ -194,7 +202,7 @@ def adapt(task: Task, settings: dict[str, Any]) -> tuple[torch.Tensor, dict[str,
         trainer = kind(model=model, args=args, train_dataset=task.train, **options)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    logs = [own["pseudo_label_accuracy"] for own in trainer.state.log_history if "pseudo_label_accuracy" in own]
+    logs = [own for own in trainer.state.log_history if "loss" in own] or [{}]
     model.eval()
     with torch.no_grad():
         outputs = [model(pixel_values=pixel_values.to(model.device)) for pixel_values in load_test(task, model)]
@@ -202,7 +210,9 @@ def adapt(task: Task, settings: dict[str, Any]) -> tuple[torch.Tensor, dict[str,
     logits, bias = torch.cat([own.logits for own in outputs]), model.logit_adjustment.bias
     extra = {f"{name}_accuracy": own for name, own in paths.items()} if model.config.fusion_ratio < 1 else {}
     extra |= {"unadjusted_accuracy": logits + bias} if bias.any() else {}
-    extra |= {"pseudo_label_accuracy": [round(100 * own, 2) for own in logs]} if logs else {}
+    name = "pseudo_label_accuracy"
+    extra |= {name: [round(100 * own[name], 2) for own in logs]} if name in logs[-1] else {}
+    extra["last_log"] = {name: round(logs[-1][name], 4) for name in UNLABELLED if name in logs[-1]}
     return logits, extra
 
 
