@@ -266,7 +266,6 @@ def start_process(num_threads: int) -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    os.environ["TQDM_DISABLE"] = "1"
 
 
 def run(config: dict[str, Any], cells: list[Cell], folder: Path, num_processes: int) -> None:
@@ -275,6 +274,7 @@ def run(config: dict[str, Any], cells: list[Cell], folder: Path, num_processes: 
     if not missing:
         return
     num_threads = max(1, (os.cpu_count() or 1) // num_processes)
+    os.environ["TQDM_DISABLE"] = "1"  # for the processes of the pool: tqdm reads it when it is imported
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_processes, context, start_process, (num_threads,)) as pool:
         running = [pool.submit(run_and_write, config, cell, folder) for cell in missing]
@@ -348,22 +348,30 @@ def _number(value: float, signed: bool = False) -> str:
 
 
 def plot(records: list[dict[str, Any]], path: Path) -> None:
-    """Bars of the means, with a dot for every seed, and a panel for each role."""
+    """For each role bars of the means, with a dot for every seed, and how right the pseudo-labels were at each log."""
     summary = summarize(records)
     roles = list(summary.role.unique())
-    figure = Figure(figsize=(6 * len(roles), 0.4 * summary.role.value_counts().max() + 1.2), layout="constrained")
-    for axes, role in zip(figure.subplots(1, len(roles), squeeze=False)[0], roles, strict=True):
+    height = 0.3 * summary.role.value_counts().max() + 1.2
+    figure = Figure(figsize=(12, max(3.5, height) * len(roles)), layout="constrained")
+    for (bars, curves), role in zip(figure.subplots(len(roles), 2, squeeze=False), roles, strict=True):
+        frame = pandas.DataFrame([own for own in records if own["role"] == role])
         rows = summary[summary.role == role].iloc[::-1]
-        colors = ["tab:orange" if method.startswith("microclip") else "tab:blue" for method in rows.method]
-        axes.barh(rows.method, rows.accuracy, color=colors, alpha=0.6)
-        for place, method in enumerate(rows.method):
-            own = pandas.DataFrame([one for one in records if one["method"] == method and one["role"] == role])
-            means = own.groupby("seed").accuracy.mean()
-            axes.plot(means, [place] * len(means), "k.", markersize=4)
-            axes.annotate(f"{rows.accuracy.iloc[place]:.1f}", (1, place), va="center", fontsize=8)
-        axes.set_xlabel("top-1 in percent, mean over domains; dots: seeds")
-        axes.set_title(f"{role} domains")
-    figure.savefig(path, dpi=120)
+        colors = ["tab:orange" if method == "microclip" else "tab:blue" for method in rows.method]
+        bars.barh(rows.method, rows.accuracy, color=colors, alpha=0.6)
+        for place, row in enumerate(rows.itertuples()):
+            means = frame[frame.method == row.method].groupby("seed").accuracy.mean()
+            bars.plot(means, [place] * len(means), "k.", markersize=4)
+            bars.annotate(f"{row.accuracy:.1f}", (1, place), va="center", fontsize=8)
+        bars.set(title=f"{role} domains", xlabel="top-1 in percent, mean over domains; dots: seeds")
+        for method in rows.method[::-1] if "pseudo_label_accuracy" in frame else ():
+            logs = frame[frame.method == method].pseudo_label_accuracy.dropna()
+            if len(logs):
+                mean = pandas.DataFrame(logs.tolist()).mean()
+                curves.plot(mean.index + 1, mean, "o-", markersize=3, label=method)
+        curves.set(title="pseudo-labels that are right", xlabel="log", ylabel="percent, mean over cells")
+        if curves.lines:
+            curves.legend(fontsize=7)
+    figure.savefig(path, dpi=100)
 
 
 def write_results(records: list[dict[str, Any]], folder: Path) -> None:

@@ -432,8 +432,9 @@ def test_adaptation_keeps_what_is_right_and_does_not_see_labels(method, separabl
     assert (before - after).abs().max() > 0.05
     assert set(num_crops) == ({2} if method in ("wca_self_training", "microclip") else {0})
     paths = {"cls_accuracy", "fg_accuracy"} if method == "microclip" else set()
-    assert extra.keys() == paths | (set() if method == "dpa" else {"pseudo_label_accuracy"})
+    assert extra.keys() == paths | {"last_log"} | (set() if method == "dpa" else {"pseudo_label_accuracy"})
     assert extra.get("pseudo_label_accuracy", [100, 100]) == [100, 100]
+    assert extra["last_log"].get("effective_classes", 3) == 3 and "pseudo_label_accuracy" not in extra["last_log"]
     assert all(accuracy(extra[name], separable_task) == 1 for name in paths)
 
     unlabelled = separable_task.train.remove_columns("label")
@@ -452,5 +453,7 @@ def test_alignment_counts_in_the_scores(separable_task):
     """Of six images, three, two and one are of each class, and that is how often they were expected."""
     separable_task.train = separable_task.train.select([0, 3, 6, 1, 4, 2])
     scores, extra = adapt("microclip", separable_task, distribution_alignment=True)
-    bias = 0.5 * extra["cls_accuracy"] + 0.5 * extra["fg_accuracy"] - scores
+    unadjusted = 0.5 * extra["cls_accuracy"] + 0.5 * extra["fg_accuracy"]
+    torch.testing.assert_close(extra["unadjusted_accuracy"], unadjusted)
+    bias = unadjusted - scores
     torch.testing.assert_close(bias, torch.tensor([[1.5, 1.0, 0.5]]).log().expand(9, -1), rtol=0, atol=1e-3)
