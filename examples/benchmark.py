@@ -23,6 +23,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -260,12 +261,19 @@ def run_and_write(config: dict[str, Any], cell: Cell, folder: Path) -> dict[str,
 
 
 def start_process(num_threads: int) -> None:
-    """A process of the pool is quiet, and leaves cores to the others."""
+    """A process of the pool is quiet, leaves cores to the others, and ends with the one that started it."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(num_threads)
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+
+
+def _end_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def run(config: dict[str, Any], cells: list[Cell], folder: Path, num_processes: int) -> None:

@@ -39,6 +39,7 @@ SETTINGS = (
     "num_crops",
     "prior_ratio",
     "prior_refresh",
+    "distribution_alignment",
     "autocast_pseudo_labels",
     "fairness_weight",
     "seed",
