@@ -1,13 +1,13 @@
 """
-Compare microCLIP with its peers (`peers.py`) on the same CLIP, texts, views and number of steps.
+Compare microCLIP with its peers (`peers.py`) on the same CLIP, texts and views.
 
     python examples/benchmark.py                                                  # all of the bird world's table
     python examples/benchmark.py --methods microclip dpa --domains dusk --seeds 0  # some cells of it
     python examples/benchmark.py --config mine.yaml --output_dir outputs/mine      # any CLIP, your own folders
 
 A cell is one method on one domain with one seed, and a file in `cells/` of the output folder; what is there isn't run
-again, so that a table can be interrupted and goes on. At the end, and at every start, `results.json`, `results.csv`,
-`results.md` and `results.png` tell of all cells that are there.
+again, so that a table can be interrupted and goes on. At the end `results.json`, `results.csv`, `results.md` and
+`results.png` tell of all cells that are there.
 
 The configuration (see `configs/benchmark_birdworld.yaml`) names the CLIP, the domains, the seeds and each method's
 settings. A domain is one of the bird world's, or a folder with `train/` (images, labels unknown or not), `test/` (a
@@ -89,7 +89,7 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration, if it makes sense.
 
     Raises:
-        ValueError: on a role, method or domain that there isn't.
+        ValueError: on a role, method or domain that there isn't, or two domains of one name.
     """
     for table in config["tables"]:
         if table["role"] not in ROLES:
@@ -104,11 +104,15 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
                 )
             if domain in DOMAINS and DOMAINS[domain].role != table["role"]:
                 raise ValueError(f"The domain {domain} is for {DOMAINS[domain].role}, its table for {table['role']}.")
+    places: dict[str, Cell] = {}
+    for cell in list_cells(config):
+        if (other := places.setdefault(cell.file_name, cell)) != cell:
+            raise ValueError(f"{other} and {cell} would share the file {cell.file_name}; rename a domain.")
     return config
 
 
 def settings_of(config: dict[str, Any], method: str) -> dict[str, Any]:
-    """What a method of the configuration is run with: `base`, `described`, `config`, `args` and `options`.
+    """What a method of the configuration is run with: the CLIP, `base`, `described`, `config`, `args`, `options`, ...
 
     A method with `of` differs from that other one in what it names.
 
@@ -119,7 +123,8 @@ def settings_of(config: dict[str, Any], method: str) -> dict[str, Any]:
     if method not in known:
         raise ValueError(f"There is no method {method}; the configuration has {', '.join(known)}.")
     own = known[method] or {}
-    merged = {"base": method, "described": True, "args": config["args"]}
+    shared = {name: config[name] for name in ("model", "templates", "num_images") if name in config}
+    merged = {**shared, "base": method, "described": True, "args": {} if method in TRAINING_FREE else config["args"]}
     if "of" in own:
         merged = settings_of(config, own["of"])
     merged["described"] = own.get("described", merged["described"])
@@ -220,8 +225,10 @@ def adapt(task: Task, settings: dict[str, Any]) -> tuple[torch.Tensor, dict[str,
 def describe_commit() -> str:
     """The commit of the code that runs, "-dirty" where files differ from it; "unknown" outside of a clone."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def read_records(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
@@ -374,7 +381,7 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
         for method in rows.method[::-1] if "pseudo_label_accuracy" in frame else ():
             logs = frame[frame.method == method].pseudo_label_accuracy.dropna()
             if len(logs):
-                mean = pandas.DataFrame(logs.tolist()).mean()
+                mean = pandas.DataFrame([dict(enumerate(own)) for own in logs]).mean()
                 curves.plot(mean.index + 1, mean, "o-", markersize=3, label=method)
         curves.set(title="pseudo-labels that are right", xlabel="log", ylabel="percent, mean over cells")
         if curves.lines:
@@ -416,7 +423,9 @@ def main(arguments: list[str] | None = None) -> None:
             for value in set(values or ()) - {getattr(cell, name) for cell in cells}:
                 raise ValueError(f"No cell of {options.config} has the {name} {value}.")
             cells = [cell for cell in cells if values is None or getattr(cell, name) in values]
-    except (OSError, ValueError) as error:
+    except KeyError as error:
+        sys.exit(f"benchmark.py: {options.config} lacks {error}; see {CONFIG}.")
+    except (OSError, ValueError, yaml.YAMLError) as error:
         sys.exit(f"benchmark.py: {error}")
     run(config, cells, options.output_dir, options.num_processes)
     write_results(read_records(options.output_dir, config), options.output_dir)

@@ -2,7 +2,7 @@
 The methods that microCLIP is compared with, on the same CLIP, texts and views.
 
 What isn't adapted is a function from a [`Task`] to scores of its test images. What adapts is a trainer: microCLIP's,
-with other pseudo-labels and another loss, so that views, their order, optimiser and schedule are the same for all.
+with other pseudo-labels and another loss, so that views, optimiser and schedule are the same for all.
 Symbols as in the paper: g is the [CLS] feature, W a head, s the logit scale, d a description's feature; unit norm all.
 """
 
@@ -51,8 +51,13 @@ class Task:
     seed: int = 0
 
     def build(self, **config: Any) -> MicroCLIPForImageClassification:
-        """CLIP with both heads; with its text tower where `keep_text_model` says so."""
+        """CLIP with both heads, of which all but microCLIP use only the descriptions' mean.
+
+        Args:
+            config: architecture; `prior_weighting` is "uniform" unless given, `keep_text_model` keeps the text tower.
+        """
         texts = {"templates": self.templates, "descriptions": self.descriptions}
+        config = {"prior_weighting": "uniform", **config}
         return MicroCLIPForImageClassification.from_clip(self.clip, self.class_names, **texts, **config)
 
 
@@ -169,7 +174,8 @@ class LaFTer(MicroCLIPTrainer):
     """A classifier trained on texts labels the images for a student with visual prompts (arXiv:2305.18287).
 
     Labels come from a frozen copy of the text classifier, on features without prompts; the student starts as the text
-    classifier. Both are heads of cosines times s here, as every method's.
+    classifier. Both are heads of cosines times s here, as every method's. The published loss is the cross-entropy
+    alone, `fairness_weight=0`.
     """
 
     config = SelfTraining.config
@@ -258,7 +264,8 @@ class DPA(MicroCLIPTrainer):
         if align:
             self.batch_means.append(text.mean(0))
         if self.batch_means:
-            aligned = normalize(text / torch.stack(tuple(self.batch_means)).mean(0), p=1, dim=-1)
+            mean = torch.stack(tuple(self.batch_means)).mean(0).clamp_min(1e-12)
+            aligned = normalize(text / mean, p=1, dim=-1)
         image = aligned if self.prototypes is None else (scale * cls_embeds @ self.prototypes.T).softmax(-1)
         labels = (self.image_ratio * image + (1 - self.image_ratio) * aligned).argmax(-1)
         shares = [own.gather(1, labels[:, None])[:, 0] / own.amax(-1) for own in (text, image)]

@@ -61,6 +61,7 @@ def config(toy):
 def run(tmp_path, monkeypatch):
     """The command, on a configuration; it writes to `out/`."""
     monkeypatch.setattr(benchmark, "describe_commit", lambda: "abc")
+    monkeypatch.setenv("TQDM_DISABLE", "1")  # which the command sets too; here it is taken back
 
     def run(config, *options):
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
@@ -200,13 +201,26 @@ def test_an_error_in_a_cell_ends_the_run_and_keeps_what_is_done(run, config, cel
     assert set(contents(tmp_path / "out" / "cells")) == {cell.file_name for cell in cells_run}
 
 
+def test_domains_of_one_name_are_refused(config):
+    """Their cells would be the same files."""
+    config["tables"].append({**config["tables"][0], "role": "development"})
+    with pytest.raises(ValueError, match="would share the file zero_shot.toy.0.json; rename a domain"):
+        check_config(config)
+
+
+def test_a_configuration_that_lacks_something(run, config):
+    del config["methods"]
+    with pytest.raises(SystemExit, match="config.yaml lacks 'methods'; see .*benchmark_birdworld.yaml"):
+        run(config)
+
+
 @pytest.mark.parametrize("part", ["args", "options"])
 def test_cells_of_other_settings_are_refused(run, config, cells_run, part):
-    run(config, "--methods", "wca")
-    own = config if part == "args" else config["methods"]["wca"]
-    own[part] = {**own[part], "num_crops": 3}
+    run(config, "--methods", "microclip")
+    own = config if part == "args" else config["methods"]["microclip"]
+    own[part] = {**own.get(part, {}), "num_crops": 3}
     count = len(cells_run)
-    with pytest.raises(SystemExit, match=r"benchmark.py: .*wca.toy.0.json was run with other settings than those of"):
+    with pytest.raises(SystemExit, match=r"benchmark.py: .*microclip.toy.0.json was run with other settings than those of"):
         run(config)
     assert len(cells_run) == count
 
@@ -274,8 +288,9 @@ def test_a_variant_differs_in_what_it_names():
     fixed = {"args": {"learning_rate": 1e-3, "num_crops": 1}, "options": {"learns_head": False}}
     assert settings_of(config, "fixed") == {**fewer, **fixed}
     assert settings_of(config, "names_only") == {**settings_of(config, "microclip"), "described": False}
-    plain = {"base": "cupl", "described": True, "args": config["args"], "config": {}, "options": {}}
-    assert settings_of(config, "cupl") == plain
+    assert settings_of(config, "cupl") == {"base": "cupl", "described": True, "args": {}, "config": {}, "options": {}}
+    changed = {**config, "num_images": {"train": 9}}
+    assert settings_of(changed, "cupl") == {**settings_of(config, "cupl"), "num_images": {"train": 9}}
     with pytest.raises(ValueError, match=r"There is no method mystery; there are zero_shot, .*, and 'of' makes a var"):
         settings_of(config, "mystery")
     with pytest.raises(ValueError, match="There is no method nobody; the configuration has"):
@@ -443,6 +458,21 @@ def test_the_table_shows_the_numbers():
     assert rows["report", "dpa"]["microclip is better by"] == "+2.0 ± 2.9"
     assert rows["report", "once"]["night"] == "-" and rows["report", "once"]["mean ± over seeds"] == "20.0 ± -"
     assert "Report domains, seeds 0, 1, 2; top-1 in percent." in text
+
+
+def test_files_of_cells_that_logged_and_cells_that_did_not(tmp_path):
+    records = make_table(TABLE)
+    for record in records:
+        if record["method"] == "microclip":
+            record["pseudo_label_accuracy"] = [50.0, 60.0, 61.5][: 2 + record["seed"] % 2]
+    benchmark.write_results(records, tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == records
+    assert (tmp_path / "results.md").read_text(encoding="utf-8") == as_markdown(records)
+    with (tmp_path / "results.csv").open(encoding="utf-8", newline="") as file:
+        assert [float(row["accuracy"]) for row in csv.DictReader(file)] == [own["accuracy"] for own in records]
+    with Image.open(tmp_path / "results.png") as picture:
+        assert min(picture.size) > 100
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 @pytest.mark.skipif(not (RESULTS / "birdworld.json").exists(), reason="the table of the bird world isn't there yet")
