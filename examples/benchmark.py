@@ -49,6 +49,8 @@ from microclip_hf.text_heads import DEFAULT_TEMPLATES
 
 
 CONFIG = Path(__file__).parent / "configs" / "benchmark_birdworld.yaml"
+# What a cell holds besides numbers and names.
+LISTS = ("pseudo_label_accuracy", "last_log")
 ROLES = ("development", "report")
 # What a run logs that needs no labels.
 UNLABELLED = (
@@ -392,7 +394,7 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
 def write_results(records: list[dict[str, Any]], folder: Path) -> None:
     """`results.json`, `.csv`, `.md` and `.png`."""
     write_atomically(folder / "results.json", json.dumps(records, indent=1) + "\n")
-    table = pandas.DataFrame(records).drop(columns=["settings"]).to_csv(index=False)
+    table = pandas.DataFrame(records).drop(columns=["settings", *LISTS], errors="ignore").to_csv(index=False)
     write_atomically(folder / "results.csv", table)
     write_atomically(folder / "results.md", as_markdown(records))
     plot(records, folder / "results.png")
@@ -406,7 +408,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", help="only these methods of the configuration")
     parser.add_argument("--domains", nargs="+", help="only these domains")
     parser.add_argument("--seeds", nargs="+", type=int, help="only these seeds")
-    parser.add_argument("--num_processes", type=int, default=os.cpu_count(), help="cells that run at a time")
+    default = 1 if torch.accelerator.is_available() else os.cpu_count() or 1
+    parser.add_argument("--num_processes", type=int, default=default, help="cells that run at a time")
     return parser.parse_args(arguments)
 
 

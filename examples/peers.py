@@ -3,10 +3,12 @@ The methods that microCLIP is compared with, on the same CLIP, texts and views.
 
 What isn't adapted is a function from a [`Task`] to scores of its test images. What adapts is a trainer: microCLIP's,
 with other pseudo-labels and another loss, so that views, optimiser and schedule are the same for all.
-Symbols as in the paper: g is the [CLS] feature, W a head, s the logit scale, d a description's feature; unit norm all.
+One process and one device at most. Symbols as in the paper: g is the [CLS] feature, W a head, s the logit scale, d a
+description's feature; unit norm all.
 """
 
 import collections
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -63,8 +65,9 @@ class Task:
 
 @torch.no_grad()
 def encode_test(task: Task, model: MicroCLIPForImageClassification) -> torch.Tensor:
-    """The test images' g, `(num_test, E)`."""
-    return torch.cat([model.coarse_embeds(pixel_values) for pixel_values in load_test(task, model)])
+    """The test images' g, `(num_test, E)`, on the CPU."""
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.cat([model.coarse_embeds(pixel_values) for pixel_values in load_test(task, model)]).cpu()
 
 
 def load_test(task: Task, model: MicroCLIPForImageClassification) -> Iterator[torch.Tensor]:
@@ -105,7 +108,7 @@ def zero_shot(task: Task, templates: list[str] | None = None) -> torch.Tensor:
 def cupl(task: Task) -> torch.Tensor:
     """`g . unit(mean_i d_ci)`, the mean of the descriptions (CuPL, arXiv:2209.03320)."""
     model = task.build()
-    return model.classifier(encode_test(task, model))
+    return encode_test(task, model) @ normalize(model.classifier.weight, dim=-1).T.cpu()
 
 
 @torch.no_grad()
@@ -134,7 +137,7 @@ def wca(
         boxes = [crop_box(*image.size, crop_ratio, rng) for _ in range(num_crops)]
         views = list(torch.from_numpy(cut_squares(image, boxes, size)))
         pixel_values = model.image_processor(views, return_tensors="pt")["pixel_values"].to(model.device)
-        crops = model.coarse_embeds(pixel_values)
+        crops = model.coarse_embeds(pixel_values).cpu()
         scores.append((np.exp(image_scale) * crops @ own).softmax(0) @ crops @ torch.stack(head).T)
     return torch.stack(scores)
 
@@ -173,9 +176,9 @@ class WCASelfTraining(MicroCLIPTrainer):
 class LaFTer(MicroCLIPTrainer):
     """A classifier trained on texts labels the images for a student with visual prompts (arXiv:2305.18287).
 
-    Labels come from a frozen copy of the text classifier, on features without prompts; the student starts as the text
-    classifier. Both are heads of cosines times s here, as every method's. The published loss is the cross-entropy
-    alone, `fairness_weight=0`.
+    Labels come from a frozen copy of CLIP with the text classifier as its head; the student starts as the same. The
+    classifiers are heads of cosines times s here, as every method's. The published loss is the cross-entropy alone,
+    `fairness_weight=0`.
     """
 
     config = SelfTraining.config
@@ -185,28 +188,24 @@ class LaFTer(MicroCLIPTrainer):
     def __init__(self, *args: Any, task: Task, num_prompts: int = 16, text_steps: int = 300, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         head = train_text_classifier(task, text_steps, self.model.logit_scale)
-        for own in (self.model.classifier, self.model.prior_head):
-            own.weight.data.copy_(head)
+        self.model.classifier.weight.data.copy_(head)
+        self.teacher = copy.deepcopy(self.model).requires_grad_(False).eval()
         embeddings = self.model.clip.vision_model.embeddings
         width = embeddings.embed_dim
         bound = (6 / (3 * embeddings.patch_size**2 + width)) ** 0.5
         generator = torch.Generator().manual_seed(task.seed)
-        embeddings.prompts = nn.Parameter((2 * torch.rand(num_prompts, width, generator=generator) - 1) * bound)
-        self._prompted = True
+        prompts = (2 * torch.rand(num_prompts, width, generator=generator) - 1) * bound
+        embeddings.prompts = nn.Parameter(prompts.to(self.args.device))
         embeddings.register_forward_hook(self._insert_prompts)
 
-    def _insert_prompts(self, module: nn.Module, args: tuple, tokens: torch.Tensor) -> torch.Tensor:
-        if not self._prompted:
-            return tokens
+    @staticmethod
+    def _insert_prompts(module: nn.Module, args: tuple, tokens: torch.Tensor) -> torch.Tensor:
         prompts = module.prompts.expand(len(tokens), -1, -1)
         return torch.cat([tokens[:, :1], prompts, tokens[:, 1:]], 1)
 
     @torch.no_grad()
     def refine_pseudo_labels(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        self._prompted = False
-        cls_embeds = self.encode_views(self.model.coarse_embeds, inputs["weak"])
-        self._prompted = True
-        return self.model.prior_head(cls_embeds).argmax(-1)
+        return self.teacher.classifier(self.encode_views(self.teacher.coarse_embeds, inputs["weak"])).argmax(-1)
 
 
 def train_text_classifier(task: Task, steps: int, scale: float) -> torch.Tensor:

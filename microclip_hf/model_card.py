@@ -37,6 +37,7 @@ SETTINGS = (
     "learning_rate",
     "weight_decay",
     "num_crops",
+    "crop_ratio",
     "prior_ratio",
     "prior_refresh",
     "distribution_alignment",

@@ -225,10 +225,11 @@ class MicroCLIPHead(nn.Module):
 
 
 class LogitAdjustment(nn.Module):
-    """In evaluation, logits less `bias` (num_labels,), the log of how often each class is given, relative to 1 / C.
+    """In evaluation, logits less `bias` (num_labels,) (logit adjustment, arXiv:2007.07314).
 
-    Zero, unless self-training aligned the distributions; prediction is then as balanced as the pseudo-labels were
-    (arXiv:2007.07314). The student learns without it.
+    The bias is zero, unless self-training aligned the distributions: then it is the log of the mean probability that
+    the fused embedding gave each class on the latest training batches, relative to 1 / C, so that predictions come out
+    about balanced on such images. The student learns without it.
     """
 
     def __init__(self, num_labels: int) -> None:
@@ -255,6 +256,8 @@ class MicroCLIPPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # Zero, where a checkpoint doesn't bring it.
+    _keys_to_ignore_on_load_missing = [r"logit_adjustment\.bias"]
     # A CLIP checkpoint brings its text tower; it is used only where `keep_text_model` asks for it.
     _keys_to_ignore_on_load_unexpected = [r"text_model\.", r"text_projection\."]
 
@@ -550,7 +553,7 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
             head = MicroCLIPHead(*weight.shape, learnable=name == "classifier")
             head.weight.data.copy_(weight)
             setattr(self, name, head.to(like.device, like.dtype))
-        self.logit_adjustment = LogitAdjustment(len(weights[0])).to(like.device, like.dtype)
+        self.logit_adjustment = LogitAdjustment(len(weights[0])).to(like.device, like.dtype).train(self.training)
         self.tokenizer = tokenizer
         for key, value in _label_maps(class_names).items():
             setattr(self.config, key, value)

@@ -54,7 +54,7 @@ STATE_NAME = "self_training.safetensors"
 # a small CLIP's activations would leave the cache.
 CPU_CHUNK_BYTES, CHUNK_BYTES = 24 * 2**20, 2**29
 CPU_CHUNK_IMAGES = 32
-# Batches whose mean probabilities distribution alignment divides by, more or less: the latest has this share.
+# The running means of distribution alignment are plain means of so many batches, then the latest counts 1 / 32.
 ALIGNED_BATCHES = 32
 
 
@@ -305,10 +305,13 @@ class MicroCLIPTrainer(Trainer):
         """Aligned probabilities of logits `(2, batch_size, C)`, and the running mean for the next batch."""
         parts = self.accelerator.gather(torch.stack([_log_sum(own) for own in logits]).unsqueeze(0))
         log_batch_mean = parts[..., :-1].logsumexp(0) - parts[..., -1].sum(0).log().unsqueeze(-1)
-        batches = self.state.global_step * self.args.gradient_accumulation_steps + self._next_part + 1
-        probabilities, self._log_head_means = align_distribution(
-            logits, log_batch_mean, self._log_head_means, 1 / min(batches, ALIGNED_BATCHES)
-        )
+        parts = self.args.gradient_accumulation_steps
+        seen = self.state.global_step * parts + self._next_part + 1
+        weight = 1 / min(seen, ALIGNED_BATCHES * parts)
+        probabilities, means = align_distribution(logits, log_batch_mean, self._log_head_means, weight)
+        if self._log_head_means is not None:  # an overflow in half precision isn't remembered
+            means = torch.where(means.isfinite().all(), means, self._log_head_means)
+        self._log_head_means = means
         model = self.accelerator.unwrap_model(self.model)
         model.logit_adjustment.bias.copy_(self._log_head_means[1] + math.log(model.num_labels))
         return probabilities
@@ -399,7 +402,8 @@ class MicroCLIPTrainer(Trainer):
         else:
             state = load_file(file)
             self._epoch, self._diagnostics.pseudo_labels = state["epoch"].item(), state["pseudo_labels"]
-            self._log_class_mean = state["log_class_mean"].to(self.args.device)
+            if "log_class_mean" in state:
+                self._log_class_mean = state["log_class_mean"].to(self.args.device)
             if self.args.distribution_alignment and "log_head_means" in state:
                 self._log_head_means = state["log_head_means"].to(self.args.device)
             if self.args.prior_refresh == "epoch" and self.is_local_process_zero():

@@ -35,9 +35,10 @@ class MicroCLIPTrainingArguments(TrainingArguments):
         prior_ratio (`float`, *optional*, defaults to 0.5):
             gamma, the share of the frozen head in the pseudo-labels, in [0, 1].
         distribution_alignment (`bool`, *optional*, defaults to `False`):
-            Mix probabilities in place of cosines, each head's divided by its mean over the last 32 batches or so, so
-            that neither head's favourite classes take over; the fused head's mean is kept in the model and divides its
-            predictions too. Not in the paper; meant for classes that are about as frequent as each other.
+            Mix probabilities in place of cosines, each divided by the mean probability that its head gives the class,
+            over the last 32 batches or so, so that neither head's favourite classes take over. The fused head's mean
+            is kept in the model and divides its predictions too (`model.logit_adjustment`). Not in the paper; meant
+            for classes that are about as frequent as each other. Accumulated batches are aligned part by part.
         fairness_weight (`float`, *optional*, defaults to 1.0):
             Weight of the loss that keeps every class in use. Lower it where classes are known to be rare or absent.
         prior_refresh (`"step"`, `"epoch"` or `"never"`, *optional*, defaults to `"step"`):
@@ -105,7 +106,7 @@ class MicroCLIPTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Look for parameters without gradient; there are none."}
     )
     ddp_broadcast_buffers: bool | None = field(
-        default=False, metadata={"help": "Send buffers to all processes; they never change."}
+        default=False, metadata={"help": "Send buffers to all processes; all have the same."}
     )
 
     def __post_init__(self) -> None:
