@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import shlex
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -173,6 +174,23 @@ def test_some_cells_of_a_table(run, config, cells_run, tmp_path):
     assert ran == [("microclip", 1), ("zero_shot", 0), ("zero_shot", 1)]
     records = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert [(own["method"], own["seed"]) for own in records] == [ran[1], ran[2], ran[0]]
+
+
+def test_the_commands_of_the_docs(run, config, cells_run):
+    """With this configuration in place of theirs, and its domain."""
+    text = (RESULTS.parent / "benchmark.md").read_text(encoding="utf-8")
+    commands = [line for line in text.splitlines() if line.startswith("python examples/benchmark.py")]
+    config["methods"]["dpa"] = None
+    config["tables"][0]["methods"].append("dpa")
+    ran = []
+    for command in commands:
+        options = shlex.split(command)[2:]
+        for name in {"--config", "--output_dir"} & set(options):
+            place = options.index(name)
+            del options[place : place + 2]
+        run(config, *(config["tables"][0]["domains"][0] if option == "dusk" else option for option in options))
+        ran.append(len(cells_run))
+    assert ran == [8, 8, 8] and set(cells_run) == set(list_cells(config))
 
 
 def test_an_error_in_a_cell_ends_the_run_and_keeps_what_is_done(run, config, cells_run, tmp_path, monkeypatch):
