@@ -307,22 +307,25 @@ def run(config: dict[str, Any], cells: list[Cell], folder: Path, num_processes: 
 def summarize(records: list[dict[str, Any]], reference: str = "microclip") -> pandas.DataFrame:
     """A row for each method and role, best first.
 
-    `accuracy`: mean over domains of the mean over seeds; `spread`: standard deviation over seeds of the mean over
-    domains; `difference`, `difference_spread`: mean and standard deviation over (domain, seed) of the reference's
-    accuracy minus the method's in the same cell; `wins`, `pairs`: in how many cells of how many the reference is
-    better. Only seeds and domains that the reference has too count for differences.
+    `accuracy`: mean over domains of the mean over seeds, NaN where a domain isn't there yet; `spread`: standard
+    deviation over seeds of the mean over domains; `difference`, `difference_spread`: mean and standard deviation over
+    (domain, seed) of the reference's accuracy minus the method's in the same cell; `wins`, `pairs`: in how many cells
+    of how many the reference is better. Only seeds and domains that the reference has too count for differences.
     """
     frame = pandas.DataFrame(records)
     own = frame[frame.method == reference].set_index(["role", "domain", "seed"]).accuracy
     rows = []
     for (role, method), group in frame.groupby(["role", "method"]):
+        complete = group.domain.nunique() == frame[frame.role == role].domain.nunique()
         differences = (own - group.set_index(["role", "domain", "seed"]).accuracy).dropna()
         rows.append(
             {
                 "role": role,
                 "method": method,
-                "accuracy": group.groupby("domain").accuracy.mean().mean(),
-                "spread": group.groupby("seed").accuracy.mean().std() if group.seed.nunique() > 1 else float("nan"),
+                "accuracy": group.groupby("domain").accuracy.mean().mean() if complete else float("nan"),
+                "spread": group.groupby("seed").accuracy.mean().std()
+                if complete and group.seed.nunique() > 1
+                else float("nan"),
                 "difference": differences.mean(),
                 "difference_spread": differences.std(),
                 "wins": int((differences > 0).sum()),
@@ -372,7 +375,7 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(12, max(3.5, height) * len(roles)), layout="constrained")
     for (bars, curves), role in zip(figure.subplots(len(roles), 2, squeeze=False), roles, strict=True):
         frame = pandas.DataFrame([own for own in records if own["role"] == role])
-        rows = summary[summary.role == role].iloc[::-1]
+        rows = summary[summary.role == role].dropna(subset="accuracy").iloc[::-1]
         colors = ["tab:orange" if method == "microclip" else "tab:blue" for method in rows.method]
         bars.barh(rows.method, rows.accuracy, color=colors, alpha=0.6)
         for place, row in enumerate(rows.itertuples()):
