@@ -305,9 +305,9 @@ class MicroCLIPTrainer(Trainer):
         """Aligned probabilities of logits `(2, batch_size, C)`, and the running mean for the next batch."""
         parts = self.accelerator.gather(torch.stack([_log_sum(own) for own in logits]).unsqueeze(0))
         log_batch_mean = parts[..., :-1].logsumexp(0) - parts[..., -1].sum(0).log().unsqueeze(-1)
-        parts = self.args.gradient_accumulation_steps
-        seen = self.state.global_step * parts + self._next_part + 1
-        weight = 1 / min(seen, ALIGNED_BATCHES * parts)
+        steps = self.args.gradient_accumulation_steps
+        seen = self.state.global_step * steps + self._next_part + 1
+        weight = 1 / min(seen, ALIGNED_BATCHES * steps)
         probabilities, means = align_distribution(logits, log_batch_mean, self._log_head_means, weight)
         if self._log_head_means is not None:  # an overflow in half precision isn't remembered
             means = torch.where(means.isfinite().all(), means, self._log_head_means)
