@@ -53,3 +53,4 @@ if __name__ == "__main__":
     trainer.save_model()
     if trainer.is_world_process_zero():
         Path(output_dir, "log.json").write_text(json.dumps(trainer.state.log_history))
+    trainer.accelerator.end_training()  # a process that exits with its group open may abort

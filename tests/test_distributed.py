@@ -188,6 +188,7 @@ def main(clip, output_dir, options):
         shutil.rmtree(Path(output_dir, "checkpoint-6"))
     trainer.accelerator.wait_for_everyone()
     adapt(clip, output_dir, resume=True, **options).save_model(os.path.join(output_dir, "resumed"))
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
