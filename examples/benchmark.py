@@ -76,6 +76,15 @@ class Cell:
         return f"{self.method}.{Path(self.domain).name}.{self.seed}.json"
 
 
+def load_config(path: Path) -> dict[str, Any]:
+    """The configuration of a file; one with `extends: FILE` differs from that other one in what it names."""
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "extends" in config:
+        base = load_config(path.parent / config.pop("extends"))
+        config = {**base, **config, "methods": {**base["methods"], **config.get("methods", {})}}
+    return config
+
+
 def list_cells(config: dict[str, Any]) -> list[Cell]:
     """The cells that a configuration asks for, in the order of domains, seeds, methods."""
     cells = {}
@@ -420,7 +429,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run what isn't there yet, and tell of all that is."""
     options = parse_arguments(arguments)
     try:
-        config = check_config(yaml.safe_load(options.config.read_text(encoding="utf-8")))
+        config = check_config(load_config(options.config))
         config["commit"] = describe_commit()
         read_records(options.output_dir, config)
         chosen = {"method": options.methods, "domain": options.domains, "seed": options.seeds}

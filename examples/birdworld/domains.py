@@ -137,6 +137,8 @@ _DOMAINS = (
     Domain("garden", "development", _LOOKS["garden"]),
     Domain("dusk", "development", _LOOKS["dusk"]),
     Domain("mist", "development", _LOOKS["mist"]),
+    Domain("steppe", "development", _LOOKS["garden"], absent=2, imbalance=20),
+    Domain("bog", "development", _LOOKS["dusk"], absent=2, imbalance=20),
     Domain("night", "report", _LOOKS["night"]),
     Domain("thicket", "report", _LOOKS["thicket"]),
     Domain("reef", "report", _LOOKS["reef"], num_species=36),

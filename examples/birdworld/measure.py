@@ -31,7 +31,7 @@ FACTS = {**ATTRIBUTES, "place": tuple(PHRASES["place"])}
 
 def measure(folder: Path) -> dict[str, dict]:
     """Fractions in [0, 1], rounded to three places: `source`, `development` and `masks`."""
-    development = [name for name, domain in DOMAINS.items() if domain.role == "development"]
+    development = [name for name, own in DOMAINS.items() if own.role == "development" and own.imbalance == 1]
     return {
         "source": measure_source(folder),
         "development": {name: measure_domain(folder, name) for name in development},
