@@ -486,6 +486,15 @@ class MicroCLIPTrainer(Trainer):
                 "another --hub_model_id, or leave out --push_to_hub."
             ) from error
 
+    def leave_group(self) -> None:
+        """End what connects the processes of a run, as its last act.
+
+        Gloo's threads end with the last reference to their group, and abort a process that exits before them.
+        """
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
+
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """As in the base class: the model, its code and card, and what else lies in the output folder, in one commit.
 

@@ -187,8 +187,9 @@ def main(clip, output_dir, options):
         Path(output_dir, "evaluations.json").write_text(json.dumps([before, after]))
         shutil.rmtree(Path(output_dir, "checkpoint-6"))
     trainer.accelerator.wait_for_everyone()
-    adapt(clip, output_dir, resume=True, **options).save_model(os.path.join(output_dir, "resumed"))
-    trainer.accelerator.end_training()
+    trainer = adapt(clip, output_dir, resume=True, **options)
+    trainer.save_model(os.path.join(output_dir, "resumed"))
+    trainer.leave_group()
 
 
 if __name__ == "__main__":

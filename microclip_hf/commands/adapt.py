@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
                 print(f"Pushed to {pushed}")
         except RuntimeError as error:
             sys.exit(f"microclip adapt: {error}")
-    trainer.accelerator.end_training()  # a process that exits with its group open may abort
+    trainer.leave_group()
 
 
 def _expand_config(arguments: list[str]) -> list[str]:
