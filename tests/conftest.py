@@ -1,7 +1,11 @@
 """Small real parts that many tests share: a tiny CLIP on disk, the golden numbers, real photos where they exist."""
 
-import json
 import os
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +21,6 @@ from microclip_hf import MicroCLIPConfig, MicroCLIPForImageClassification
 from microclip_hf.text_heads import build_heads
 
 
-os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
 # The same examples in every run, and no health checks: those look at the clock.
 settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
