@@ -290,6 +290,7 @@ pretrain.main()
 """
 
 
+@pytest.mark.slow
 def test_interrupted_pretraining_goes_on_where_it_was(tmp_path):
     def run(name, interrupt):
         folder = tmp_path / name
