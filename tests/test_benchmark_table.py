@@ -494,12 +494,34 @@ def test_files_of_cells_that_logged_and_cells_that_did_not(tmp_path):
     assert len(list(tmp_path.iterdir())) == 4
 
 
-@pytest.mark.skipif(not (RESULTS / "birdworld.json").exists(), reason="the table of the bird world isn't there yet")
-def test_the_published_table_is_that_of_the_published_records():
-    records = json.loads((RESULTS / "birdworld.json").read_text(encoding="utf-8"))
-    assert (RESULTS / "birdworld.md").read_text(encoding="utf-8") == as_markdown(records)
+@pytest.mark.parametrize("name", ["birdworld", "imbalance"])
+def test_a_published_table_is_that_of_the_published_records(name):
+    records = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    assert (RESULTS / f"{name}.md").read_text(encoding="utf-8") == as_markdown(records)
     assert all(own.keys() >= KEYS for own in records)
+
+
+def test_the_comparison_is_complete():
+    records = json.loads((RESULTS / "birdworld.json").read_text(encoding="utf-8"))
     cells = [(own["domain"], own["seed"], own["method"]) for own in records if own["role"] == "report"]
     domains, seeds = ({cell[part] for cell in cells} for part in (0, 1))
     assert len(domains) >= 6 and len(seeds) >= 3 and len(cells) == len(set(cells))
     assert set(itertools.product(domains, seeds, COMPARED)) <= set(cells)
+
+
+@pytest.mark.parametrize("path", sorted(benchmark.CONFIG.parent.glob("benchmark_*.yaml")), ids=lambda path: path.stem)
+def test_a_published_configuration_makes_sense(path):
+    config = check_config(benchmark.load_config(path))
+    assert list_cells(config) and "extends" not in config
+
+
+def test_a_configuration_that_extends_another(tmp_path):
+    (tmp_path / "one.yaml").write_text(
+        "model: clip\nargs: {seed: 1}\nmethods: {cupl: , wca: {options: {num_crops: 2}}}\n"
+    )
+    (tmp_path / "two.yaml").write_text("extends: one.yaml\nargs: {seed: 2}\nmethods: {wca: , named: {of: cupl}}\n")
+    assert benchmark.load_config(tmp_path / "two.yaml") == {
+        "model": "clip",
+        "args": {"seed": 2},
+        "methods": {"cupl": None, "wca": None, "named": {"of": "cupl"}},
+    }
