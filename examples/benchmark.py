@@ -52,6 +52,7 @@ CONFIG = Path(__file__).parent / "configs" / "benchmark_birdworld.yaml"
 # What a cell holds besides numbers and names.
 LISTS = ("pseudo_label_accuracy", "last_log")
 ROLES = ("development", "report")
+MAX_CURVES = 10  # as many as there are colours
 # What a run logs that needs no labels.
 UNLABELLED = (
     "student_agreement",
@@ -394,10 +395,10 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
         bars.set(title=f"{role} domains", xlabel="top-1 in percent, mean over domains; dots: seeds")
         for method in rows.method[::-1] if "pseudo_label_accuracy" in frame else ():
             logs = frame[frame.method == method].pseudo_label_accuracy.dropna()
-            if len(logs):
+            if len(logs) and len(curves.lines) < MAX_CURVES:
                 mean = pandas.DataFrame([dict(enumerate(own)) for own in logs]).mean()
                 curves.plot(mean.index + 1, mean, "o-", markersize=3, label=method)
-        curves.set(title="pseudo-labels that are right", xlabel="log", ylabel="percent, mean over cells")
+        curves.set(title="right pseudo-labels of the best methods", xlabel="log", ylabel="percent, mean over cells")
         if curves.lines:
             curves.legend(fontsize=7)
     figure.savefig(path, dpi=100)
