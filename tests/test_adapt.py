@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tiny_inputs
 import torch
+from datasets import concatenate_datasets
 from hub_server import HubServer
 from PIL import Image
 from safetensors.torch import load_file
@@ -179,9 +180,10 @@ def workplace(inputs, tmp_path):
     (tmp_path / "photo.png").symlink_to(min((inputs / "photos").iterdir()))
     names = list(tiny_inputs.DESCRIPTIONS)
     test = load_image_folder(inputs / "test", names)
+    enough = concatenate_datasets([test] * 16)  # for all steps: each pass over Parquet files ends with a pause of 5 s
     for path in ("shards/0.parquet", "repo/data/train-0.parquet", "repo/data/test-0.parquet"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        test.to_parquet(tmp_path / path)
+        (enough if path.startswith("shards") else test).to_parquet(tmp_path / path)
     return tmp_path
 
 
