@@ -82,7 +82,7 @@ def load_config(path: Path) -> dict[str, Any]:
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     if "extends" in config:
         base = load_config(path.parent / config.pop("extends"))
-        config = {**base, **config, "methods": {**base["methods"], **config.get("methods", {})}}
+        config = {**base, **config, "methods": {**base["methods"], **(config.get("methods") or {})}}
     return config
 
 

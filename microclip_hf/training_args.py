@@ -40,7 +40,8 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             is kept in the model and divides its predictions too (`model.logit_adjustment`). Not in the paper; meant
             for classes that are about as frequent as each other. Accumulated batches are aligned part by part.
         fairness_weight (`float`, *optional*, defaults to 1.0):
-            Weight of the loss that keeps every class in use. Lower it where classes are known to be rare or absent.
+            Weight of the loss that keeps every class in use. Lower it where classes are known to be rare or absent,
+            and then only with `distribution_alignment`.
         prior_refresh (`"step"`, `"epoch"` or `"never"`, *optional*, defaults to `"step"`):
             When the multi-view prior is computed: with the weights of each step, as published; for all images at the
             start of each epoch; or once, from the weights that training starts with, after which a step costs a third.

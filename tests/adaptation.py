@@ -5,6 +5,7 @@ python tests/adaptation.py CLIP_FOLDER OUTPUT_DIR '{"num_train_epochs": 1}'
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -54,5 +55,8 @@ if __name__ == "__main__":
     if trainer.is_world_process_zero():
         Path(output_dir, "log.json").write_text(json.dumps(trainer.state.log_history))
     trainer.leave_group()
-    threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    threads = []
+    for path in Path("/proc/self/task").glob("*/comm"):
+        with suppress(OSError):  # of one that has just ended
+            threads.append(path.read_text())
     assert not [name for name in threads if "gloo" in name], threads  # one that is left may abort the exit

@@ -122,14 +122,15 @@ def main(arguments: list[str] | None = None) -> None:
         trainer.create_model_card()
         _show_prediction(training_args.output_dir, shown[0]["image"])
         print(f"What was learned, in a picture: {folder / PICTURE}")
-    if training_args.push_to_hub:
-        try:
+    try:
+        if training_args.push_to_hub:
             pushed = trainer.push_to_hub()
             if trainer.is_world_process_zero():
                 print(f"Pushed to {pushed}")
-        except RuntimeError as error:
-            sys.exit(f"microclip adapt: {error}")
-    trainer.leave_group()
+    except RuntimeError as error:
+        sys.exit(f"microclip adapt: {error}")
+    finally:
+        trainer.leave_group()
 
 
 def _expand_config(arguments: list[str]) -> list[str]:
