@@ -1,12 +1,18 @@
 """The command line: `microclip <command>`; `microclip <command> --help` explains one."""
 
+import difflib
 import importlib
 import sys
+from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, ArgumentParser
 
 
 # What each does, and the extra that it needs.
 COMMANDS = {
     "adapt": ("adapt a CLIP to a folder of images without labels", "train"),
+    "describe": ("let a language model write the descriptions of classes", "train"),
+    "evaluate": ("measure a model on images with labels, in every way that it can predict", "train"),
+    "predict": ("label a folder of photos, as a CSV file", "train"),
+    "push": ("upload an adapted model to the Hub", "train"),
     "export": ("write an adapted model as one ONNX file", "onnx"),
 }
 
@@ -27,3 +33,23 @@ def main() -> None:
         extra = COMMANDS[arguments[0]][1]
         sys.exit(f'microclip: {error.name} is missing; pip install "microclip_hf[{extra}]" brings it.')
     command.main(arguments[1:])
+
+
+class HelpFormatter(ArgumentDefaultsHelpFormatter):
+    """Help that shows the defaults that say something."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        silent = action.default in (None, SUPPRESS, "", []) or "efault" in (action.help or "")
+        return action.help if silent else super()._get_help_string(action)
+
+
+def refuse_unknown(options: list[str], parser: ArgumentParser) -> None:
+    """Settings that no dataclass of a command's has are an error, with the nearest name.
+
+    Raises:
+        ValueError: if there are any.
+    """
+    for option in options:
+        near = difflib.get_close_matches(option, parser._option_string_actions, 1)
+        advice = f"did you mean {near[0]}?" if near else "--help lists all settings."
+        raise ValueError(f"There is no setting {option}; {advice}")

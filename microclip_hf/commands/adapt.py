@@ -1,7 +1,6 @@
 """`microclip adapt`: images + class names (+ descriptions) -> an adapted model on disk and on the Hub."""
 
 import contextlib
-import difflib
 import functools
 import json
 import os
@@ -29,6 +28,7 @@ from ..text_heads import check_templates, encode_heads
 from ..trainer import MicroCLIPTrainer, check_classes
 from ..training_args import MicroCLIPTrainingArguments
 from ..view_datasets import UNREADABLE, decode
+from . import HelpFormatter, refuse_unknown
 
 
 @dataclass
@@ -67,7 +67,11 @@ class AdaptArguments:
 def main(arguments: list[str] | None = None) -> None:
     """Check the input, build the model, adapt it, save it, and show that the saved model predicts."""
     parser = HfArgumentParser(
-        (AdaptArguments, MicroCLIPTrainingArguments), prog="microclip adapt", description=__doc__, allow_abbrev=False
+        (AdaptArguments, MicroCLIPTrainingArguments),
+        prog="microclip adapt",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--config", help="YAML file of settings named like these options, which override it.")
     try:
@@ -75,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
         options, training_args, _, unknown = parser.parse_args_into_dataclasses(
             arguments, return_remaining_strings=True
         )
-        _refuse_unknown(unknown, parser)
+        refuse_unknown(unknown, parser)
         texts, overrides, train_dataset, test_dataset = _check_input(options, training_args)
         model, zero_shot_head = _load_model(options.model_name_or_path, texts, overrides)
         trainer = MicroCLIPTrainer(
@@ -153,13 +157,6 @@ def _expand_config(arguments: list[str]) -> list[str]:
         values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
         options += [f"--{name}", *map(str, values)]
     return options + rest
-
-
-def _refuse_unknown(options: list[str], parser: ArgumentParser) -> None:
-    for option in options:
-        near = difflib.get_close_matches(option, parser._option_string_actions, 1)
-        advice = f"did you mean {near[0]}?" if near else "--help lists all settings."
-        raise ValueError(f"There is no setting {option}; {advice}")
 
 
 def _load_model(

@@ -15,6 +15,7 @@ from transformers import HfArgumentParser, PreTrainedConfig
 from ..configuration_microclip import MicroCLIPConfig
 from ..export import export_onnx
 from ..modeling_microclip import MicroCLIPForImageClassification
+from . import HelpFormatter, refuse_unknown
 
 
 @dataclass
@@ -28,9 +29,16 @@ class ExportArguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Load the model, write the file, and show that onnxruntime and PyTorch agree on it."""
-    parser = HfArgumentParser(ExportArguments, prog="microclip export", description=__doc__, allow_abbrev=False)
+    parser = HfArgumentParser(
+        ExportArguments,
+        prog="microclip export",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=HelpFormatter,
+    )
     try:
-        (options,) = parser.parse_args_into_dataclasses(arguments)
+        options, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+        refuse_unknown(unknown, parser)
         if os.path.exists(options.output):
             raise ValueError(f"--output {options.output} exists already; choose another name.")
         model = _load(options.model_name_or_path)
