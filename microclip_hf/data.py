@@ -229,10 +229,10 @@ def align_labels(dataset: DataSource, class_names: Sequence[str]) -> DataSource:
     if unknown := [name for name in feature.names if normalize_name(name) not in position]:
         labels = set(map(normalize_name, feature.names))
         unlabelled = [name for name in class_names if normalize_name(name) not in labels]
+        lacking = f"; the classes {abbreviate(unlabelled)} have no label" if unlabelled else ""
         raise ValueError(
-            f"The labels {abbreviate(unknown)} are none of the {len(class_names)} classes"
-            f"{f', of which {abbreviate(unlabelled)} have no label' if unlabelled else ''}. Rename them, or leave the "
-            "column of labels out."
+            f"The labels {abbreviate(unknown)} are none of the {len(class_names)} classes{lacking}. Rename them, or "
+            "leave the column of labels out."
         )
     numbers = [position[normalize_name(name)] for name in feature.names]
 
