@@ -30,31 +30,51 @@ def read_class_names(path: str | os.PathLike) -> list[str]:
 
 
 def load_images(
+    source: str, class_names: Sequence[str], labels_required: bool = False, **options: Any
+) -> Dataset | IterableDataset:
+    """Images from a folder, from Arrow, Parquet or WebDataset files, or from the Hub; labels numbered like classes.
+
+    Args:
+        source, options: see [`open_dataset`].
+        class_names (`Sequence[str]`): the classes, which named labels are numbered like.
+        labels_required (`bool`): whether labels that aren't classes, or none, are an error.
+
+    Returns:
+        `Dataset` or `IterableDataset` with `image`, and `label` where there is one of the classes.
+
+    Raises:
+        ValueError: if there is no such source, column, or (where required) label.
+    """
+    return _number_labels(
+        open_dataset(source, labels_required=labels_required, **options), class_names, labels_required
+    )
+
+
+def open_dataset(
     source: str,
-    class_names: Sequence[str],
     hub: bool = False,
     config_name: str | None = None,
+    revision: str | None = None,
     split: str = "train",
     image_column: str | None = None,
     label_column: str = "label",
     streaming: bool = False,
     labels_required: bool = False,
 ) -> Dataset | IterableDataset:
-    """Images from a folder, from Arrow, Parquet or WebDataset files, or from the Hub.
+    """Images, and labels as the source numbers and names them.
 
     Args:
         source (`str`): a folder of images (see [`load_image_folder`]), one written by `save_to_disk`, a folder or a
             pattern of `.parquet`, `.tar` (WebDataset) or `.arrow` files.
         hub (`bool`): `source` is the id of a data set on the Hub instead, or a copy of its repository here.
-        class_names (`Sequence[str]`): the classes, which named labels are numbered like.
-        config_name, split (`str`): the Hub data set's.
+        config_name, revision, split (`str`): the Hub data set's.
         image_column (`str`, *optional*): default, the only column of images.
-        label_column (`str`): labels; other columns are left out.
+        label_column (`str`): labels; other columns are left out. A folder of images has no columns to choose from.
         streaming (`bool`): read while training, not before.
-        labels_required (`bool`): whether labels that aren't classes, or none, are an error.
+        labels_required (`bool`): whether the lack of labels is an error.
 
     Returns:
-        `Dataset` or `IterableDataset` with `image`, and `label` where there is one of the classes.
+        `Dataset` or `IterableDataset` with `image`, and `label` where there is one.
 
     Raises:
         ValueError: if there is no such source, column, or (where required) label.
@@ -66,10 +86,10 @@ def load_images(
     if not hub and kind is None and not saved:
         if streaming:
             raise ValueError(f"{source} is a folder of images, which are read one by one anyway; leave out streaming.")
-        return load_image_folder(source, class_names, labels_required)
+        return _open_image_folder(source, labels_required)
     try:
         if hub:
-            dataset = load_dataset(source, config_name, split=split, streaming=streaming)
+            dataset = load_dataset(source, config_name, split=split, revision=revision, streaming=streaming)
         elif kind is not None:
             dataset = load_dataset(kind, data_files=files, split="train", streaming=streaming)
         else:
@@ -77,7 +97,11 @@ def load_images(
             dataset = dataset.to_iterable_dataset() if streaming else dataset
     except (OSError, ValueError, DatasetsError) as error:
         raise ValueError(f"The data set {source} can't be loaded: {error}") from error
-    dataset = _select_columns(dataset, source, image_column, label_column, labels_required)
+    return _select_columns(dataset, source, image_column, label_column, labels_required)
+
+
+def _number_labels(dataset: DataSource, class_names: Sequence[str], labels_required: bool) -> DataSource:
+    """Labels numbered like `class_names`; where they aren't classes and aren't required, none."""
     try:
         return align_labels(dataset, class_names)
     except ValueError:
@@ -147,6 +171,11 @@ def load_image_folder(path: str | os.PathLike, class_names: Sequence[str], label
     Raises:
         ValueError: if there is no such folder, no image in it, or `labels_required` and folders aren't classes.
     """
+    return _number_labels(_open_image_folder(path, labels_required), class_names, labels_required)
+
+
+def _open_image_folder(path: str | os.PathLike, labels_required: bool) -> Dataset:
+    """The images below a folder, each with the sub-folder that it lies in as its `label`, if every one lies in one."""
     if not os.path.isdir(path):
         raise ValueError(f"{path} isn't a folder; pass the folder that holds the images.")
     files = _image_files(path)
@@ -156,18 +185,12 @@ def load_image_folder(path: str | os.PathLike, class_names: Sequence[str], label
     if any(len(file.parts) == 1 for file in files):
         if labels_required:
             raise ValueError(
-                f"{path} has images that lie in no sub-folder; to measure accuracy every image must lie in a "
-                f"sub-folder named like one of the {len(class_names)} classes ({abbreviate(class_names)})."
+                f"{path} has images that lie in no sub-folder; put every image into a sub-folder named like its class."
             )
         return dataset
     folders = sorted({file.parts[0] for file in files})
     dataset = dataset.add_column("label", [folders.index(file.parts[0]) for file in files])
-    try:
-        return align_labels(dataset.cast_column("label", ClassLabel(names=folders)), class_names)
-    except ValueError:
-        if labels_required:
-            raise
-        return dataset.remove_columns("label")
+    return dataset.cast_column("label", ClassLabel(names=folders))
 
 
 def _image_files(path: str | os.PathLike) -> list[Path]:
@@ -204,9 +227,12 @@ def align_labels(dataset: DataSource, class_names: Sequence[str]) -> DataSource:
         return dataset
     position = {normalize_name(name): i for i, name in enumerate(class_names)}
     if unknown := [name for name in feature.names if normalize_name(name) not in position]:
+        labels = set(map(normalize_name, feature.names))
+        unlabelled = [name for name in class_names if normalize_name(name) not in labels]
+        lacking = f"; the classes {abbreviate(unlabelled)} have no label" if unlabelled else ""
         raise ValueError(
-            f"The labels {abbreviate(unknown)} are none of the {len(class_names)} classes "
-            f"({abbreviate(class_names)}). Rename them, or leave the column of labels out."
+            f"The labels {abbreviate(unknown)} are none of the {len(class_names)} classes{lacking}. Rename them, or "
+            "leave the column of labels out."
         )
     numbers = [position[normalize_name(name)] for name in feature.names]
 

@@ -24,6 +24,7 @@ from ..descriptions import read_descriptions
 from ..model_card import DESCRIPTIONS, PICTURE, CardFacts, split_results
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..plots import plot_adaptation, snapshot
+from ..presets import Preset, list_presets, load_preset, load_split
 from ..text_heads import check_templates, encode_heads
 from ..trainer import MicroCLIPTrainer, check_classes
 from ..training_args import MicroCLIPTrainingArguments
@@ -36,27 +37,46 @@ class AdaptArguments:
     """The model to start from, the images and the texts."""
 
     model_name_or_path: str = field(metadata={"help": "A CLIP: Hub id or folder."})
-    class_names: str = field(metadata={"help": "Text file with one class name a line."})
+    preset: str | None = field(
+        default=None,
+        metadata={
+            "help": f"A benchmark by name ({', '.join(list_presets())}): its data set on the Hub, splits, columns, "
+            "class names and prompts; other options replace them. For your own copy in place of the Hub's, pass the "
+            "folder of a copy of its repository with --dataset_name, or images in sub-folders named like its classes "
+            "with --train_dir and --test_dir."
+        },
+    )
+    class_names: str | None = field(
+        default=None, metadata={"help": "Text file with one class name a line. Default: the preset's."}
+    )
     train_dir: str | None = field(
         default=None,
         metadata={"help": "Images to adapt to: a folder of them, or of Arrow, Parquet or WebDataset (.tar) files."},
     )
     dataset_name: str | None = field(default=None, metadata={"help": "Or a data set on the Hub."})
     dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
-    dataset_split: str = field(default="train", metadata={"help": "Its split to adapt to."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Its commit, branch or tag."})
+    dataset_split: str | None = field(
+        default=None, metadata={"help": "Its split to adapt to. Default: the preset's, or 'train'."}
+    )
     test_split: str | None = field(default=None, metadata={"help": "Its split to measure accuracy on."})
     test_dir: str | None = field(
         default=None, metadata={"help": "Folder of images in sub-folders named like the classes, to measure accuracy."}
     )
-    image_column: str | None = field(default=None, metadata={"help": "Column of images. Default: the only one."})
-    label_column: str = field(default="label", metadata={"help": "Column of labels; they only measure."})
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column of images. Default: the preset's, or the only one."}
+    )
+    label_column: str | None = field(
+        default=None, metadata={"help": "Column of labels; they only measure. Default: the preset's, or 'label'."}
+    )
     streaming: bool = field(default=False, metadata={"help": "Read images while training; needs --max_steps."})
     shuffle_buffer: int = field(default=1000, metadata={"help": "Images of a stream among which the next is drawn."})
     descriptions: str | None = field(
         default=None, metadata={"help": 'JSON file {"class": ["sentence", ...]}. Default: the templates.'}
     )
     templates: list[str] | None = field(
-        default=None, metadata={"help": "Prompts with {} for the class name. Default: 'a photo of a {}.'"}
+        default=None,
+        metadata={"help": "Prompts with {} for the class name. Default: the preset's, or 'a photo of a {}.'"},
     )
     config_overrides: str | None = field(
         default=None, metadata={"help": 'Architecture as JSON, for example \'{"prior_weighting": "uniform"}\'.'}
@@ -208,32 +228,80 @@ def _check_input(
         path = getattr(options, name)
         if path is not None and not os.path.isfile(path):
             raise ValueError(f"--{name} {path}: there is no such file.")
-    class_names = read_class_names(options.class_names)
-    _check_output(training_args, class_names)
-    texts = {"class_names": class_names, "templates": options.templates}
+    preset = None if options.preset is None else _apply_preset(options)
+    if preset is None and options.class_names is None:
+        raise ValueError("Pass the classes with --class_names, a text file with one name a line, or with --preset.")
+    checkpoint = _check_output(training_args)
     check_templates(options.templates)
+    overrides = _read_overrides(options.config_overrides)
+    if options.class_names is not None:
+        texts = _read_texts(options, read_class_names(options.class_names), checkpoint)
+        return texts, overrides, *_load_data(options, training_args, preset, texts["class_names"])
+    datasets = _load_data(options, training_args, preset)
+    return _read_texts(options, datasets[0].features["label"].names, checkpoint), overrides, *datasets
+
+
+def _apply_preset(options: AdaptArguments) -> Preset:
+    """The preset with the options that are given in place of its own; what else the run asks of it, in the options."""
+    preset = load_preset(options.preset).override(
+        dataset=options.dataset_name,
+        config=options.dataset_config,
+        revision=options.dataset_revision,
+        train_split=options.dataset_split,
+        test_split=options.test_split,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        templates=options.templates,
+    )
+    options.templates = list(preset.templates)
+    if options.train_dir is None:
+        options.dataset_name = preset.dataset
+    return preset
+
+
+def _read_texts(options: AdaptArguments, class_names: list[str], checkpoint: str | None) -> dict[str, Any]:
+    """What the heads are made of; the classes are those of a run that goes on."""
+    if checkpoint is not None:
+        check_classes(checkpoint, class_names)
+    texts = {"class_names": class_names, "templates": options.templates}
     if options.descriptions is not None:
         texts["descriptions"] = read_descriptions(options.descriptions, class_names)
-    overrides = _read_overrides(options.config_overrides)
-    return texts, overrides, *_load_data(options, training_args, class_names)
+    return texts
 
 
 def _load_data(
-    options: AdaptArguments, training_args: MicroCLIPTrainingArguments, class_names: list[str]
+    options: AdaptArguments,
+    training_args: MicroCLIPTrainingArguments,
+    preset: Preset | None,
+    class_names: list[str] | None = None,
 ) -> tuple[Dataset | IterableDataset, Dataset | None]:
     """Images to adapt to, and images with labels to measure by."""
-    if (options.train_dir is None) == (options.dataset_name is None):
+    given = sum(source is not None for source in (options.train_dir, options.dataset_name))
+    if given == 2 or (given == 0 and preset is None):
         raise ValueError("Pass the images with either --train_dir or --dataset_name.")
-    if options.test_split is not None and options.dataset_name is None:
+    if options.test_split is not None and options.train_dir is not None:
         raise ValueError("--test_split is a split of --dataset_name; pass that, or --test_dir in its place.")
     if options.streaming and training_args.max_steps <= 0:
         raise ValueError("--streaming true needs --max_steps, since the end of a stream can't be known.")
-    columns = {"image_column": options.image_column, "label_column": options.label_column}
-    hub = {"hub": options.dataset_name is not None, "config_name": options.dataset_config, **columns}
-    source = options.train_dir or options.dataset_name
-    dataset = load_images(source, class_names, split=options.dataset_split, streaming=options.streaming, **hub)
+    if preset is None:
+        dataset, test_dataset = _load_own(options, class_names)
+    else:
+        dataset, test_dataset = _load_preset(options, preset, class_names)
     if options.streaming:
         dataset = dataset.shuffle(seed=training_args.seed, buffer_size=options.shuffle_buffer)
+    return dataset, test_dataset
+
+
+def _load_own(options: AdaptArguments, class_names: list[str]) -> tuple[Dataset | IterableDataset, Dataset | None]:
+    columns = {"image_column": options.image_column, "label_column": options.label_column or "label"}
+    hub = {
+        "hub": options.dataset_name is not None,
+        "config_name": options.dataset_config,
+        "revision": options.dataset_revision,
+        **columns,
+    }
+    source, split = options.train_dir or options.dataset_name, options.dataset_split or "train"
+    dataset = load_images(source, class_names, split=split, streaming=options.streaming, **hub)
     if options.test_split is not None:
         return dataset, load_images(source, class_names, split=options.test_split, labels_required=True, **hub)
     if options.test_dir is not None:
@@ -241,8 +309,22 @@ def _load_data(
     return dataset, None
 
 
-def _check_output(training_args: MicroCLIPTrainingArguments, class_names: list[str]) -> None:
-    """A finished run isn't overwritten, and there is something to resume."""
+def _load_preset(
+    options: AdaptArguments, preset: Preset, class_names: list[str] | None
+) -> tuple[Dataset | IterableDataset, Dataset | None]:
+    preset = preset.override(class_names=class_names)
+    required = class_names is None  # then the labels hold the names
+    dataset = load_split(preset, "train", options.train_dir, options.streaming, labels_required=required)
+    preset = preset.override(class_names=class_names or dataset.features["label"].names)
+    if options.test_dir is not None:
+        return dataset, load_split(preset, "test", options.test_dir)
+    if options.train_dir is None and preset.test_split is not None:
+        return dataset, load_split(preset, "test")
+    return dataset, None
+
+
+def _check_output(training_args: MicroCLIPTrainingArguments) -> str | None:
+    """The checkpoint to resume, if any; a finished run isn't overwritten, and there is something to resume."""
     folder, resume = training_args.output_dir, str(training_args.resume_from_checkpoint)
     if resume.lower() in ("none", "true", "false"):
         training_args.resume_from_checkpoint = resume.lower() == "true"
@@ -250,10 +332,11 @@ def _check_output(training_args: MicroCLIPTrainingArguments, class_names: list[s
     if training_args.resume_from_checkpoint is True and checkpoint is None:
         raise ValueError(f"--resume_from_checkpoint true, but {folder} holds no checkpoint; leave the option out.")
     if training_args.resume_from_checkpoint:
-        check_classes(checkpoint if training_args.resume_from_checkpoint is True else resume, class_names)
-    elif checkpoint or os.path.exists(os.path.join(folder, "config.json")):
+        return checkpoint if training_args.resume_from_checkpoint is True else resume
+    if checkpoint or os.path.exists(os.path.join(folder, "config.json")):
         advice = ", or continue that run with --resume_from_checkpoint true" if checkpoint else ""
         raise ValueError(f"--output_dir {folder} already holds a model. Choose another folder{advice}.")
+    return None
 
 
 def _read_overrides(text: str | None) -> dict[str, Any]:

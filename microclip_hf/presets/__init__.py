@@ -1,0 +1,175 @@
+"""Benchmarks by name: where the Hub holds each, its columns and splits, its class names and its prompts."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import ClassLabel, Dataset, Image, IterableDataset
+
+from ..data import DataSource, align_labels, open_dataset
+from ..text_heads import abbreviate, check_class_names, check_templates
+
+
+FOLDER = Path(__file__).parent
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One benchmark, as `<name>.yaml` beside this file holds it; that file also says what each fact was read in.
+
+    Attributes:
+        dataset (`str`, *optional*): id of a data set on the Hub, or a copy of its repository here; `None` where the
+            Hub was found to hold none.
+        config, revision (`str`, *optional*): of that data set.
+        image_column, label_column (`str`): its columns.
+        train_split, test_split (`str`, *optional*): its splits; `None` where it has no such one.
+        num_classes (`int`): how many classes it has.
+        templates (`Sequence[str]`): prompts with `{}` for the class name.
+        rename (`Mapping[str, str]`): class names that [`readable_name`] wouldn't make readable.
+        class_names (`Sequence[str]`, *optional*): the classes in the order of their numbers, for data sets that hold
+            numbers alone, or to take in place of the data set's own.
+        citation, license (`str`): the paper, and on what terms the data are given.
+        verified (`bool`): whether id, revision, columns, splits and number of classes were all read in a source.
+        checked (`Sequence[str]`): those sources, and what was read in each.
+    """
+
+    name: str
+    title: str
+    dataset: str | None
+    revision: str | None
+    num_classes: int
+    templates: Sequence[str]
+    citation: str
+    license: str
+    verified: bool
+    checked: Sequence[str]
+    config: str | None = None
+    image_column: str = "image"
+    label_column: str = "label"
+    train_split: str | None = "train"
+    test_split: str | None = "test"
+    rename: Mapping[str, str] = field(default_factory=dict)
+    class_names: Sequence[str] | None = None
+
+    def override(self, dataset: str | None = None, **given: Any) -> "Preset":
+        """The preset with what is given, which is what isn't `None`, in place of its own.
+
+        Args:
+            dataset (`str`, *optional*): another data set with the same columns and splits, such as a copy of the
+                repository; config and revision of the preset's own don't count for it.
+            given: any other fields.
+        """
+        changes = {name: value for name, value in given.items() if value is not None}
+        if dataset is not None:
+            changes = {"dataset": dataset, "config": None, "revision": None, **changes}
+        return dataclasses.replace(self, **changes)
+
+
+def list_presets() -> list[str]:
+    """The names of all presets, sorted."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_preset(name: str) -> Preset:
+    """A preset by its name, such as "cub".
+
+    Raises:
+        ValueError: if there is none of that name; the nearest ones are named.
+    """
+    if name not in (names := list_presets()):
+        near = difflib.get_close_matches(name.lower(), names, 3, cutoff=0.5)
+        advice = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(names)}."
+        raise ValueError(f"There is no preset {name!r}; {advice}")
+    preset = Preset(name=name, **yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")))
+    check_templates(preset.templates)
+    return preset
+
+
+def load_split(
+    preset: Preset, split: str, source: str | None = None, streaming: bool = False, labels_required: bool = True
+) -> Dataset | IterableDataset:
+    """Images of a preset's data set, with labels under readable names, once it has been found to be what it should.
+
+    Args:
+        preset ([`Preset`]): see [`load_preset`]; [`Preset.override`] puts other columns, splits, ... in place.
+        split (`str`): "train" or "test".
+        source (`str`, *optional*): your own images in place of the preset's data set: a folder with a sub-folder for
+            each class, or Arrow, Parquet or WebDataset files with the preset's columns (see `open_dataset`).
+        streaming (`bool`): read while iterating, not before.
+        labels_required (`bool`): whether images without labels are an error.
+
+    Returns:
+        `Dataset` or `IterableDataset` with `image`, and `label`, a `ClassLabel` of `preset.class_names` or else of the
+        data set's own names in its own order, made readable.
+
+    Raises:
+        ValueError: if columns, splits, the number of classes or renamed classes aren't those of the preset.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}.")
+    name = preset.train_split if split == "train" else preset.test_split
+    where = source or preset.dataset
+    if where is None:
+        raise ValueError(
+            f"The preset {preset.name!r} names no data set on the Hub; pass your own images, in a sub-folder for each "
+            "class (--train_dir, --test_dir), or a data set (--dataset_name)."
+        )
+    if source is None and name is None:
+        raise ValueError(
+            f"The data set of the preset {preset.name!r}, {where}, has no split to {split} with; pass your own images "
+            f"(--{split}_dir), or say which split to take (--{'dataset' if split == 'train' else 'test'}_split)."
+        )
+    hub = {"hub": True, "config_name": preset.config, "revision": preset.revision, "split": name}
+    columns = {"image_column": preset.image_column, "label_column": preset.label_column}
+    try:
+        dataset = open_dataset(
+            where, **({} if source else hub), **columns, streaming=streaming, labels_required=labels_required
+        )
+    except ValueError as error:
+        expected = f"images in {preset.image_column!r}, labels in {preset.label_column!r}"
+        raise ValueError(
+            f"The preset {preset.name!r} expects {expected}{'' if source else f', the split {name!r}'}. {error}"
+        ) from error
+    return _name_labels(dataset, preset, where)
+
+
+def _name_labels(dataset: DataSource, preset: Preset, where: str) -> DataSource:
+    """The data set with readable class names.
+
+    Raises:
+        ValueError: if it isn't the preset's.
+    """
+    label, found = dataset.features.get("label"), []
+    if not isinstance(image := dataset.features["image"], Image):
+        found.append(f"its column {preset.image_column!r} holds {image}, not images")
+    if isinstance(label, ClassLabel):
+        if len(label.names) != preset.num_classes:
+            found.append(f"it has {len(label.names)} classes ({abbreviate(label.names)}), not {preset.num_classes}")
+        if unknown := [old for old, new in preset.rename.items() if not {old, new} & set(label.names)]:
+            found.append(f"it lacks the classes {abbreviate(unknown)} (it has {abbreviate(label.names)})")
+    elif label is not None and preset.class_names is None:
+        found.append(f"its column {preset.label_column!r} holds {label}, without the names of classes")
+    if found:
+        raise ValueError(f"{where} isn't the data set of the preset {preset.name!r}: {'; '.join(found)}.")
+    if isinstance(label, ClassLabel):
+        names = check_class_names([preset.rename.get(name, readable_name(name)) for name in label.names])
+        dataset = dataset.cast_column("label", ClassLabel(names=names))
+    if label is None or preset.class_names is None:
+        return dataset
+    aligned = align_labels(dataset, preset.class_names)
+    return aligned.cast_column("label", ClassLabel(names=list(preset.class_names)))
+
+
+def readable_name(name: str) -> str:
+    """A class name as one would write it: without a number before it, without `_` or CamelCase, without synonyms.
+
+    "001.Black_footed_Albatross" gives "Black footed Albatross", "BareLand" "Bare Land", "tench, Tinca tinca" "tench".
+    """
+    name = re.sub(r"^\d+\.", "", name).split(",")[0].replace("_", " ").strip()
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name) if re.fullmatch(r"(?:[A-Z][a-z]+){2,}", name) else name
