@@ -53,7 +53,7 @@ def _read_config(folder: str | os.PathLike) -> dict[str, Any]:
 
 def _code_files(folder: str | os.PathLike, config: dict[str, Any]) -> set[str]:
     """The modules in the config's `auto_map`, and those that they import, whether or not they are there."""
-    modules = [Path(folder, f"{name.split('.')[0]}.py") for name in config.get("auto_map", {}).values()]
+    modules = [Path(folder, f"{name.split('.')[0]}.py") for name in (config.get("auto_map") or {}).values()]
     imported = [file for module in modules if module.exists() for file in _imports(module)]
     return {os.path.basename(file) for file in (*modules, *imported)}
 
