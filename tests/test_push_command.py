@@ -64,7 +64,7 @@ def saved(model, tmp_path):
 
 PUSH = """
 import os
-from microclip_hf import MicroCLIPForImageClassification
+from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
 from microclip_hf.commands.push import main
 from PIL import Image
 from transformers import pipeline
@@ -84,6 +84,8 @@ result["branch"] = push("user/shapes", "--revision", "nowhere")
 model = MicroCLIPForImageClassification.from_pretrained("user/shapes")
 classify = pipeline("image-classification", model="user/shapes", image_processor=model.image_processor)
 result["scores"] = {answer["label"]: answer["score"] for answer in classify(Image.open(photo))}
+args = MicroCLIPTrainingArguments("out", push_to_hub=True, hub_model_id="user/clip", use_cpu=True)
+result["trainer"] = attempt(MicroCLIPTrainer, model, args)
 os.environ["HF_TOKEN"] = "hf_wrong"
 result["unknown"] = push("user/shapes")
 del os.environ["HF_TOKEN"]
@@ -129,6 +131,7 @@ def test_what_is_pushed_and_what_is_refused(model, saved, tmp_path):
 
     for repo_id, reason in (("user/clip", "a model of type 'clip'"), ("user/files", "other files ('data.csv')")):
         assert f"{repo_id} on the Hub holds {reason}" in errors[repo_id] and repos[repo_id] == kept[repo_id]
+    assert "user/clip on the Hub holds a model of type 'clip'" in result["trainer"]["message"]  # before it trains
     assert "user/shapes exists on the Hub and is public" in result["public"]
     assert "hf auth login" in result["anonymous"] and "push it with" not in result["anonymous"]
     assert "hf auth login" in errors["stranger/shapes"] and "403" in errors["stranger/shapes"]
