@@ -1,0 +1,83 @@
+"""What several commands load: adapted models, CLIPs with the heads of their texts, settings of the architecture."""
+
+import json
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import PreTrainedConfig
+
+from ..configuration_microclip import MicroCLIPConfig
+from ..modeling_microclip import MicroCLIPForImageClassification
+from ..text_heads import encode_heads
+
+
+def load_adapted(source: str, **kwargs: Any) -> MicroCLIPForImageClassification:
+    """A saved microCLIP, in float32 and evaluation mode; a plain CLIP, which would get random heads, is refused.
+
+    Args:
+        source (`str`): Hub id or folder.
+        kwargs: handed on to `from_pretrained` (`revision`, `token`, `dtype`, ...).
+
+    Raises:
+        ValueError: if there is no such model, or it is of another type.
+    """
+    if (model_type := read_model_type(source, **kwargs)) != MicroCLIPConfig.model_type:
+        raise ValueError(
+            f"--model_name_or_path {source} is a model of type {model_type!r}; pass a microCLIP that was adapted or "
+            "made by from_clip, and saved."
+        )
+    try:
+        return MicroCLIPForImageClassification.from_pretrained(source, **{"dtype": torch.float32, **kwargs})
+    except (OSError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise ValueError(f"--model_name_or_path {source} can't be loaded: {error}") from error
+
+
+def read_model_type(source: str, **kwargs: Any) -> str | None:
+    """The `model_type` of a saved model's configuration: "microclip", "clip", ...
+
+    Raises:
+        ValueError: if there is no configuration.
+    """
+    try:
+        return PreTrainedConfig.get_config_dict(source, **kwargs)[0].get("model_type")
+    except OSError as error:
+        raise ValueError(f"--model_name_or_path {source} can't be loaded: {error}") from error
+
+
+def load_clip(
+    source: str, texts: dict[str, Any], overrides: dict[str, Any]
+) -> tuple[MicroCLIPForImageClassification, torch.Tensor]:
+    """The model with both of its heads, and the head of plain CLIP, made of the templates alone.
+
+    Args:
+        source (`str`): a CLIP: Hub id or folder.
+        texts (`dict[str, Any]`): `class_names`, `templates` and perhaps `descriptions`, as for `from_clip`.
+        overrides (`dict[str, Any]`): fields of [`MicroCLIPConfig`].
+    """
+    model = MicroCLIPForImageClassification.from_clip(source, **texts, **{**overrides, "keep_text_model": True})
+    zero_shot_head, _ = encode_heads(model.clip, model.tokenizer, texts["class_names"], texts["templates"])
+    if not overrides.get("keep_text_model"):
+        model.drop_text_model()
+    return model, zero_shot_head
+
+
+def read_overrides(text: str | None) -> dict[str, Any]:
+    """Settings of the architecture from JSON.
+
+    Raises:
+        ValueError: if it isn't JSON, or has settings or values that [`MicroCLIPConfig`] hasn't.
+    """
+    try:
+        overrides = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--config_overrides {text} isn't JSON: {error}") from error
+    known = MicroCLIPConfig.architecture_names()
+    if unknown := set(overrides) - set(known):
+        raise ValueError(
+            f"--config_overrides has {', '.join(map(repr, sorted(unknown)))}; the settings are "
+            f"{', '.join(sorted(known))}."
+        )
+    MicroCLIPConfig(**overrides)
+    return overrides
