@@ -176,8 +176,7 @@ class PreparedImages(torch.utils.data.Dataset):
 
 
 def _differ(processors: list[BaseImageProcessor]) -> bool:
-    first, last = (vars(processors[place]) for place in (0, -1))
-    return first != last
+    return processors[0].to_dict() != processors[-1].to_dict()
 
 
 def _stack(examples: list[dict[str, Any]]) -> dict[str, Any]:

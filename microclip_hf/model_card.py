@@ -137,7 +137,7 @@ def _metadata(facts: CardFacts, model_id: str, args: MicroCLIPTrainingArguments)
 
 
 def eval_results(metrics: Mapping[str, float], **dataset: Any) -> list[EvalResult]:
-    """In the Hub's form: `accuracy` and the metrics named in `METRICS`, measured on a data set (`dataset_name`, ...)."""
+    """`accuracy` and the metrics in `METRICS`, in the Hub's form; `dataset_name` and the like say on what."""
     return [
         EvalResult(task_type="image-classification", metric_type=name, metric_value=metrics[name], **dataset)
         for name in ("accuracy", *METRICS)
