@@ -1,4 +1,4 @@
-"""An evaluation's results in the card of a saved model: its metadata, which the Hub shows, and a section with a table."""
+"""An evaluation's results in the card of a saved model: in its metadata, which the Hub shows, and as a table."""
 
 import os
 import re

@@ -144,41 +144,31 @@ def _interval(values: np.ndarray) -> list[float]:
 
 def ways_table(report: Mapping[str, Any]) -> str:
     """The ways side by side, as a table in Markdown."""
-    against = f"against {report['ways'][ANSWER]['title']}"
-    rows = [["in percent", "top-1", "95 % interval", against, "top-5", "mean per class", "calibration error"]]
+    columns = {"top5_accuracy": "top-5", "mean_class_accuracy": "mean per class"}
+    columns["expected_calibration_error"] = "calibration error"
+    rows = [["in percent", "top-1 (95 % interval)", "difference", *columns.values()]]
     for own in report["ways"].values():
         difference = "-"
         if "difference" in own:
             difference = f"{100 * own['difference']:+.1f} ({_span(own['difference_interval'], '+.1f')})"
-        rows.append(
-            [
-                own["title"],
-                _percent(own["accuracy"]),
-                _span(own["accuracy_interval"], ".1f"),
-                difference,
-                _percent(own["top5_accuracy"]),
-                _percent(own["mean_class_accuracy"]),
-                _percent(own["expected_calibration_error"]),
-            ]
-        )
+        top1 = f"{_percent(own['accuracy'])} ({_span(own['accuracy_interval'], '.1f')})"
+        rows.append([own["title"], top1, difference, *(_percent(own[name]) for name in columns)])
     return _table(rows)
 
 
-def classes_table(report: Mapping[str, Any], limit: int | None = None) -> str:
+def classes_table(report: Mapping[str, Any], ways: Sequence[str], limit: int | None = None) -> str:
     """Accuracy by class, as a table in Markdown, the worst of the model's answer first."""
-    ways = report["ways"]
-    rows = [["top-1 in percent", "images", *(own["title"] for own in ways.values())]]
-    for own in sorted(report["classes"], key=lambda own: own["accuracy"][ANSWER])[:limit]:
-        rows.append([own["name"], str(own["images"]), *(_percent(own["accuracy"][way]) for way in ways)])
-    return _table(rows)
+    classes = sorted(report["classes"], key=lambda own: own["accuracy"][ANSWER])[:limit]
+    head = ["top-1 in percent", "images", *(report["ways"][way]["title"] for way in ways)]
+    rows = [[own["name"], str(own["images"]), *(_percent(own["accuracy"][way]) for way in ways)] for own in classes]
+    return _table([head, *rows])
 
 
 def pairs_table(report: Mapping[str, Any], limit: int) -> str:
     """The most confused pairs, as a table in Markdown."""
-    rows = [["true class", "taken for", "images", "of its images (%)"]]
-    for own in report["confused_pairs"][:limit]:
-        rows.append([own["label"], own["predicted"], str(own["images"]), _percent(own["share"])])
-    return _table(rows)
+    pairs = report["confused_pairs"][:limit]
+    rows = [[own["label"], own["predicted"], str(own["images"]), _percent(own["share"])] for own in pairs]
+    return _table([["true class", "taken for", "images", "of its images (%)"], *rows])
 
 
 def describe_images(report: Mapping[str, Any]) -> str:
@@ -205,10 +195,10 @@ def report_page(report: Mapping[str, Any], picture: str | None = PICTURE) -> str
         describe_images(report),
         ways_table(report),
         describe_left_out(report),
-        "Intervals: 95 %, percentile bootstrap over images. They say how far another draw of such images might move a "
-        "number, and nothing of another run of training.",
+        f"Differences are to {report['ways'][ANSWER]['title']}. Intervals: 95 %, percentile bootstrap over images. They "
+        "say how far another draw of such images might move a number, and nothing of another run of training.",
         "## Classes",
-        classes_table(report),
+        classes_table(report, list(report["ways"])),
         _without_images(report),
         f"## Most confused, by {report['ways'][ANSWER]['title']}",
         pairs,

@@ -117,14 +117,14 @@ def plot_confusion(
     """
     columns = [*(predicted == shown for shown in classes), ~np.isin(predicted, classes)]
     counts = np.array([[np.sum((labels == row) & column) for column in columns] for row in classes])
+    shown = [*(names[index] for index in classes), "others"]
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = 2.5 + 0.45 * len(classes)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
     picture = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
-    shown = [names[index] for index in classes]
-    axes.set_xticks(range(len(columns)), [*shown, "others"], rotation=90, fontsize=8)
-    axes.set_yticks(range(len(classes)), shown, fontsize=8)
+    axes.set_xticks(range(len(columns)), shown, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(classes)), shown[:-1], fontsize=8)
     axes.set(xlabel="predicted", ylabel="true")
     for row, column in zip(*counts.nonzero(), strict=True):
         color = "white" if shares[row, column] > 0.5 else "black"

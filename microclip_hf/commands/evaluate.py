@@ -280,7 +280,7 @@ def _print(report: dict[str, Any]) -> None:
         f"{report['model']} on {report['dataset']}: {describe_images(report)}",
         ways_table(report),
         describe_left_out(report),
-        f"The worst classes ({PAGE} has all):\n\n{classes_table(report, NUM_PRINTED)}",
+        f"The worst classes ({PAGE} has all):\n\n{classes_table(report, [ANSWER], NUM_PRINTED)}",
     ]
     if report["confused_pairs"]:
         parts.append(f"Most confused, by {report['ways'][ANSWER]['title']}:\n\n{pairs_table(report, NUM_PRINTED)}")
