@@ -195,8 +195,8 @@ def report_page(report: Mapping[str, Any], picture: str | None = PICTURE) -> str
         describe_images(report),
         ways_table(report),
         describe_left_out(report),
-        f"Differences are to {report['ways'][ANSWER]['title']}. Intervals: 95 %, percentile bootstrap over images. They "
-        "say how far another draw of such images might move a number, and nothing of another run of training.",
+        f"Differences are to {report['ways'][ANSWER]['title']}. Intervals: 95 %, percentile bootstrap over images; "
+        "they say how far another draw of such images might move a number, and nothing of another run of training.",
         "## Classes",
         classes_table(report, list(report["ways"])),
         _without_images(report),
