@@ -3,8 +3,9 @@
 n images, B of them a batch, C classes, E joint embedding width, S input size in pixels, K crops.
 """
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,36 +106,41 @@ def predict_all_ways(
         ValueError: if no image can be read.
     """
     settings = settings or EvaluationSettings()
-    encoder = plain.model if plain and plain.model is not model else None
-    processors = [own.image_processor for own in (model, encoder) if own is not None]
+    models = [model] if plain is None or plain.model is model else [model, plain.model]
     size = model.config.clip_config.vision_config.image_size
-    images = PreparedImages(dataset, processors, size, settings)
+    images = PreparedImages(dataset, [own.image_processor for own in models], size, settings)
     labels, logits = [], {way: [] for way in WAYS}
     unreadable = torch.zeros(len(dataset), dtype=torch.bool)
-    models = [model] if encoder is None else [model, encoder]
-    was_training = [own.training for own in models]
-    for own in models:
-        own.eval()
-    loader = torch.utils.data.DataLoader(
-        images, settings.batch_size, collate_fn=list, num_workers=settings.num_workers
-    )
-    with tqdm(total=len(dataset), desc="Evaluating", unit="image") as bar:
-        for batch in loader:
+    with _evaluating(models), tqdm(total=len(dataset), desc="Evaluating", unit="image") as bar:
+        for batch in torch.utils.data.DataLoader(
+            images, settings.batch_size, collate_fn=list, num_workers=settings.num_workers
+        ):
             readable = [example for example in batch if "label" in example]
             unreadable[[example["index"] for example in batch if "label" not in example]] = True
             if readable:
                 labels += [example["label"] for example in readable]
                 for way, values in _classify(model, plain, _stack(readable)).items():
-                    logits[way].append(values.float().cpu().numpy())
+                    logits[way].append(values.cpu().numpy())
             bar.update(len(batch))
-    for own, training in zip(models, was_training, strict=True):
-        own.train(training)
     if not labels:
         raise ValueError(f"{describe_unreadable(dataset, unreadable)}, so nothing can be measured.")
     if unreadable.any():
         warnings.warn(f"{describe_unreadable(dataset, unreadable)} and are left out.", stacklevel=2)
     joined = {way: np.concatenate(parts) for way, parts in logits.items() if parts}
     return Predictions(np.array(labels), joined, int(unreadable.sum()))
+
+
+@contextlib.contextmanager
+def _evaluating(models: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """Models in evaluation mode; afterwards each is in its own again."""
+    modes = [own.training for own in models]
+    try:
+        for own in models:
+            own.eval()
+        yield
+    finally:
+        for own, mode in zip(models, modes, strict=True):
+            own.train(mode)
 
 
 class PreparedImages(torch.utils.data.Dataset):

@@ -400,6 +400,7 @@ def test_a_card_that_cannot_be_written_is_found_first(inputs, tmp_path, text, me
         (plain, {"batch_size": 0}, "--batch_size is 0; it must be 1 or more"),
         (plain, {"device": "abacus"}, "--device abacus can't be used"),
         (plain, {"test_dri": "test"}, "no setting --test_dri; did you mean --test_dir"),
+        (adapted, {"clip": "no/clip"}, "no/clip|cached files"),
         (adapted, {"class_names": "names.txt"}, "--class_names doesn't go with .*, an adapted model"),
         (adapted, {"descriptions": "descriptions.json"}, "--descriptions doesn't go with .* pass it with --clip"),
         (adapted, {"templates": "a {}"}, "--templates doesn't go with .* pass it with --clip"),
@@ -501,9 +502,8 @@ def test_every_code_block_of_the_docs(inputs, tmp_path, monkeypatch, capsys):
             uniform = ["--config_overrides", UNIFORM] if "class_names" in block else []
             monkeypatch.setattr(sys, "argv", [*shlex.split(block.replace("\\\n", "")), *uniform])
             microclip()
-    titles = re.findall(
-        r"^\| (\S[^|]*\S) +\|", page[page.index("| the image's") : page.index("Without `--clip`")], re.M
-    )
+    table = page[page.index("|---") : page.index("Without `--clip`")]
+    titles = re.findall(r"^\| (\S[^|]*\S) +\|", table, re.MULTILINE)
     assert titles == [own["title"] for own in results(tmp_path / "results")["ways"].values()]
 
 

@@ -149,7 +149,7 @@ def _check_options(options: EvaluateArguments) -> torch.device:
             raise ValueError(f"--{name} {path}: there is no such file.")
     if (options.test_dir is None) == (options.dataset_name is None):
         raise ValueError("Pass the images with either --test_dir or --dataset_name.")
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = options.device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
         return torch.zeros(1, device=device).device
     except (AssertionError, NotImplementedError, RuntimeError) as error:
@@ -176,6 +176,8 @@ def _read_texts(
     for name, reason in refused.items():
         if vars(options)[name]:
             raise ValueError(f"--{name} doesn't go with {source}, {kind}: {reason}.")
+    if options.clip is not None:
+        MicroCLIPConfig.from_pretrained(options.clip)
     if not adapted and options.class_names is None:
         raise ValueError(f"{source} is a CLIP; pass the names of the classes with --class_names.")
     if not adapted:
