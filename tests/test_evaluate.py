@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 from transformers import AutoProcessor, CLIPModel, pipeline
 
 from microclip_hf import MicroCLIPForImageClassification
+from microclip_hf.card_results import add_results, read_card
 from microclip_hf.commands import evaluate
 from microclip_hf.commands import main as microclip
 from microclip_hf.commands.loading import load_adapted, load_clip
@@ -358,6 +359,26 @@ def test_results_in_a_card(inputs, tmp_path):
     ]
     assert card.text.count("| CLIP with the class names |") == 1 and card.text.endswith("- so\n")
     assert str(tmp_path) not in str(card) and "\n\n\n" not in card.text
+
+
+def test_a_data_set_of_the_hub_in_the_card(by_hand, tmp_path):
+    """Its configuration and split tell measurements apart."""
+    (tmp_path / "README.md").write_text("# A model\n")
+    for split in ("test", "validation", "test"):
+        options = evaluate.EvaluateArguments(
+            "model", "out", dataset_name="user/photos", dataset_config="small", dataset_split=split
+        )
+        report = {**by_hand[1], "dataset": evaluate._dataset_title(options)}
+        add_results(read_card(tmp_path), tmp_path, report, **evaluate._dataset_facts(options))
+    card = ModelCard.load(tmp_path / "README.md")
+    found = {(own.dataset_type, own.dataset_config, own.dataset_split) for own in card.data.eval_results}
+    assert found == {("user/photos", "small", "test"), ("user/photos", "small", "validation")}
+    assert len(card.data.eval_results) == 10 and card.data.model_name == tmp_path.name
+    assert re.findall(r"^#.*", card.text, re.MULTILINE) == [
+        "# A model",
+        "## Measured on user/photos, small, test",
+        "## Measured on user/photos, small, validation",
+    ]
 
 
 @pytest.mark.parametrize(
