@@ -105,27 +105,26 @@ def write_model_card(
         picture=PICTURE if (folder / PICTURE).exists() else None,
         settings=_settings(config, args, facts),
     )
+    save_card(card, folder)
+
+
+def save_card(card: ModelCard, folder: Path) -> None:
+    """Write `README.md` as a whole or not at all."""
     incomplete = folder / "_README.md"
     incomplete.write_text(str(card), encoding="utf-8")
     incomplete.replace(folder / "README.md")
 
 
 def _metadata(facts: CardFacts, model_id: str, args: MicroCLIPTrainingArguments) -> ModelCardData:
-    dataset = _hub_id(facts.dataset)
-    measured_on = _hub_id(facts.test_dataset)
-    results = [
-        EvalResult(
-            task_type="image-classification",
-            dataset_type=measured_on or "imagefolder",
-            dataset_name=measured_on or "test images",
-            metric_type=name,
-            metric_value=facts.results[f"adapted_{name}"],
-        )
-        for name in ("accuracy", *METRICS)
-        if f"adapted_{name}" in facts.results
-    ]
+    dataset = hub_id(facts.dataset)
+    measured_on = hub_id(facts.test_dataset)
+    prefix = "adapted_"
+    metrics = {name.removeprefix(prefix): facts.results[name] for name in facts.results if name.startswith(prefix)}
+    results = eval_results(
+        metrics, dataset_type=measured_on or "imagefolder", dataset_name=measured_on or "test images"
+    )
     return ModelCardData(
-        base_model=_hub_id(facts.base_model),
+        base_model=hub_id(facts.base_model),
         datasets=[dataset] if dataset else None,
         language=facts.language,
         library_name="transformers",
@@ -135,6 +134,15 @@ def _metadata(facts: CardFacts, model_id: str, args: MicroCLIPTrainingArguments)
         model_name=model_id.split("/")[-1],
         eval_results=results or None,
     )
+
+
+def eval_results(metrics: Mapping[str, float], **dataset: Any) -> list[EvalResult]:
+    """`accuracy` and the metrics in `METRICS`, in the Hub's form; `dataset_name` and the like say on what."""
+    return [
+        EvalResult(task_type="image-classification", metric_type=name, metric_value=metrics[name], **dataset)
+        for name in ("accuracy", *METRICS)
+        if name in metrics
+    ]
 
 
 def _settings(config: MicroCLIPConfig, args: MicroCLIPTrainingArguments, facts: CardFacts) -> list[tuple[str, Any]]:
@@ -154,12 +162,12 @@ def _settings(config: MicroCLIPConfig, args: MicroCLIPTrainingArguments, facts: 
 
 def _link(source: str | None, hub: str) -> str | None:
     """A Hub id as a link; a folder by its name alone."""
-    if source is None or _hub_id(source):
+    if source is None or hub_id(source):
         return source and f"[{source}]({hub}{source})"
     return f"`{os.path.basename(os.path.abspath(source))}`"
 
 
-def _hub_id(source: str | None) -> str | None:
+def hub_id(source: str | None) -> str | None:
     """The source where it is one of the Hub's, `name` or `user/name`, and no file or folder here."""
     return source if source and re.fullmatch(HUB_ID, source) and not os.path.exists(source) else None
 

@@ -1,4 +1,4 @@
-"""Pictures of an adaptation run, for people who would rather look."""
+"""Pictures of adaptation runs and evaluations, for people who would rather look."""
 
 import functools
 import os
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -101,6 +102,35 @@ def plot_adaptation(
     if columns:
         _plot_images(figure.subfigs[1], before, after)
     figure.savefig(path, dpi=100)
+
+
+def plot_confusion(
+    path: str | os.PathLike, labels: np.ndarray, predicted: np.ndarray, classes: Sequence[int], names: Sequence[str]
+) -> None:
+    """Draw which classes are taken for which: rows are the true classes, numbers count images.
+
+    Args:
+        path (`str` or `os.PathLike`): the PNG to write, whatever its ending.
+        labels, predicted (`np.ndarray` of shape `(num_images,)`): class indices.
+        classes (`Sequence[int]`): the classes to show; images that are taken for another are counted in a last column.
+        names (`Sequence[str]`): of all classes.
+    """
+    columns = [*(predicted == shown for shown in classes), ~np.isin(predicted, classes)]
+    counts = np.array([[np.sum((labels == row) & column) for column in columns] for row in classes])
+    shown = [*(names[index] for index in classes), "others"]
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = 2.5 + 0.45 * len(classes)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    picture = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
+    axes.set_xticks(range(len(columns)), shown, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(classes)), shown[:-1], fontsize=8)
+    axes.set(xlabel="predicted", ylabel="true")
+    for row, column in zip(*counts.nonzero(), strict=True):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=7, color=color)
+    figure.colorbar(picture, label="images of the true class (%)", shrink=0.6)
+    figure.savefig(path, format="png", dpi=100)
 
 
 def _plot_images(figure: SubFigure, before: Snapshot, after: Snapshot) -> None:

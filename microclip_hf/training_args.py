@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args
 import torch
 from transformers import TrainingArguments
 
+from .views import CROP_RATIO, NUM_CROPS
+
 
 MAX_WORKERS = 16
 PriorRefresh = Literal["step", "epoch", "never"]
@@ -69,9 +71,9 @@ class MicroCLIPTrainingArguments(TrainingArguments):
     )
 
     # Pseudo-labels
-    num_crops: int = field(default=8, metadata={"help": "K, crops of the multi-view prior."})
+    num_crops: int = field(default=NUM_CROPS, metadata={"help": "K, crops of the multi-view prior."})
     crop_ratio: list[float] = field(
-        default_factory=lambda: [0.5, 0.9], metadata={"help": "Least and greatest side of a crop (share)."}
+        default_factory=lambda: list(CROP_RATIO), metadata={"help": "Least and greatest side of a crop (share)."}
     )
     prior_ratio: float = field(default=0.5, metadata={"help": "gamma, share of the frozen head in pseudo-labels."})
     distribution_alignment: bool = field(

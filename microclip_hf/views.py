@@ -15,6 +15,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from transformers.image_utils import OPENAI_CLIP_MEAN
 
 
+# K, and the least and greatest side of a crop as shares of the shorter side.
+NUM_CROPS, CROP_RATIO = 8, (0.5, 0.9)
 STRONG_SCALE = (0.3, 1.0)
 STRONG_RATIO = (3 / 4, 4 / 3)
 # RandAugment as timm's `rand-m9-mstd0.5-inc1`: two operations an image, each with probability 0.5, magnitude

@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PilImage
 
 from microclip_hf import data
-from microclip_hf.commands import adapt
+from microclip_hf.commands import adapt, evaluate
 from microclip_hf.data import load_images
 from microclip_hf.presets import list_presets, load_preset, load_split, readable_name
 
@@ -253,7 +253,14 @@ def flags(run, output, **options):
     return [text for name, value in options.items() if value is not None for text in (f"--{name}", str(value))]
 
 
-def test_adapt_with_a_preset(run, tmp_path, monkeypatch):
+def evaluate_with_a_preset(run, output, model, **options):
+    options = {"model_name_or_path": model, "dataset_name": run / "copy", "output_dir": output, **options}
+    options |= {"preset": "eurosat", "num_crops": 0, "device": "cpu"}
+    evaluate.main([text for name, value in options.items() for text in (f"--{name}", str(value))])
+    return json.loads((output / "results.json").read_text())
+
+
+def test_adapt_and_evaluate_with_a_preset(run, tmp_path, monkeypatch):
     asked = []
     load = adapt.MicroCLIPForImageClassification.from_clip
     monkeypatch.setattr(
@@ -271,6 +278,12 @@ def test_adapt_with_a_preset(run, tmp_path, monkeypatch):
     assert [config["id2label"][str(index)] for index in range(10)] == names
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert results["adapted_accuracy"] * 12 == pytest.approx(round(results["adapted_accuracy"] * 12))
+    measured = evaluate_with_a_preset(run, tmp_path / "of_clip", model=run / "clip", descriptions=run / "words.json")
+    assert measured["dataset"] == "copy" and measured["class_names"] == names
+    for way in ("zero_shot", "cupl"):
+        assert measured["ways"][way]["accuracy"] == pytest.approx(results[f"{way}_accuracy"])
+    measured = evaluate_with_a_preset(run, tmp_path / "adapted", model=tmp_path / "out")
+    assert measured["ways"]["fused"]["accuracy"] == pytest.approx(results["adapted_accuracy"])
     options = adapt.AdaptArguments(model_name_or_path="x", preset="eurosat", templates=["{}!"], image_column="photo")
     preset = adapt._apply_preset(options)
     assert preset.revision == load_preset("eurosat").revision and preset.image_column == "photo"

@@ -18,18 +18,18 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, pipeline
 from transformers.trainer_utils import get_last_checkpoint, has_length
 
-from ..configuration_microclip import MicroCLIPConfig
 from ..data import load_images, read_class_names
 from ..descriptions import read_descriptions
 from ..model_card import DESCRIPTIONS, PICTURE, CardFacts, split_results
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..plots import plot_adaptation, snapshot
-from ..presets import Preset, list_presets, load_preset, load_split
-from ..text_heads import check_templates, encode_heads
+from ..presets import Preset, list_presets, load_split
+from ..text_heads import check_templates
 from ..trainer import MicroCLIPTrainer, check_classes
 from ..training_args import MicroCLIPTrainingArguments
 from ..view_datasets import UNREADABLE, decode
 from . import HelpFormatter, refuse_unknown
+from .loading import load_clip, read_overrides, read_preset
 
 
 @dataclass
@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         refuse_unknown(unknown, parser)
         texts, overrides, train_dataset, test_dataset = _check_input(options, training_args)
-        model, zero_shot_head = _load_model(options.model_name_or_path, texts, overrides)
+        model, zero_shot_head = load_clip(options.model_name_or_path, texts, overrides)
         trainer = MicroCLIPTrainer(
             model=model, args=training_args, train_dataset=train_dataset, eval_dataset=test_dataset
         )
@@ -179,17 +179,6 @@ def _expand_config(arguments: list[str]) -> list[str]:
     return options + rest
 
 
-def _load_model(
-    source: str, texts: dict[str, Any], overrides: dict[str, Any]
-) -> tuple[MicroCLIPForImageClassification, torch.Tensor]:
-    """The model with both of its heads, and the head of plain CLIP, made of the templates alone."""
-    model = MicroCLIPForImageClassification.from_clip(source, **texts, **{**overrides, "keep_text_model": True})
-    zero_shot_head, _ = encode_heads(model.clip, model.tokenizer, texts["class_names"], texts["templates"])
-    if not overrides.get("keep_text_model"):
-        model.drop_text_model()
-    return model, zero_shot_head
-
-
 def _evaluate_clip(trainer: MicroCLIPTrainer, head: torch.Tensor, name: str) -> dict[str, float]:
     """Accuracy of plain CLIP: its [CLS] feature against a head."""
     model = trainer.model
@@ -233,7 +222,7 @@ def _check_input(
         raise ValueError("Pass the classes with --class_names, a text file with one name a line, or with --preset.")
     checkpoint = _check_output(training_args)
     check_templates(options.templates)
-    overrides = _read_overrides(options.config_overrides)
+    overrides = read_overrides(options.config_overrides)
     if options.class_names is not None:
         texts = _read_texts(options, read_class_names(options.class_names), checkpoint)
         return texts, overrides, *_load_data(options, training_args, preset, texts["class_names"])
@@ -243,16 +232,7 @@ def _check_input(
 
 def _apply_preset(options: AdaptArguments) -> Preset:
     """The preset with the options that are given in place of its own; what else the run asks of it, in the options."""
-    preset = load_preset(options.preset).override(
-        dataset=options.dataset_name,
-        config=options.dataset_config,
-        revision=options.dataset_revision,
-        train_split=options.dataset_split,
-        test_split=options.test_split,
-        image_column=options.image_column,
-        label_column=options.label_column,
-        templates=options.templates,
-    )
+    preset = read_preset(options, train_split=options.dataset_split, test_split=options.test_split)
     options.templates = list(preset.templates)
     if options.train_dir is None:
         options.dataset_name = preset.dataset
@@ -337,21 +317,6 @@ def _check_output(training_args: MicroCLIPTrainingArguments) -> str | None:
         advice = ", or continue that run with --resume_from_checkpoint true" if checkpoint else ""
         raise ValueError(f"--output_dir {folder} already holds a model. Choose another folder{advice}.")
     return None
-
-
-def _read_overrides(text: str | None) -> dict[str, Any]:
-    try:
-        overrides = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--config_overrides {text} isn't JSON: {error}") from error
-    known = MicroCLIPConfig.architecture_names()
-    if unknown := set(overrides) - set(known):
-        raise ValueError(
-            f"--config_overrides has {', '.join(map(repr, sorted(unknown)))}; the settings are "
-            f"{', '.join(sorted(known))}."
-        )
-    MicroCLIPConfig(**overrides)
-    return overrides
 
 
 def _show_prediction(folder: str, image: Any) -> None:

@@ -1,29 +1,105 @@
-"""Loading an adapted model, as every command does that uses one."""
+"""What several commands load: adapted models, CLIPs with the heads of their texts, settings of the architecture."""
 
+import json
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
 from ..configuration_microclip import MicroCLIPConfig
 from ..modeling_microclip import MicroCLIPForImageClassification
+from ..presets import Preset, load_preset
+from ..text_heads import encode_heads
 
 
 def load_adapted(source: str, **kwargs: Any) -> MicroCLIPForImageClassification:
-    """An adapted model, in float32; a plain CLIP, which would get random heads, is refused.
+    """A saved microCLIP, in float32 and evaluation mode; a plain CLIP, which would get random heads, is refused.
 
     Args:
-        source (`str`): a Hub id or a folder.
-        kwargs: as in `from_pretrained`.
+        source (`str`): Hub id or folder.
+        kwargs: handed on to `from_pretrained` (`revision`, `token`, `dtype`, ...).
 
     Raises:
-        OSError: if there is no model.
-        ValueError: if it is of another kind.
+        ValueError: if there is no such model, or it is of another type.
     """
-    model_type = PreTrainedConfig.get_config_dict(source, **kwargs)[0].get("model_type")
-    if model_type != MicroCLIPConfig.model_type:
+    if (model_type := read_model_type(source, **kwargs)) != MicroCLIPConfig.model_type:
         raise ValueError(
             f"{source} is a model of type {model_type!r}; pass a microCLIP, which brings its class names: one written "
             "by microclip adapt, or made by from_clip and saved."
         )
-    return MicroCLIPForImageClassification.from_pretrained(source, **{"dtype": torch.float32, **kwargs})
+    try:
+        return MicroCLIPForImageClassification.from_pretrained(source, **{"dtype": torch.float32, **kwargs})
+    except (OSError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise ValueError(f"{source} can't be loaded: {error}") from error
+
+
+def read_model_type(source: str, **kwargs: Any) -> str | None:
+    """The `model_type` of a saved model's configuration: "microclip", "clip", ...
+
+    Raises:
+        ValueError: if there is no configuration.
+    """
+    try:
+        return PreTrainedConfig.get_config_dict(source, **kwargs)[0].get("model_type")
+    except OSError as error:
+        raise ValueError(f"{source} can't be loaded: {error}") from error
+
+
+def load_clip(
+    source: str, texts: dict[str, Any], overrides: dict[str, Any]
+) -> tuple[MicroCLIPForImageClassification, torch.Tensor]:
+    """The model with both of its heads, and the head of plain CLIP, made of the templates alone.
+
+    Args:
+        source (`str`): a CLIP: Hub id or folder.
+        texts (`dict[str, Any]`): `class_names`, `templates` and perhaps `descriptions`, as for `from_clip`.
+        overrides (`dict[str, Any]`): fields of [`MicroCLIPConfig`].
+    """
+    model = MicroCLIPForImageClassification.from_clip(source, **texts, **{**overrides, "keep_text_model": True})
+    zero_shot_head, _ = encode_heads(model.clip, model.tokenizer, texts["class_names"], texts["templates"])
+    if not overrides.get("keep_text_model"):
+        model.drop_text_model()
+    return model, zero_shot_head
+
+
+def read_overrides(text: str | None) -> dict[str, Any]:
+    """Settings of the architecture from JSON.
+
+    Raises:
+        ValueError: if it isn't JSON, or has settings or values that [`MicroCLIPConfig`] hasn't.
+    """
+    try:
+        overrides = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--config_overrides {text} isn't JSON: {error}") from error
+    known = MicroCLIPConfig.architecture_names()
+    if unknown := set(overrides) - set(known):
+        raise ValueError(
+            f"--config_overrides has {', '.join(map(repr, sorted(unknown)))}; the settings are "
+            f"{', '.join(sorted(known))}."
+        )
+    MicroCLIPConfig(**overrides)
+    return overrides
+
+
+def read_preset(options: Any, **splits: str | None) -> Preset:
+    """The preset `options.preset` with the columns, splits, ... that are given in place of its own.
+
+    Args:
+        options: a command's, which names a data set of the Hub, its columns and templates as `microclip adapt` does.
+        splits (`str`, *optional*): `train_split` and `test_split`, where given.
+
+    Raises:
+        ValueError: if there is no such preset.
+    """
+    return load_preset(options.preset).override(
+        dataset=options.dataset_name,
+        config=options.dataset_config,
+        revision=options.dataset_revision,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        templates=options.templates,
+        **splits,
+    )

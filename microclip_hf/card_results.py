@@ -1,0 +1,67 @@
+"""An evaluation's results in the card of a saved model: in its metadata, which the Hub shows, and as a table."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard
+
+from .evaluation import ANSWER
+from .evaluation_report import describe_images, ways_table
+from .model_card import eval_results, save_card
+
+
+# Of the card that adaptation writes; a section of results comes before it.
+NEXT_HEADING = "## How it was made"
+
+
+def read_card(folder: str | os.PathLike) -> ModelCard:
+    """The card of a model's folder.
+
+    Raises:
+        ValueError: if there is no folder, no `README.md` in it, or its metadata can't be read.
+    """
+    path = Path(folder, "README.md")
+    if not path.is_file():
+        raise ValueError(f"{folder} isn't a folder with a card, README.md, to write the results into.")
+    try:
+        return ModelCard.load(path)
+    except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"The metadata of {path} can't be read; correct or remove it. ({error})") from error
+
+
+def add_results(card: ModelCard, folder: str | os.PathLike, report: Mapping[str, Any], **dataset: Any) -> None:
+    """Write results into a card; those of the same data set are replaced, others stay.
+
+    Args:
+        card (`ModelCard`): by [`read_card`].
+        folder (`str` or `os.PathLike`): the model's.
+        report: by `make_report`.
+        dataset: how the Hub's metadata call it: `dataset_type`, `dataset_name`, and perhaps `dataset_config` and
+            `dataset_split`.
+    """
+    new = eval_results(report["ways"][ANSWER], **dataset)
+    kept = [old for old in card.data.eval_results or () if not any(old.is_equal_except_value(own) for own in new)]
+    card.data.eval_results = kept + new
+    card.data.model_name = card.data.model_name or os.path.basename(os.path.abspath(folder))
+    card.text = _with_section(card.text, f"## Measured on {report['dataset']}", _section(report))
+    save_card(card, Path(folder))
+
+
+def _section(report: Mapping[str, Any]) -> str:
+    return f"{describe_images(report)} Labels only measure.\n\n{ways_table(report)}\n"
+
+
+def _with_section(text: str, heading: str, content: str) -> str:
+    """The text with this section in place of one of the same heading, or before the heading that it should precede."""
+    section = f"{heading}\n\n{content}\n"
+    old = re.search(rf"^{re.escape(heading)}\n.*?(?=^#{{1,2}} |\Z)", text, re.DOTALL | re.MULTILINE)
+    if old:
+        return text[: old.start()] + section + text[old.end() :]
+    following = re.search(rf"^{re.escape(NEXT_HEADING)}$", text, re.MULTILINE)
+    if following:
+        return text[: following.start()] + section + text[following.start() :]
+    return f"{text.rstrip()}\n\n{section}"

@@ -1,0 +1,224 @@
+"""Every way in which a microCLIP and its CLIP can classify images, side by side, in one pass over the images.
+
+n images, B of them a batch, C classes, E joint embedding width, S input size in pixels, K crops.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.nn.functional import normalize
+from tqdm.auto import tqdm
+from transformers import BaseImageProcessor
+
+from .model_card import METHODS
+from .modeling_microclip import MicroCLIPForImageClassification, MicroCLIPOutput
+from .pseudo_labels import composite_embeds
+from .view_datasets import UNREADABLE, decode, describe_unreadable
+from .views import CROP_RATIO, NUM_CROPS, crop_box, cut_squares, to_rgb
+
+
+WAYS = {
+    "zero_shot": METHODS["zero_shot_accuracy"],
+    "cupl": METHODS["cupl_accuracy"],
+    "cls": "[CLS] alone",
+    "fg": "[FG] alone",
+    "fused": METHODS["adapted_accuracy"],
+    "multi_crop": "crops, with the frozen head",
+}
+# The way in which the model answers, with which the others are compared.
+ANSWER = "fused"
+
+
+@dataclass(frozen=True)
+class PlainCLIP:
+    """A CLIP that classifies by its own image feature.
+
+    Args:
+        model ([`MicroCLIPForImageClassification`]): its `coarse_embeds` are the CLIP's image features.
+        heads (`dict[str, torch.Tensor]`): by the name of a way, class vectors of shape `(num_classes, embed_dim)`.
+    """
+
+    model: MicroCLIPForImageClassification
+    heads: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How images are read and cropped.
+
+    Args:
+        num_crops (`int`): K; 0 leaves the way `multi_crop` out.
+        crop_ratio: least and greatest side of a crop, as shares of the shorter side.
+        seed (`int`): with the index of an image it seeds the crops.
+        batch_size (`int`): images a forward pass.
+        num_workers (`int`): processes that read images; 0 reads them in this one.
+    """
+
+    num_crops: int = NUM_CROPS
+    crop_ratio: Sequence[float] = CROP_RATIO
+    seed: int = 0
+    batch_size: int = 64
+    num_workers: int = 0
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What each way says of the images that could be read.
+
+    Args:
+        labels (`np.ndarray` of shape `(num_images,)`): the true class indices.
+        logits (`dict[str, np.ndarray]`): by way, in the order of `WAYS`, float32 of shape
+            `(num_images, num_classes)`.
+        num_unreadable (`int`): images that were left out.
+    """
+
+    labels: np.ndarray
+    logits: dict[str, np.ndarray] = field(default_factory=dict)
+    num_unreadable: int = 0
+
+
+def predict_all_ways(
+    model: MicroCLIPForImageClassification,
+    dataset: Dataset,
+    plain: PlainCLIP | None = None,
+    settings: EvaluationSettings | None = None,
+) -> Predictions:
+    """Classify images in every way, in float32, on the model's device, with a progress bar.
+
+    `cls` and `fg` are what the model would answer with a `fusion_ratio` of 1 and of 0, and `fused` is what it answers.
+    `multi_crop` compares the composite embedding of K crops with the frozen head (arXiv:2510.02270, section 3.3); the
+    crops' relevance is their cosine with the whole prepared image.
+
+    Args:
+        model ([`MicroCLIPForImageClassification`]): with its image processor, which prepares the images.
+        dataset (`Dataset`): `image` and `label`, an index of a class. Images that can't be read are left out, with a
+            warning.
+        plain ([`PlainCLIP`], *optional*): adds the ways that its heads name. Its image processor prepares its images.
+        settings ([`EvaluationSettings`], *optional*): default, the published crops.
+
+    Raises:
+        ValueError: if no image can be read.
+    """
+    settings = settings or EvaluationSettings()
+    models = [model] if plain is None or plain.model is model else [model, plain.model]
+    size = model.config.clip_config.vision_config.image_size
+    images = PreparedImages(dataset, [own.image_processor for own in models], size, settings)
+    labels, logits = [], {way: [] for way in WAYS}
+    unreadable = torch.zeros(len(dataset), dtype=torch.bool)
+    with _evaluating(models), tqdm(total=len(dataset), desc="Evaluating", unit="image") as bar:
+        for batch in torch.utils.data.DataLoader(
+            images, settings.batch_size, collate_fn=list, num_workers=settings.num_workers
+        ):
+            readable = [example for example in batch if "label" in example]
+            unreadable[[example["index"] for example in batch if "label" not in example]] = True
+            if readable:
+                labels += [example["label"] for example in readable]
+                for way, values in _classify(model, plain, _stack(readable)).items():
+                    logits[way].append(values.cpu().numpy())
+            bar.update(len(batch))
+    if not labels:
+        raise ValueError(f"{describe_unreadable(dataset, unreadable)}, so nothing can be measured.")
+    if unreadable.any():
+        warnings.warn(f"{describe_unreadable(dataset, unreadable)} and are left out.", stacklevel=2)
+    joined = {way: np.concatenate(parts) for way, parts in logits.items() if parts}
+    return Predictions(np.array(labels), joined, int(unreadable.sum()))
+
+
+@contextlib.contextmanager
+def _evaluating(models: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """Models in evaluation mode; afterwards each is in its own again."""
+    modes = [own.training for own in models]
+    try:
+        for own in models:
+            own.eval()
+        yield
+    finally:
+        for own, mode in zip(models, modes, strict=True):
+            own.train(mode)
+
+
+class PreparedImages(torch.utils.data.Dataset):
+    """Images as models take them: `index`, and if it can be read `label`, `pixel_values` (a list) and `crops`.
+
+    Args:
+        dataset: its items are dictionaries with an `image` and a `label`.
+        processors (`list[BaseImageProcessor]`): one for each model; where the second prepares as the first does, it
+            isn't used.
+        size (`int`): S, of the crops.
+        settings ([`EvaluationSettings`]): how many crops, and their seed.
+    """
+
+    def __init__(
+        self, dataset: Dataset, processors: list[BaseImageProcessor], size: int, settings: EvaluationSettings
+    ) -> None:
+        self.dataset, self.size, self.settings = dataset, size, settings
+        self.processors = processors if _differ(processors) else processors[:1]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            example = self.dataset[index]
+            image = to_rgb(decode(example["image"]))
+        except UNREADABLE:
+            return {"index": index}
+        rng = np.random.default_rng((self.settings.seed, index))
+        boxes = [crop_box(*image.size, self.settings.crop_ratio, rng) for _ in range(self.settings.num_crops)]
+        prepared = [processor(image, return_tensors="pt")["pixel_values"][0] for processor in self.processors]
+        crops = self._normalize(torch.from_numpy(cut_squares(image, boxes, self.size)))
+        return {"index": index, "label": example["label"], "pixel_values": prepared, "crops": crops}
+
+    def _normalize(self, crops: torch.Tensor) -> torch.Tensor:
+        processor = self.processors[0]
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std))
+        return (crops / 255 - mean) / std
+
+
+def _differ(processors: list[BaseImageProcessor]) -> bool:
+    return processors[0].to_dict() != processors[-1].to_dict()
+
+
+def _stack(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """`crops` (B, K, 3, S, S), and `pixel_values`, a list of (B, 3, S, S) for each processor."""
+    prepared = zip(*(example["pixel_values"] for example in examples), strict=True)
+    return {
+        "pixel_values": [torch.stack(own) for own in prepared],
+        "crops": torch.stack([example["crops"] for example in examples]),
+    }
+
+
+@torch.no_grad()
+def _classify(
+    model: MicroCLIPForImageClassification, plain: PlainCLIP | None, batch: dict[str, Any]
+) -> dict[str, torch.Tensor]:
+    """Logits `(batch_size, num_classes)` of each way."""
+    pixel_values = [own.to(model.device) for own in batch["pixel_values"]]
+    output = model(pixel_values[0])
+    logits = {
+        "cls": model.logit_adjustment(output.cls_logits),
+        "fg": model.logit_adjustment(output.fg_logits),
+        "fused": output.logits,
+    }
+    if batch["crops"].shape[1] > 0:
+        logits["multi_crop"] = _multi_crop_logits(model, batch["crops"].to(model.device), output)
+    if plain is not None:
+        same = plain.model is model
+        cls_embeds = output.cls_embeds if same else plain.model.coarse_embeds(pixel_values[-1])
+        for way, head in plain.heads.items():
+            cosines = cls_embeds @ normalize(head.to(cls_embeds), dim=-1).T
+            logits[way] = plain.model.logit_scale * cosines
+    return logits
+
+
+def _multi_crop_logits(
+    model: MicroCLIPForImageClassification, crops: torch.Tensor, output: MicroCLIPOutput
+) -> torch.Tensor:
+    crop_embeds = torch.stack([model.coarse_embeds(own) for own in crops.unbind(1)], 1)
+    return model.logit_scale * model.prior_head(composite_embeds(crop_embeds, output.cls_embeds))
