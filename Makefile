@@ -1,18 +1,20 @@
-# Every target makes .venv and installs by itself if needed.
+# Every target makes its environment and installs by itself if needed.
 PYTHON ?= python3
-VENV = .venv
-BIN = $(VENV)/bin
-STAMP = $(VENV)/.installed
+BIN = .venv/bin
+STAMP = .venv/.installed
+LOWEST_STAMP = .venv-lowest/.installed
 
-.PHONY: help demo test slow-test style quality
+.PHONY: help demo test test-lowest slow-test style quality
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
-$(STAMP): setup.cfg pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
-	touch $(STAMP)
+$(STAMP): constraints.txt
+$(LOWEST_STAMP): constraints-lowest.txt
+%/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q -c $(filter %.txt,$^) -e ".[dev]"
+	touch $@
 
 # accelerate gives a process on a CPU one thread unless it is told otherwise.
 demo: $(STAMP)  ## adapt a small CLIP to unlabelled rendered birds, without any download (minutes)
@@ -21,6 +23,9 @@ demo: $(STAMP)  ## adapt a small CLIP to unlabelled rendered birds, without any 
 
 test: $(STAMP)  ## run the tests (minutes)
 	$(BIN)/python -m pytest
+
+test-lowest: $(LOWEST_STAMP)  ## run the tests with the lowest versions that setup.cfg allows (Python 3.10 or 3.11)
+	.venv-lowest/bin/python -m pytest
 
 slow-test: $(STAMP)  ## run the tests marked slow: transformers' own model tests, the built wheel, the demo
 	$(BIN)/python -m pytest -m slow

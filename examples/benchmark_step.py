@@ -217,7 +217,7 @@ def run_trainer(
             use_cpu=DEVICE == "cpu",
             bf16=low,
             autocast_pseudo_labels=low,
-            activation_checkpointing=kind == "checkpointed_step",
+            gradient_checkpointing=kind == "checkpointed_step",  # the name that all versions know
             torch_compile=options.compile,
         )
         world = int(os.environ.get("WORLD_SIZE", 1))

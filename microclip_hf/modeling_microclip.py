@@ -358,10 +358,11 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         kwargs["interpolate_pos_encoding"] = interpolate_pos_encoding
-        captured = MicroCLIPOutput()
+        selected = attentions = None
         if output_hidden_states or output_attentions:
             captured = vision(pixel_values, output_hidden_states=True, output_attentions=output_attentions, **kwargs)
-            hidden_states = captured.hidden_states[-2]
+            hidden_states, attentions = captured.hidden_states[-2], captured.attentions
+            selected = _select(captured.hidden_states, output_hidden_states) if output_hidden_states else None
         else:
             hidden_states = run_tower(vision, pixel_values, **kwargs)
         tokens = vision.post_layernorm(vision.encoder.layers[-1](hidden_states, tokens="all"))
@@ -374,8 +375,8 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
             patch_embeds=patch_embeds,
             saliency_mask=mask,
             fg_attention=attention,
-            hidden_states=_select(captured.hidden_states, output_hidden_states) if output_hidden_states else None,
-            attentions=captured.attentions,
+            hidden_states=selected,
+            attentions=attentions,
         )
 
     @can_return_tuple

@@ -21,6 +21,14 @@ SQUARINGS = 16
 SQUARINGS_APART = 3
 
 
+def is_exporting() -> bool:
+    """Whether the program is being exported, by tracing, as is `torch.export`'s default.
+
+    PyTorch's compiler alone is no sign of it: older versions say that they export whatever they compile.
+    """
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+
+
 def check_finite(values: torch.Tensor, name: str, advice: str) -> None:
     """Refuse NaN and infinite values.
 
@@ -30,7 +38,7 @@ def check_finite(values: torch.Tensor, name: str, advice: str) -> None:
     Raises:
         ValueError: on the CPU, in eager mode (otherwise a `RuntimeError` from the device).
     """
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return
     finite = values.isfinite().all()
     if values.device.type != "cpu" or torch.compiler.is_compiling():
@@ -101,7 +109,7 @@ def has_eigensolver(device: torch.device) -> bool:
     There it takes 3 ms for 196 patches and 26 ms for 576, 0.6 % of the vision tower's forward pass. CUDA solves larger
     matrices one after the other and makes the host wait; MPS and ONNX have no solver.
     """
-    return device.type == "cpu" and not torch.compiler.is_exporting()
+    return device.type == "cpu" and not is_exporting()
 
 
 def leading_eigenvector(matrix: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
-"""One small adaptation run, in this process or, as a program, in each process of `torchrun`.
+"""One small adaptation run, in this process or, as a program, in each process of `torchrun`; there, several runs too.
 
-python tests/adaptation.py CLIP_FOLDER OUTPUT_DIR '{"num_train_epochs": 1}'
+python tests/adaptation.py CLIP_FOLDER '{"output_dir": "out", "num_train_epochs": 1}' ...
 """
 
 import json
@@ -49,11 +49,12 @@ def adapt(clip, output_dir, dataset=None, num_images=20, resume=None, attention=
 
 
 if __name__ == "__main__":
-    clip, output_dir, options = sys.argv[1:]
-    trainer = adapt(clip, output_dir, **json.loads(options))
-    trainer.save_model()
-    if trainer.is_world_process_zero():
-        Path(output_dir, "log.json").write_text(json.dumps(trainer.state.log_history))
+    clip, *runs = sys.argv[1:]
+    for run in runs:
+        trainer = adapt(clip, **json.loads(run))
+        trainer.save_model()
+        if trainer.is_world_process_zero():
+            Path(trainer.args.output_dir, "log.json").write_text(json.dumps(trainer.state.log_history))
     trainer.leave_group()
     threads = []
     for path in Path("/proc/self/task").glob("*/comm"):

@@ -5,12 +5,14 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
+import functools
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from adaptation import adapt
 from hypothesis import HealthCheck, settings
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -55,6 +57,12 @@ def clip_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
     save_clip(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def whole_run(clip_folder, tmp_path_factory):
+    """Runs that many tests compare theirs with, each made once."""
+    return functools.cache(lambda **options: adapt(clip_folder, tmp_path_factory.mktemp("whole"), **options))
 
 
 @pytest.fixture

@@ -27,7 +27,8 @@ FILES = ("config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "rn
 
 def start(clip: str, output: Path) -> subprocess.Popen:
     resume = output.is_dir() and get_last_checkpoint(output) is not None
-    command = [sys.executable, str(PROGRAM), clip, str(output), json.dumps({**OPTIONS, "resume": resume})]
+    options = {**OPTIONS, "output_dir": str(output), "resume": resume}
+    command = [sys.executable, str(PROGRAM), clip, json.dumps(options)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
     with open(f"{output}.log", "a") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)

@@ -3,14 +3,18 @@
 import json
 import os
 import re
+import runpy
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_inputs
 import torch
+from accelerate.commands.launch import launch_command_parser
 from datasets import concatenate_datasets
 from hub_server import HubServer
 from PIL import Image
@@ -119,7 +123,7 @@ def test_folders_of_images(inputs, tmp_path):
     labelled = load_image_folder(inputs / "test", ["Blue_Bar", "green-square", "unused", "RED disc"])
     assert sorted(set(labelled["label"])) == [0, 1, 3] and len(labelled) == 12
     image, label = labelled[0]["image"], labelled[0]["label"]
-    red, green, blue = map(sum, zip(*image.get_flattened_data(), strict=True))
+    red, green, blue = np.asarray(image, int).sum((0, 1))
     assert {0: blue, 1: green, 3: red}[label] == max(red, green, blue)
     with pytest.raises(ValueError, match="labels 'blue bar', 'green square' are none of the 2 classes"):
         load_image_folder(inputs / "test", ["red disc", "star"], labels_required=True)
@@ -187,36 +191,59 @@ def workplace(inputs, tmp_path):
     return tmp_path
 
 
+def run_block(language, block, monkeypatch):
+    """A code block in this process, as a Python or an `accelerate launch` of its own would run it."""
+    if language == "python":
+        exec(block, {})
+        return
+    program, launch, *rest = shlex.split(block.replace("\\\n", " "))
+    assert (program, launch) == ("accelerate", "launch")
+    options = launch_command_parser().parse_args(rest)
+    monkeypatch.setattr(sys, "argv", [options.training_script, *options.training_script_args])
+    runpy.run_path(options.training_script, run_name="__main__")
+
+
+def run_block_apart(language, block, hub, folder):
+    """A code block in processes of its own, whose Hub is `hub`."""
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONWARNINGS": "ignore"}
+    environment |= {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.token, "HF_HOME": str(folder / "hf")}
+    environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+    command = ["bash", "-ec", block] if language == "bash" else [sys.executable, "-c", block]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, f"{block}\n{result.stdout}\n{result.stderr}"
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("page", "count"), [("README.md", 9), ("docs/training.md", 6)])
-def test_every_code_block_of_the_docs(inputs, workplace, page, count):
+def test_every_code_block_of_the_docs(inputs, workplace, page, count, monkeypatch):
     """In their order, in one folder, ids replaced by folders here. `pip install` made this environment; `make demo`
     and the benchmarks have tests of their own; two processes on a CPU take the place of two GPUs, a Hub on loopback
-    that of the Hub."""
+    that of the Hub. What needs that Hub, several processes, or a Python without the package runs apart."""
     blocks = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == count
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", workplace / "hf")
+    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", workplace / "hf")
     with HubServer() as hub:
-        environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONWARNINGS": "ignore"}
-        environment |= {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.token, "HF_HOME": str(workplace / "hf")}
-        environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
         for language, block in blocks:
             if "git clone" in block or block == "make demo\n" or "benchmark_" in block:
                 continue
             if language == "bash":
-                block = (
-                    block.rstrip() + ' --num_train_epochs 2 --config_overrides \'{"prior_weighting": "uniform"}\'\n'
-                )
-            if "--config_file" in block:
-                block = re.sub(
-                    r"accelerate launch --config_file \S+", "torchrun --standalone --nproc_per_node 2", block
-                )
-                block = block.rstrip() + " --use_cpu true\n"
+                epochs = 2 if "resume" in block else 1
+                block = f"{block.rstrip()} --num_train_epochs {epochs} --config_overrides '{UNIFORM}'\n"
             block = block.replace(HUB_ID, str(inputs / "clip")).replace(
                 "--dataset_name user/photos", "--dataset_name repo"
             )
             block = block.replace('MicroCLIPTrainingArguments("adapted")', 'MicroCLIPTrainingArguments("by_python")')
-            command = ["bash", "-ec", block] if language == "bash" else [sys.executable, "-c", block]
-            result = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True)
-            assert result.returncode == 0, f"{block}\n{result.stdout}\n{result.stderr}"
+            if "--config_file" in block:
+                block = re.sub(
+                    r"accelerate launch --config_file \S+", "torchrun --standalone --nproc_per_node 2", block
+                )
+                run_block_apart(language, f"{block.rstrip()} --use_cpu true\n", hub, workplace)
+            elif "--push_to_hub" in block or "trust_remote_code" in block:
+                run_block_apart(language, block, hub, workplace)
+            else:
+                run_block(language, block, monkeypatch)
         assert hub.repos.keys() == ({"user/shapes"} if "--push_to_hub" in str(blocks) else set())
     if page == "README.md":
         assert (workplace / "by_python" / "model.safetensors").exists()

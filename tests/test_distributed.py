@@ -151,11 +151,11 @@ def test_two_process_sharded_run(clip_folder, tmp_path, config, schedule):
 
 def test_two_process_run_of_two_machines(clip_folder, tmp_path):
     """Two launches with one file system, where each step's checkpoint gets its final name once."""
-    options = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
     reference = adapt(clip_folder, tmp_path / "one", num_images=24)
     two = tmp_path / "two"
+    options = {"output_dir": str(two), "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
     machines = ["--main_process_ip", "127.0.0.1", "--main_process_port", free_port(), "--num_processes", "2"]
-    arguments = [str(TESTS / "adaptation.py"), str(clip_folder), str(two), json.dumps(OPTIONS | options)]
+    arguments = [str(TESTS / "adaptation.py"), str(clip_folder), json.dumps(OPTIONS | options)]
     finish(
         {
             (log := tmp_path / rank): launch(log, "multi_node.yaml", *machines, "--machine_rank", rank, *arguments)

@@ -60,7 +60,7 @@ def reference(clip_folder, tmp_path_factory):
         pytest.param({"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}, id="one by one"),
         pytest.param({"attention": "eager"}, id="eager attention"),
         pytest.param({"dataloader_num_workers": 2, "dataloader_persistent_workers": True}, id="workers"),
-        pytest.param({"activation_checkpointing": True}, id="activation checkpointing"),
+        pytest.param({"gradient_checkpointing": True}, id="activation checkpointing"),
     ],
 )
 def test_invariance(clip_folder, tmp_path, reference, options):
@@ -83,34 +83,32 @@ def test_invariance_to_labels(clip_folder, tmp_path, reference):
     assert_same_run(trainer.state.log_history, trainer.model.state_dict(), reference)
 
 
-def run_processes(clip_folder, output_dir, count, **options):
+def run_processes(clip_folder, folder, count, *runs):
+    """Logs and weights of runs in `count` processes, which do one after the other, in `folder / "0"` and so on."""
+    outputs = [folder / str(index) for index in range(len(runs))]
+    runs = [json.dumps({**options, "output_dir": str(output)}) for output, options in zip(outputs, runs, strict=True)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-    command = [*launch, str(TESTS / "adaptation.py"), str(clip_folder), str(output_dir), json.dumps(options)]
+    command = [*launch, str(TESTS / "adaptation.py"), str(clip_folder), *runs]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
-    return json.loads((output_dir / "log.json").read_text()), load_file(output_dir / "model.safetensors")
+    return [
+        (json.loads((output / "log.json").read_text()), load_file(output / "model.safetensors")) for output in outputs
+    ]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param({"per_device_train_batch_size": 4}, id="two by four"),
-        pytest.param({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}, id="and accumulated"),
-    ],
-)
-def test_two_process_run(clip_folder, tmp_path, options):
+def test_two_process_runs(clip_folder, tmp_path):
     """24 images are three whole batches; Accelerate fills up a last one that isn't, with images from the start."""
-    reference = adapt(clip_folder, tmp_path / "one", num_images=24)
-    log, weights = run_processes(clip_folder, tmp_path / "two", 2, num_images=24, **options)
-    assert_same_run(log, weights, reference)
-
-
-def test_two_process_run_with_aligned_distributions(clip_folder, tmp_path):
-    reference = adapt(clip_folder, tmp_path / "one", num_images=24, distribution_alignment=True)
-    options = {"num_images": 24, "per_device_train_batch_size": 4, "distribution_alignment": True}
-    log, weights = run_processes(clip_folder, tmp_path / "two", 2, **options)
-    assert_same_run(log, weights, reference)
+    plain, aligned = {"num_images": 24}, {"num_images": 24, "distribution_alignment": True}
+    fours = {"per_device_train_batch_size": 4}
+    accumulated = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    by_four, by_two, with_alignment = run_processes(
+        clip_folder, tmp_path, 2, plain | fours, plain | accumulated, aligned | fours
+    )
+    reference = adapt(clip_folder, tmp_path / "plain", **plain)
+    assert_same_run(*by_four, reference)
+    assert_same_run(*by_two, reference)
+    assert_same_run(*with_alignment, adapt(clip_folder, tmp_path / "aligned", **aligned))
 
 
 class StopAt(TrainerCallback):
@@ -124,13 +122,13 @@ class StopAt(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def assert_resume_is_exact(clip_folder, folder, step, **options):
+def assert_resume_is_exact(whole_run, clip_folder, folder, step, **options):
     """A run that is interrupted after a step, whose checkpoint is its last, ends as one that isn't."""
-    whole = adapt(clip_folder, folder / "whole", **options)
+    whole = whole_run(**options)
     with pytest.raises(KeyboardInterrupt):
-        adapt(clip_folder, folder / "parts", callbacks=[StopAt(step + 1)], **options)
-    shutil.rmtree(folder / "parts" / f"checkpoint-{step + 1}", ignore_errors=True)
-    resumed = adapt(clip_folder, folder / "parts", resume=True, **options)
+        adapt(clip_folder, folder, callbacks=[StopAt(step + 1)], **options)
+    shutil.rmtree(folder / f"checkpoint-{step + 1}", ignore_errors=True)
+    resumed = adapt(clip_folder, folder, resume=True, **options)
     assert steps(resumed.state.log_history) == steps(whole.state.log_history)
     weights = resumed.model.state_dict()
     assert all(value.equal(weights[name]) for name, value in whole.model.state_dict().items())
@@ -139,7 +137,7 @@ def assert_resume_is_exact(clip_folder, folder, step, **options):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("step", [1, 3, 4, 5])
-def test_resume_is_exact(clip_folder, tmp_path, step, accumulation):
+def test_resume_is_exact(whole_run, clip_folder, tmp_path, step, accumulation):
     """Interrupted after any step, within an epoch (of 3) or at its end, the run ends in the same bits."""
     options = {
         "save_strategy": "steps",
@@ -147,12 +145,12 @@ def test_resume_is_exact(clip_folder, tmp_path, step, accumulation):
         "per_device_train_batch_size": 8 // accumulation,
         "gradient_accumulation_steps": accumulation,
     }
-    assert_resume_is_exact(clip_folder, tmp_path, step, **options)
+    assert_resume_is_exact(whole_run, clip_folder, tmp_path, step, **options)
 
 
-def test_resume_is_exact_with_aligned_distributions(clip_folder, tmp_path):
+def test_resume_is_exact_with_aligned_distributions(whole_run, clip_folder, tmp_path):
     options = {"save_strategy": "steps", "save_steps": 1, "distribution_alignment": True}
-    assert_resume_is_exact(clip_folder, tmp_path, 2, **options)
+    assert_resume_is_exact(whole_run, clip_folder, tmp_path, 2, **options)
 
 
 @pytest.mark.slow

@@ -1,11 +1,14 @@
-"""The wheel, as a stranger installs it."""
+"""The lower bounds that are tested, and the wheel, as a stranger installs it."""
 
+import configparser
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +26,27 @@ from transformers import pipeline
 classify = pipeline("image-classification", model=sys.argv[1], trust_remote_code=True)
 assert {answer["label"] for answer in classify(sys.argv[2])} == {"red disc", "blue bar"}
 """
+
+
+def read_requirements(lines, operator):
+    """`{name: version}`, where each line is one name and one version."""
+    requirements = [Requirement(line) for line in lines]
+    bounds = {
+        canonicalize_name(own.name): [(one.operator, one.version) for one in own.specifier] for own in requirements
+    }
+    assert all(len(own) == 1 and own[0][0] == operator for own in bounds.values()), bounds
+    return {name: version for name, ((_, version),) in bounds.items()}
+
+
+def test_the_lowest_versions_are_the_tested_ones():
+    """`make test-lowest` runs with exactly the lower bounds of setup.cfg, and each of its libraries has one."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    extras = setup["options.extras_require"]
+    allowed = f"{setup['options']['install_requires']}\n{extras['train']}\n{extras['onnx']}".split()
+    tested = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
+    tested = [line for line in tested if not line.startswith("#")]
+    assert read_requirements(allowed, ">=") == read_requirements(tested, "==")
 
 
 @pytest.mark.slow

@@ -70,18 +70,20 @@ def test_it_moves_with_the_weights(clip_folder, tmp_path):
 
 @pytest.mark.parametrize("prior_refresh", ["epoch", "never"])
 @pytest.mark.parametrize("step", [1, 3, 4])
-def test_resume_is_exact(clip_folder, tmp_path, prior_refresh, step):
+def test_resume_is_exact(whole_run, clip_folder, tmp_path, prior_refresh, step):
     options = {"save_strategy": "steps", "save_steps": 1, "prior_refresh": prior_refresh}
-    assert_resume_is_exact(clip_folder, tmp_path, step, **options)
+    assert_resume_is_exact(whole_run, clip_folder, tmp_path, step, **options)
 
 
-@pytest.mark.parametrize("prior_refresh", ["epoch", "never"])
-def test_two_process_run(clip_folder, tmp_path, prior_refresh):
-    reference = adapt(clip_folder, tmp_path / "one", num_images=24, prior_refresh=prior_refresh)
-    options = {"num_images": 24, "per_device_train_batch_size": 4, "prior_refresh": prior_refresh}
-    assert_same_run(*run_processes(clip_folder, tmp_path / "two", 2, **options), reference)
-    last = 1 if prior_refresh == "epoch" else 0
-    assert_close(kept_scores(tmp_path / "two", last), kept_scores(tmp_path / "one", last), atol=1e-4, rtol=0)
+def test_two_process_runs(clip_folder, tmp_path):
+    last = {"epoch": 1, "never": 0}
+    options = [{"num_images": 24, "prior_refresh": name} for name in last]
+    runs = run_processes(clip_folder, tmp_path, 2, *(own | {"per_device_train_batch_size": 4} for own in options))
+    for index, (name, epoch) in enumerate(last.items()):
+        reference = adapt(clip_folder, tmp_path / name, **options[index])
+        assert_same_run(*runs[index], reference)
+        two, one = kept_scores(tmp_path / str(index), epoch), kept_scores(tmp_path / name, epoch)
+        assert_close(two, one, atol=1e-4, rtol=0)
 
 
 def test_workers_that_outlive_an_epoch(clip_folder, tmp_path):

@@ -362,7 +362,7 @@ def test_to_rgb(mode, image, suffix, expected, tmp_path):
     path = tmp_path / f"image.{suffix}"
     image.save(path)
     with Image.open(path) as reopened:
-        assert reopened.mode == mode
+        assert reopened.mode in (mode, "I")  # as which older versions of Pillow open a PNG of 16 bits
         result = to_rgb(reopened)
     assert result.mode == "RGB"
     expected = expected if expected.ndim == 3 else expected[..., None]
