@@ -1,4 +1,5 @@
 """What a language model replied -> sentences that a text tower can use: no lists, markup, preambles, refusals."""
+# ruff: noqa: RUF001 - the punctuation that models write
 
 import json
 import re
@@ -35,7 +36,7 @@ _REFUSAL = re.compile(
 _CHATTER = re.compile(
     r"(?:sure|certainly|of course|absolutely|okay|ok|great|great question|no problem)(?:[,!.:]|$)"
     r"|(?:here|below|these|the following) (?:are|is) (?:\w+ )?(?:\w+ )?(?:sentences?|descriptions?|lists?|answers?)\b"
-    r"|(?:here are|here is|here's|below are|below is)\b|i(?:'m|'d|'ll|'ve)? |let me\b|let's\b|(?:i )?hope (?:this|that|these)\b"
+    r"|(?:here are|here is|here's|below are|below is)\b|i(?:'m|'d|'ll|'ve)? |let me\b|let's\b|hope (?:this|these)\b"
     r"|(?:please )?(?:note|keep in mind|remember) that\b|(?:would you|do you|is there anything|feel free|if you)\b",
     re.IGNORECASE,
 )
