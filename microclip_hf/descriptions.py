@@ -1,34 +1,165 @@
-"""Descriptions of classes in the format that CuPL made common: JSON, `{"class": ["sentence", ...]}`."""
+"""Descriptions of classes: CuPL's JSON `{"class": ["sentence", ...]}`, lines of text, or columns of a data set."""
 
+import hashlib
 import json
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
-from .text_heads import match_descriptions
+from datasets import ClassLabel, Dataset, load_dataset
+from datasets.exceptions import DatasetsError
+
+from .text_heads import abbreviate, match_descriptions, normalize_name
 
 
 def read_descriptions(path: str | os.PathLike, class_names: Sequence[str]) -> dict[str, list[str]]:
     """Read and check a descriptions file.
 
     Args:
-        path (`str` or `os.PathLike`): a JSON file in UTF-8.
-        class_names (`Sequence[str]`): the classes; keys match them whatever their case, `_` and `-`.
+        path (`str` or `os.PathLike`): a file in UTF-8: JSON, or (`.txt`) lines `class: sentence`, several a class.
+        class_names (`Sequence[str]`): the classes; keys match them whatever their case, `_` and `-`. Where a line of
+            text begins with several, as in `iris: dwarf: ...`, the longest is meant.
 
     Returns:
         `dict[str, list[str]]`: the sentences of the classes that have any, under the names in `class_names`.
 
     Raises:
-        ValueError: if the file isn't JSON, or its contents don't fit (see `match_descriptions`).
+        ValueError: if the file can't be read, or its contents don't fit (see `match_descriptions`).
         TypeError: if values aren't lists of strings.
     """
+    if os.fspath(path).lower().endswith(".txt"):
+        return _by_class(class_names, _read_lines(path, class_names))
     with open(path, encoding="utf-8-sig") as file:
         try:
             content = json.load(file, object_pairs_hook=_refuse_duplicates)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f'{path} isn\'t a JSON file {{"class": ["sentence", ...]}}: {error}') from error
+    return _by_class(class_names, content)
+
+
+def load_descriptions(source: str, class_names: Sequence[str], columns: Sequence[str] | None) -> dict[str, list[str]]:
+    """Descriptions from the training split of a data set on the Hub, or of a copy of it here.
+
+    Args:
+        source (`str`): its id, or a folder.
+        class_names, columns: see [`read_description_columns`].
+
+    Raises:
+        ValueError: if there is no such data set, or its contents don't fit.
+    """
+    try:
+        dataset = load_dataset(source, split="train")
+    except (OSError, ValueError, DatasetsError) as error:
+        raise ValueError(f"The descriptions {source} can't be loaded: {error}") from error
+    return read_description_columns(dataset, class_names, columns)
+
+
+def read_description_columns(
+    dataset: Dataset, class_names: Sequence[str], columns: Sequence[str] | None
+) -> dict[str, list[str]]:
+    """Descriptions from two columns of a data set. Classes of it that aren't among `class_names` are passed over.
+
+    Args:
+        dataset (`datasets.Dataset`): with one or several rows a class.
+        class_names (`Sequence[str]`): the classes.
+        columns (`Sequence[str]`): the names of the column of classes (names, or `ClassLabel`) and of the column of
+            sentences (a string or a list of strings in each row).
+
+    Returns:
+        `dict[str, list[str]]`: the sentences of the classes that have any, under the names in `class_names`.
+
+    Raises:
+        ValueError: if there are no such columns, a row has no class or no sentence, or no class is known.
+    """
+    there = abbreviate(dataset.column_names)
+    if columns is None or len(columns) != 2:
+        raise ValueError(
+            f"Of the columns {there} two are needed, that of the classes and that of the sentences; got {columns}."
+        )
+    if unknown := [name for name in columns if name not in dataset.column_names]:
+        raise ValueError(f"There is no column {unknown[0]!r}; the data set has {there}.")
+    feature = dataset.features[columns[0]]
+    known = {normalize_name(name) for name in class_names}
+    descriptions: dict[str, list[str]] = {}
+    passed_over = set()
+    for number, row in enumerate(dataset.select_columns(list(columns))):
+        name, sentences = (row[column] for column in columns)
+        name = feature.int2str(name) if isinstance(feature, ClassLabel) and name is not None else name
+        if not isinstance(name, str) or not sentences:
+            raise ValueError(
+                f"Row {number} has the class {name!r} and the sentences {sentences!r}; both must be text."
+            )
+        if normalize_name(name) not in known:
+            passed_over.add(name)
+            continue
+        own = descriptions.setdefault(normalize_name(name), [])
+        own += [sentences] if isinstance(sentences, str) else sentences
+    if not descriptions:
+        raise ValueError(
+            f"None of the classes in column {columns[0]!r} ({abbreviate(sorted(passed_over))}) is one of the "
+            f"{len(class_names)} class names ({abbreviate(class_names)})."
+        )
+    if passed_over:
+        warnings.warn(
+            f"{len(passed_over)} described classes aren't among the {len(class_names)} class names and are passed "
+            f"over: {abbreviate(sorted(passed_over))}.",
+            stacklevel=2,
+        )
+    return _by_class(class_names, descriptions)
+
+
+def save_descriptions(path: str | os.PathLike, described: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """Write a descriptions file in JSON, class by class, so that never all of it is in memory.
+
+    Args:
+        path (`str` or `os.PathLike`): the file.
+        described (`Iterable[tuple[str, Sequence[str]]]`): each class with its sentences.
+
+    Returns:
+        `str`: the file's SHA-256.
+    """
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+
+        def write(text: str) -> None:
+            file.write(text.encode())
+            digest.update(text.encode())
+
+        for index, (name, sentences) in enumerate(described):
+            item = json.dumps({name: list(sentences)}, ensure_ascii=False, indent=1)
+            write((",\n" if index else "{\n") + item.removeprefix("{\n").removesuffix("\n}"))
+        write("\n}\n")
+    return digest.hexdigest()
+
+
+def _by_class(class_names: Sequence[str], content: Any) -> dict[str, list[str]]:
     matched = match_descriptions(class_names, content)
     return {name: own for name, own in zip(class_names, matched, strict=True) if own is not None}
+
+
+def _read_lines(path: str | os.PathLike, class_names: Sequence[str]) -> dict[str, list[str]]:
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} isn't text in UTF-8; save it in that encoding. ({error})") from error
+    known = {normalize_name(name) for name in class_names}
+    descriptions: dict[str, list[str]] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        parts = line.split(":")
+        for count in range(len(parts) - 1, 0, -1):
+            if (key := normalize_name(":".join(parts[:count]))) in known:
+                descriptions.setdefault(key, []).append(":".join(parts[count:]).strip())
+                break
+        else:
+            raise ValueError(
+                f"{path}, line {number}, is {line[:80]!r}; expected 'class: sentence' with one of the "
+                f"{len(class_names)} class names ({abbreviate(class_names)})."
+            )
+    return descriptions
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

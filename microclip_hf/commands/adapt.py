@@ -4,7 +4,6 @@ import contextlib
 import functools
 import json
 import os
-import shutil
 import sys
 from argparse import ArgumentParser
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from transformers import HfArgumentParser, pipeline
 from transformers.trainer_utils import get_last_checkpoint, has_length
 
 from ..data import load_images, read_class_names
-from ..descriptions import read_descriptions
+from ..descriptions import load_descriptions, read_descriptions, save_descriptions
 from ..model_card import DESCRIPTIONS, PICTURE, CardFacts, split_results
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..plots import plot_adaptation, snapshot
@@ -72,7 +71,15 @@ class AdaptArguments:
     streaming: bool = field(default=False, metadata={"help": "Read images while training; needs --max_steps."})
     shuffle_buffer: int = field(default=1000, metadata={"help": "Images of a stream among which the next is drawn."})
     descriptions: str | None = field(
-        default=None, metadata={"help": 'JSON file {"class": ["sentence", ...]}. Default: the templates.'}
+        default=None,
+        metadata={
+            "help": 'JSON file {"class": ["sentence", ...]}, or .txt file of lines "class: sentence". Default: the '
+            "templates."
+        },
+    )
+    descriptions_dataset: str | None = field(default=None, metadata={"help": "Or a data set of them on the Hub."})
+    descriptions_columns: list[str] | None = field(
+        default=None, metadata={"help": "Its columns of class names and of sentences, as in: class sentences."}
     )
     templates: list[str] | None = field(
         default=None,
@@ -115,7 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
     results = {}
     if test_dataset is not None:
         results |= _evaluate_clip(trainer, zero_shot_head, "zero_shot")
-        if options.descriptions is not None:
+        if "descriptions" in texts:
             results |= _evaluate_clip(trainer, model.classifier.weight.detach().clone(), "cupl")
     shown = _spread(test_dataset if test_dataset is not None else train_dataset)
     before = snapshot(model, shown)
@@ -131,8 +138,9 @@ def main(arguments: list[str] | None = None) -> None:
         trainer.save_metrics("eval", results)
     folder = Path(training_args.output_dir)
     if trainer.is_world_process_zero():
-        if options.descriptions is not None:
-            shutil.copyfile(options.descriptions, folder / DESCRIPTIONS)
+        if "descriptions" in texts:
+            save_descriptions(folder / f"_{DESCRIPTIONS}", texts["descriptions"].items())
+            (folder / f"_{DESCRIPTIONS}").replace(folder / DESCRIPTIONS)
         adapted = MicroCLIPForImageClassification.from_pretrained(folder)  # trainer.model may be split over processes
         plot_adaptation(folder / PICTURE, trainer.state.log_history, results, before, snapshot(adapted, shown))
         dataset = options.train_dir or options.dataset_name
@@ -222,6 +230,10 @@ def _check_input(
         raise ValueError("Pass the classes with --class_names, a text file with one name a line, or with --preset.")
     checkpoint = _check_output(training_args)
     check_templates(options.templates)
+    if options.descriptions is not None and options.descriptions_dataset is not None:
+        raise ValueError("Pass the descriptions with either --descriptions or --descriptions_dataset.")
+    if options.descriptions_columns is not None and options.descriptions_dataset is None:
+        raise ValueError("--descriptions_columns are those of --descriptions_dataset; pass that too.")
     overrides = read_overrides(options.config_overrides)
     if options.class_names is not None:
         texts = _read_texts(options, read_class_names(options.class_names), checkpoint)
@@ -246,6 +258,9 @@ def _read_texts(options: AdaptArguments, class_names: list[str], checkpoint: str
     texts = {"class_names": class_names, "templates": options.templates}
     if options.descriptions is not None:
         texts["descriptions"] = read_descriptions(options.descriptions, class_names)
+    if options.descriptions_dataset is not None:
+        source, columns = options.descriptions_dataset, options.descriptions_columns
+        texts["descriptions"] = load_descriptions(source, class_names, columns)
     return texts
 
 

@@ -1,0 +1,126 @@
+"""Every command of README and docs, with ids replaced by local folders."""
+
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_inputs
+from accelerate.commands.launch import launch_command_parser
+from chat_server import ChatServer
+from datasets import concatenate_datasets
+from hub_server import HubServer
+
+from microclip_hf.commands import main as microclip
+from microclip_hf.data import load_image_folder
+
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+# Ids, names and endpoints, and what stands for them here; a random text tower relates no name to its descriptions.
+STAND_INS = {
+    "openai/clip-vit-base-patch32": "clip",
+    "--dataset_name user/photos": "--dataset_name repo",
+    'MicroCLIPTrainingArguments("adapted")': 'MicroCLIPTrainingArguments("by_python")',
+    "me/birds": "user/birds",
+}
+ADAPT = """ --config_overrides '{"prior_weighting": "uniform"}' --num_train_epochs """
+APART = ("trust_remote_code", "--push_to_hub", "microclip push")
+
+
+@pytest.fixture
+def workplace(inputs, tmp_path):
+    """A folder with all that README and docs name."""
+    for name in ("clip", "photos", "test", "names.txt", "descriptions.json"):
+        (tmp_path / name).symlink_to(inputs / name)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "photo.png").symlink_to(min((inputs / "photos").iterdir()))
+    names = list(tiny_inputs.DESCRIPTIONS)
+    test = load_image_folder(inputs / "test", names)
+    enough = concatenate_datasets([test] * 16)  # for all steps: each pass over Parquet files ends with a pause of 5 s
+    for path in ("shards/0.parquet", "repo/data/train-0.parquet", "repo/data/test-0.parquet"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (enough if path.startswith("shards") else test).to_parquet(tmp_path / path)
+    return tmp_path
+
+
+def run_block(language, block, monkeypatch):
+    """A code block in this process, as a Python or a command of its own would run it."""
+    if language == "python":
+        exec(block, {})
+        return
+    program, *rest = shlex.split(block.replace("\\\n", " "))
+    if program == "microclip":
+        monkeypatch.setattr(sys, "argv", [program, *rest])
+        microclip()
+        return
+    assert (program, rest[0]) == ("accelerate", "launch")
+    options = launch_command_parser().parse_args(rest[1:])
+    monkeypatch.setattr(sys, "argv", [options.training_script, *options.training_script_args])
+    runpy.run_path(options.training_script, run_name="__main__")
+
+
+def run_block_apart(language, block, hub, folder):
+    """A code block in processes of its own, whose Hub is `hub`."""
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONWARNINGS": "ignore"}
+    environment |= {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.token, "HF_HOME": str(folder / "hf")}
+    environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+    command = ["bash", "-ec", block] if language == "bash" else [sys.executable, "-c", block]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, f"{block}\n{result.stdout}\n{result.stderr}"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("page", "count"), [("README.md", 13), ("docs/training.md", 6)])
+def test_every_code_block(workplace, page, count, monkeypatch):
+    """In their order, in one folder. `pip install` made this environment; `make demo` and the benchmarks have tests of
+    their own; two processes on a CPU take the place of two GPUs, a Hub and an endpoint on loopback that of the real
+    ones. README's first `accelerate launch`, and what needs that Hub, several processes, or a Python without the
+    package, runs apart."""
+    blocks = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == count
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", workplace / "hf")
+    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", workplace / "hf")
+    apart = (*APART, "--train_dir photos/ \\\n") if page == "README.md" else APART
+    with HubServer() as hub, ChatServer() as chat:
+        for language, block in blocks:
+            if "git clone" in block or block == "make demo\n" or "benchmark_" in block:
+                continue
+            for name, here in STAND_INS.items():
+                block = block.replace(name, here)
+            if "microclip describe" in block:
+                Path("descriptions.json").unlink()
+                block = f"{block.rstrip()} --base_url {chat.base_url}\n"
+            elif "examples/adapt.py" in block:
+                block = f"{block.rstrip()}{ADAPT}{2 if 'resume' in block else 1}\n"
+            if "--config_file" in block:
+                block = re.sub(
+                    r"accelerate launch --config_file \S+", "torchrun --standalone --nproc_per_node 2", block
+                )
+                run_block_apart(language, f"{block.rstrip()} --use_cpu true\n", hub, workplace)
+            elif any(text in block for text in apart):
+                run_block_apart(language, block, hub, workplace)
+            else:
+                run_block(language, block, monkeypatch)
+        assert hub.repos.keys() == {"README.md": {"user/birds"}, "docs/training.md": {"user/shapes"}}[page]
+    if page == "README.md":
+        assert (workplace / "by_python" / "model.safetensors").exists()
+        assert len((workplace / "labels.csv").read_text().splitlines()) == 1 + 48
+        assert (workplace / "results" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("page", "example", "command"),
+    [
+        ("README.md", "adapt.py", r"accelerate launch.*?--output_dir adapted"),
+        ("README.md", "describe_classes.py", r"--class_names names.txt.*?--output descriptions.json"),
+    ],
+)
+def test_the_examples_show_the_commands_of_the_readme(page, example, command):
+    shown, own = (path.read_text() for path in (ROOT / page, ROOT / "examples" / example))
+    assert re.search(command, shown, re.DOTALL)[0].split() == re.search(command, own, re.DOTALL)[0].split()
