@@ -16,7 +16,7 @@ from adaptation import adapt
 from hypothesis import HealthCheck, settings
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny_inputs import make_clip, make_tokenizer, save_clip
+from tiny_inputs import make_clip, make_tokenizer, save_clip, write_inputs
 from transformers import CLIPConfig, CLIPModel
 
 from microclip_hf import MicroCLIPConfig, MicroCLIPForImageClassification
@@ -63,6 +63,14 @@ def clip_folder(tmp_path_factory):
 def whole_run(clip_folder, tmp_path_factory):
     """Runs that many tests compare theirs with, each made once."""
     return functools.cache(lambda **options: adapt(clip_folder, tmp_path_factory.mktemp("whole"), **options))
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory):
+    """`clip/`, `photos/`, `test/`, `names.txt` and `descriptions.json`."""
+    folder = tmp_path_factory.mktemp("inputs")
+    write_inputs(folder)
+    return folder
 
 
 @pytest.fixture

@@ -1,10 +1,7 @@
-"""The command, its errors, and every command of the README with ids replaced by local folders."""
+"""The command and its errors."""
 
 import json
-import os
 import re
-import runpy
-import shlex
 import shutil
 import subprocess
 import sys
@@ -14,9 +11,6 @@ import numpy as np
 import pytest
 import tiny_inputs
 import torch
-from accelerate.commands.launch import launch_command_parser
-from datasets import concatenate_datasets
-from hub_server import HubServer
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn.functional import normalize
@@ -30,14 +24,6 @@ from microclip_hf.data import load_image_folder
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 UNIFORM = '{"prior_weighting": "uniform"}'
-HUB_ID = "openai/clip-vit-base-patch32"
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    tiny_inputs.write_inputs(folder)
-    return folder
 
 
 def flags(inputs, output, **options):
@@ -173,86 +159,6 @@ def test_a_missing_extra_is_named(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(SystemExit, match=r'pip install "microclip_hf\[train\]"'):
         microclip()
-
-
-@pytest.fixture
-def workplace(inputs, tmp_path):
-    """A folder with all that README and docs name."""
-    for name in ("photos", "test", "names.txt", "descriptions.json"):
-        (tmp_path / name).symlink_to(inputs / name)
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    (tmp_path / "photo.png").symlink_to(min((inputs / "photos").iterdir()))
-    names = list(tiny_inputs.DESCRIPTIONS)
-    test = load_image_folder(inputs / "test", names)
-    enough = concatenate_datasets([test] * 16)  # for all steps: each pass over Parquet files ends with a pause of 5 s
-    for path in ("shards/0.parquet", "repo/data/train-0.parquet", "repo/data/test-0.parquet"):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (enough if path.startswith("shards") else test).to_parquet(tmp_path / path)
-    return tmp_path
-
-
-def run_block(language, block, monkeypatch):
-    """A code block in this process, as a Python or an `accelerate launch` of its own would run it."""
-    if language == "python":
-        exec(block, {})
-        return
-    program, launch, *rest = shlex.split(block.replace("\\\n", " "))
-    assert (program, launch) == ("accelerate", "launch")
-    options = launch_command_parser().parse_args(rest)
-    monkeypatch.setattr(sys, "argv", [options.training_script, *options.training_script_args])
-    runpy.run_path(options.training_script, run_name="__main__")
-
-
-def run_block_apart(language, block, hub, folder):
-    """A code block in processes of its own, whose Hub is `hub`."""
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONWARNINGS": "ignore"}
-    environment |= {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.token, "HF_HOME": str(folder / "hf")}
-    environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
-    command = ["bash", "-ec", block] if language == "bash" else [sys.executable, "-c", block]
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, f"{block}\n{result.stdout}\n{result.stderr}"
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("page", "count"), [("README.md", 9), ("docs/training.md", 6)])
-def test_every_code_block_of_the_docs(inputs, workplace, page, count, monkeypatch):
-    """In their order, in one folder, ids replaced by folders here. `pip install` made this environment; `make demo`
-    and the benchmarks have tests of their own; two processes on a CPU take the place of two GPUs, a Hub on loopback
-    that of the Hub. What needs that Hub, several processes, or a Python without the package runs apart."""
-    blocks = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == count
-    monkeypatch.chdir(workplace)
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", workplace / "hf")
-    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", workplace / "hf")
-    with HubServer() as hub:
-        for language, block in blocks:
-            if "git clone" in block or block == "make demo\n" or "benchmark_" in block:
-                continue
-            if language == "bash":
-                epochs = 2 if "resume" in block else 1
-                block = f"{block.rstrip()} --num_train_epochs {epochs} --config_overrides '{UNIFORM}'\n"
-            block = block.replace(HUB_ID, str(inputs / "clip")).replace(
-                "--dataset_name user/photos", "--dataset_name repo"
-            )
-            block = block.replace('MicroCLIPTrainingArguments("adapted")', 'MicroCLIPTrainingArguments("by_python")')
-            if "--config_file" in block:
-                block = re.sub(
-                    r"accelerate launch --config_file \S+", "torchrun --standalone --nproc_per_node 2", block
-                )
-                run_block_apart(language, f"{block.rstrip()} --use_cpu true\n", hub, workplace)
-            elif "--push_to_hub" in block or "trust_remote_code" in block:
-                run_block_apart(language, block, hub, workplace)
-            else:
-                run_block(language, block, monkeypatch)
-        assert hub.repos.keys() == ({"user/shapes"} if "--push_to_hub" in str(blocks) else set())
-    if page == "README.md":
-        assert (workplace / "by_python" / "model.safetensors").exists()
-
-
-def test_the_example_shows_the_command_of_the_readme():
-    readme, example = (ROOT / "README.md").read_text(), (ROOT / "examples" / "adapt.py").read_text()
-    command = re.search(r"accelerate launch.*?--output_dir adapted", readme, re.DOTALL)[0]
-    assert command.split() == re.search(r"accelerate launch.*?--output_dir adapted", example, re.DOTALL)[0].split()
 
 
 def test_settings_from_a_file(inputs, tmp_path, capsys):
