@@ -7,10 +7,10 @@ Let a language model describe the look of classes.
         --llm Qwen/Qwen2.5-7B-Instruct \
         --output descriptions.json
 
-`names.txt` has one class name a line. The result is for `--descriptions` of `examples/adapt.py`. The model runs on this
-machine; `--base_url http://localhost:8000/v1` asks one behind an OpenAI-compatible endpoint in its place (vLLM, TGI,
-llama.cpp, Ollama, hosted ones), whose key is read from the environment variable OPENAI_API_KEY. After an interruption
-the same command goes on; `--help` lists every setting.
+`names.txt` has one class name a line. The result is for `--descriptions` of `examples/adapt.py`. The model runs on
+this machine; `--base_url http://localhost:8000/v1` asks one behind an OpenAI-compatible endpoint in its place (vLLM,
+TGI, llama.cpp, Ollama, hosted ones), whose key is read from the environment variable OPENAI_API_KEY. After an
+interruption the same command goes on; `--help` lists every setting.
 """
 
 from microclip_hf.commands.describe import main

@@ -219,7 +219,7 @@ class EndpointChat:
             status = error.response.status_code
             if status not in (408, 429) and status < 500:
                 raise ChatError(self._explain(error)) from error
-            wait = _retry_after(error.response.headers.get("Retry-After")) or wait
+            wait = _retry_after(error.response.headers.get("Retry-After"), wait)
         if attempt == NUM_TRIES:
             raise ChatError(f"{self._explain(error)} Gave up after {attempt} tries.") from error
         if wait > LONGEST_WAIT:
@@ -259,12 +259,10 @@ def find_api_key(base_url: str) -> str:
     return key
 
 
-def _retry_after(header: str | None) -> float | None:
+def _retry_after(header: str | None, default: float) -> float:
     """Seconds, from a number or a date."""
-    if header is None:
-        return None
     try:
-        return max(0.0, float(header))
+        return max(0.0, float(header or ""))
     except ValueError:
-        parsed = email.utils.parsedate_tz(header)
-        return None if parsed is None else max(0.0, email.utils.mktime_tz(parsed) - time.time())
+        parsed = email.utils.parsedate_tz(header or "")
+        return default if parsed is None else max(0.0, email.utils.mktime_tz(parsed) - time.time())

@@ -16,7 +16,7 @@ from typing import Any
 def describe(question: str) -> str:
     """Sentences that name what is asked about, as a model would write them."""
     name = question.split(" is ")[0]
-    about = "parts" if "features" in question else "colours" if "differ" in question else "shapes"
+    about = "parts" if "features" in question else "colours" if "differ in" in question else "shapes"
     return f"Here are some sentences:\n\n1. {name} has fine {about}.\n2. {name} has many {about}."
 
 

@@ -54,7 +54,7 @@ class AdaptArguments:
     descriptions: str | None = field(
         default=None,
         metadata={
-            "help": 'JSON file {"class": ["sentence", ...]}, or .txt of lines "class: sentence". Default: the templates.'
+            "help": 'JSON file {"class": ["sentence", ...]}, or .txt: "class: sentence" lines. Default: the templates.'
         },
     )
     descriptions_dataset: str | None = field(default=None, metadata={"help": "Or a data set of them on the Hub."})
