@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from microclip_hf import chat
 from microclip_hf.answers import AnswerFile
-from microclip_hf.chat import NO_KEY, ChatError, EndpointChat, LocalChat, Reply, find_api_key
+from microclip_hf.chat import NO_KEY, ChatError, LocalChat, Reply, find_api_key
 from microclip_hf.commands import adapt
 from microclip_hf.commands import describe as command
 from microclip_hf.describe import NOTHING_SIMILAR, Questions, SimilarNames, write_descriptions
@@ -97,7 +97,7 @@ def test_a_file_of_descriptions(server, run, tmp_path, capsys):
     assert meta["sha256"] == hashlib.sha256(run.output.read_bytes()).hexdigest()
     assert (meta["llm"], meta["base_url"], meta["domain"]) == ("tiny", server.base_url, "a shape")
     assert sorted(os.listdir(tmp_path)) == ["names.txt", "out.json", "out.json.meta.json"]
-    with pytest.raises(SystemExit, match="out.json exists already"):
+    with pytest.raises(SystemExit, match=r"out.json exists already"):
         run()
 
 
@@ -164,7 +164,7 @@ def test_other_settings_dont_go_on(server, run, tmp_path):
         run(num_workers=1)
     kept = run.partial.read_bytes()
     for options, message in (
-        ({"temperature": 0.5}, "temperature was 0.7 and is now 0.5; *|temperature was 0.7 and is now 0.5"),
+        ({"temperature": 0.5}, "temperature was 0.7 and is now 0.5"),
         ({"llm": "other", "domain": "a thing"}, "llm was 'tiny' and is now 'other'; domain was 'a shape' and"),
         ({"questions": "What is {}?"}, "questions was"),
     ):
@@ -196,8 +196,6 @@ def test_lost_connections_and_errors_of_the_server(server, run):
 
 
 def test_a_time_out(server, run):
-    asleep = threading.Event()
-    server.answer = lambda question: describe(question) if asleep.is_set() or asleep.set() else asleep.wait(0) and ""
     blocked = threading.Event()
 
     def answer(question):
@@ -220,12 +218,12 @@ def test_a_time_out(server, run):
         ([], None, "isn't a chat completion"),
         ({"choices": [{"text": "a"}]}, None, "isn't a chat completion"),
         (completion([{"type": "text"}]), None, "content is a list"),
-        (None, (404, 1), "status 404: As the test asked for.* 'tiny' the endpoint's name of a model"),
-        (None, (401, 1), "Is OPENAI_API_KEY set"),
-        (None, (400, 1), "status 400: "),
+        (None, (404, 100), "status 404: .*As the test asked for.* 'tiny' the endpoint's name of a model"),
+        (None, (401, 100), "Is OPENAI_API_KEY set"),
+        (None, (400, 100), "status 400: "),
         (None, (500, 100), "Gave up after 6 tries"),
         (None, ("drop", 100), "can't be reached .*Gave up"),
-        (None, (429, 1, {"Retry_After": "4000"}), "come back in 4000 s"),
+        (None, (429, 100, {"Retry_After": "4000"}), "come back in 4000 s"),
     ],
 )
 def test_an_endpoint_that_cant_be_used(server, run, answer, failure, message):
@@ -286,7 +284,7 @@ def test_classes_about_which_nothing_is_said(server, run, tmp_path):
         return completion(None, "length") if question.startswith("red disc") else describe(question)
 
     server.answer = answer
-    with pytest.warns(UserWarning, match="of 2 of 3 classes, .* 'red disc', 'green_square'. The first .* is ''"):
+    with pytest.warns(UserWarning, match=r"of 2 of 3 classes, .* 'red disc', 'green_square'. The first .* is ''"):
         assert run() == {"blue bar": expected("blue bar")}
     meta = json.loads((tmp_path / "out.json.meta.json").read_text())
     assert meta["classes_without_sentences"] == ["red disc", "green_square"]
@@ -301,7 +299,7 @@ def test_nothing_is_said_at_all(server, run):
 
 def test_the_same_sentence_for_all_classes(server, run):
     server.answer = lambda question: f"A very  nice thing.\n{describe(question)}"
-    with pytest.warns(UserWarning, match="'A very nice thing.' was said of 3 of 3 classes"):
+    with pytest.warns(UserWarning, match=r"'A very nice thing.' was said of 3 of 3 classes"):
         assert run() == {name: expected(name.replace("_", " "))[:5] for name in NAMES}
     run.output.rename(run.output.with_name("first.json"))
     run.output.with_name("out.json.meta.json").unlink()
@@ -365,8 +363,8 @@ def test_similar_names():
     assert similar.find(3) == ["windflower"] and similar.find(5) == [] == similar.find(6)
     many = [f"bird {i:05}" for i in range(3000)]
     assert len(set(SimilarNames(many).find(1500))) == 3
-    (question,) = Questions(["sea wren", "wood wren"], ["{}: not {similar}?"], "a bird.", 1)[1:2] or [None]
-    assert question
+    question = Questions(["sea wren", "wood wren"], ["{}: not {similar}?"], "a bird.", 1)[1]
+    assert question.startswith("wood wren is a bird. wood wren: not sea wren? Answer with one sentence")
 
 
 @pytest.mark.parametrize(
@@ -380,7 +378,7 @@ def test_similar_names():
         ("extra_body", "{", "isn't JSON"),
         ("extra_body", "1", "must be a JSON object"),
         ("num_sentence", 1, "did you mean --num_sentences"),
-        ("model_name_or_path", "none/clip", "none/clip"),
+        ("model_name_or_path", "/none/clip", "/none/clip"),
     ],
 )
 def test_bad_settings(server, run, option, value, message):
