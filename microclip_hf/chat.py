@@ -73,19 +73,16 @@ class LocalChat:
             )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        config = self.pipeline.generation_config
-        config.max_new_tokens, config.max_length, config.do_sample = max_new_tokens, None, temperature > 0
+        self._settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
         if temperature > 0:
-            config.temperature = temperature
-        else:
-            config.temperature = config.top_p = config.top_k = None
+            self._settings["temperature"] = temperature
 
     def replies(self, questions: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Reply]]:
         """The replies, batch by batch."""
         questions = iter(questions)
         while batch := list(islice(questions, self.batch_size)):
             chats = [[{"role": "user", "content": question}] for _, question in batch]
-            outputs = self.pipeline(chats, batch_size=self.batch_size, return_full_text=False)
+            outputs = self.pipeline(chats, batch_size=self.batch_size, return_full_text=False, **self._settings)
             for (key, _), (output,) in zip(batch, outputs, strict=True):
                 text = output["generated_text"]
                 # The pipeline doesn't say how a text ended; its tokens are counted anew.
@@ -219,7 +216,7 @@ class EndpointChat:
             status = error.response.status_code
             if status not in (408, 429) and status < 500:
                 raise ChatError(self._explain(error)) from error
-            wait = _retry_after(error.response.headers.get("Retry-After")) or wait
+            wait = _retry_after(error.response.headers.get("Retry-After"), wait)
         if attempt == NUM_TRIES:
             raise ChatError(f"{self._explain(error)} Gave up after {attempt} tries.") from error
         if wait > LONGEST_WAIT:
@@ -259,12 +256,10 @@ def find_api_key(base_url: str) -> str:
     return key
 
 
-def _retry_after(header: str | None) -> float | None:
+def _retry_after(header: str | None, default: float) -> float:
     """Seconds, from a number or a date."""
-    if header is None:
-        return None
     try:
-        return max(0.0, float(header))
+        return max(0.0, float(header or ""))
     except ValueError:
-        parsed = email.utils.parsedate_tz(header)
-        return None if parsed is None else max(0.0, email.utils.mktime_tz(parsed) - time.time())
+        parsed = email.utils.parsedate_tz(header or "")
+        return default if parsed is None else max(0.0, email.utils.mktime_tz(parsed) - time.time())

@@ -56,7 +56,8 @@ def extract_sentences(reply: str, cut_off: bool = False, fits: Fits | None = Non
     Returns:
         `list[str]`: none where the model refuses or says nothing.
     """
-    text = unicodedata.normalize("NFC", _THOUGHTS.sub("", reply)).replace("’", "'").replace("\u00a0", " ")
+    text = unicodedata.normalize("NFC", _THOUGHTS.sub("", reply)).replace("’", "'")
+    text = re.sub(r"[^\S\n]+", " ", text)  # also keeps the patterns below from long runs
     found = [(sentence, is_item) for line, is_item in _lines(text) for sentence in _split(line)]
     if found and not _ENDS.search(found[-1][0]) and (cut_off or any(_ENDS.search(text) for text, _ in found[:-1])):
         found.pop()
@@ -123,7 +124,7 @@ def _lines(text: str) -> list[tuple[str, bool]]:
 def _json_items(text: str) -> list[str] | None:
     """The strings of a reply that is a JSON list, in a code block or not."""
     try:
-        items = json.loads(re.sub(r"^\s*```\w*\s*|\s*```\s*$", "", text))
+        items = json.loads(re.sub(r"^```\w*|```$", "", text.strip()))
     except ValueError:
         return None
     return [_clean(item) for item in items if isinstance(item, str)] if isinstance(items, list) else None

@@ -84,6 +84,7 @@ def test_every_code_block(workplace, page, count, monkeypatch):
     blocks = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == count
     monkeypatch.chdir(workplace)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it would also forbid endpoints
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", workplace / "hf")
     monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", workplace / "hf")
     apart = (*APART, "--train_dir photos/ \\\n") if page == "README.md" else APART

@@ -1,0 +1,536 @@
+"""The command against a real endpoint on loopback and a real model on disk, and how descriptions are read."""
+
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import threading
+import tracemalloc
+from collections import Counter
+
+import huggingface_hub.constants
+import pytest
+import torch
+from chat_server import ChatServer, completion, describe
+from datasets import ClassLabel, Dataset, Features, Value
+from tiny_inputs import DESCRIPTIONS, write_inputs
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from microclip_hf import chat
+from microclip_hf.answers import AnswerFile
+from microclip_hf.chat import NO_KEY, ChatError, LocalChat, Reply, find_api_key
+from microclip_hf.commands import adapt
+from microclip_hf.commands import describe as command
+from microclip_hf.describe import NOTHING_SIMILAR, Questions, SimilarNames, write_descriptions
+from microclip_hf.descriptions import load_descriptions, read_description_columns, read_descriptions
+
+
+NAMES = ["red disc", "green_square", "blue bar"]
+# Each word of this language is followed by one other; a text that a prompt ends with leads to one sentence.
+CHAIN = {"red": "Round", "green": "Even", "blue": "Long", "Round": "scarlet", "Even": "emerald", "Long": "azure"}
+CHAIN |= {
+    "scarlet": "shape.",
+    "emerald": "box.",
+    "azure": "stripe.",
+    **dict.fromkeys(["shape.", "box.", "stripe."], "</s>"),
+}
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(chat, "FIRST_WAIT", 0.0)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+@pytest.fixture
+def server():
+    with ChatServer() as server:
+        yield server
+
+
+@pytest.fixture
+def run(server, tmp_path):
+    """Runs the command on three classes; gives what it wrote."""
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    output = tmp_path / "out.json"
+
+    def run(**options):
+        options = {
+            "class_names": tmp_path / "names.txt",
+            "output": output,
+            "llm": "tiny",
+            "base_url": server.base_url,
+            "domain": "a shape",
+            "num_sentences": 6,
+            **options,
+        }
+        flags = [
+            [f"--{name}", *map(str, value if isinstance(value, list) else [value])] for name, value in options.items()
+        ]
+        command.main([text for flag in flags for text in flag])
+        return json.loads(output.read_text(encoding="utf-8"))
+
+    run.output, run.partial = output, tmp_path / "out.json.partial.jsonl"
+    return run
+
+
+def expected(name):
+    return [f"{name} {verb} {about}." for verb in ("has fine", "has many") for about in ("shapes", "parts", "colours")]
+
+
+def all_questions():
+    return list(Questions(NAMES, domain="a shape", num_sentences=6))
+
+
+def test_a_file_of_descriptions(server, run, tmp_path, capsys):
+    assert run() == {name: expected(name.replace("_", " ")) for name in NAMES}
+    assert list(json.loads(run.output.read_text())) == NAMES
+    assert read_descriptions(run.output, NAMES)["blue bar"] == expected("blue bar")
+    assert sorted(server.questions) == sorted(all_questions())
+    assert "18 sentences about 3 classes" in capsys.readouterr().out
+    meta = json.loads((tmp_path / "out.json.meta.json").read_text())
+    assert meta["sha256"] == hashlib.sha256(run.output.read_bytes()).hexdigest()
+    assert (meta["llm"], meta["base_url"], meta["domain"]) == ("tiny", server.base_url, "a shape")
+    assert sorted(os.listdir(tmp_path)) == ["names.txt", "out.json", "out.json.meta.json"]
+    with pytest.raises(SystemExit, match=r"out.json exists already"):
+        run()
+
+
+def test_what_is_sent(server, run, monkeypatch, tmp_path):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret\n")
+    server.api_key = "sk-secret"
+    extra_body = '{"max_tokens": null, "max_completion_tokens": 9}'
+    run(extra_body=extra_body, questions=["Look of {}?", "{} or {similar}?"], num_sentences=2, temperature=0)
+    path, _, body = server.requests[0]
+    assert path == "/v1/chat/completions"
+    (message,) = body.pop("messages")
+    assert body == {"model": "tiny", "stream": False, "temperature": 0, "max_completion_tokens": 9}
+    assert message["role"] == "user" and "one sentence and nothing else" in message["content"]
+    starts = {question.split("? ")[0] for question in server.questions}
+    assert "green square is a shape. Look of green square" in starts
+    assert f"red disc is a shape. red disc or {NOTHING_SIMILAR}" in starts
+    assert not any("sk-secret" in path.read_text() for path in tmp_path.iterdir())
+
+
+def test_where_keys_go(server, run, monkeypatch):
+    run()
+    assert {headers["authorization"] for _, headers, _ in server.requests} == {f"Bearer {NO_KEY}"}
+    assert find_api_key("https://router.huggingface.co/v1") == "hf_secret"
+    assert find_api_key("https://x.eu.endpoints.huggingface.cloud") == "hf_secret"
+    for foreign in (
+        "https://huggingface.co.example.org",
+        "https://nothuggingface.co",
+        "http://huggingface.co",
+        "https://a.hf.space",
+    ):
+        assert find_api_key(foreign) == NO_KEY
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
+    assert find_api_key("https://api.openai.com/v1") == "sk-1"
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-“1”")
+    with pytest.raises(ChatError, match="copy it anew") as error:
+        find_api_key("https://api.openai.com/v1")
+    assert "sk-" not in str(error.value)
+
+
+def test_an_interrupted_run_goes_on(server, run, capsys):
+    """By Ctrl-C in its fourth question; the line that a kill might have torn is added by hand."""
+
+    def interrupt(question):
+        if len(server.requests) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return describe(question)
+
+    server.answer = interrupt
+    with pytest.raises(SystemExit) as ended:
+        run(num_workers=1)
+    assert ended.value.code == 130 and "the same command goes on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler and not run.output.exists()
+    assert len(run.partial.read_text().splitlines()) == 1 + len(server.questions) == 1 + 4
+    with run.partial.open("a") as file:
+        file.write('{"question": 7, "rep')
+    assert run(num_workers=2) == {name: expected(name.replace("_", " ")) for name in NAMES}
+    assert sorted(server.questions) == sorted(all_questions())
+    assert "4 of 9 replies are there already" in capsys.readouterr().out
+
+
+def test_other_settings_dont_go_on(server, run, tmp_path):
+    server.answer = lambda question: describe(question) if "disc" in question else b"{"
+    with pytest.raises(SystemExit, match="isn't a chat completion"):
+        run(num_workers=1)
+    kept = run.partial.read_bytes()
+    for options, message in (
+        ({"temperature": 0.5}, "temperature was 0.7 and is now 0.5"),
+        ({"llm": "other", "domain": "a thing"}, "llm was 'tiny' and is now 'other'; domain was 'a shape' and"),
+        ({"questions": "What is {}?"}, "questions was"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run(**options)
+    (tmp_path / "names.txt").write_text("\n".join(reversed(NAMES)))
+    with pytest.raises(SystemExit, match="class_names was '3 names"):
+        run()
+    assert run.partial.read_bytes() == kept
+    run.partial.write_bytes(kept + b"no reply\n")
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    with pytest.raises(SystemExit, match=r"line 5, isn't a reply"):
+        run()
+
+
+def test_a_busy_endpoint_is_asked_again(server, run, monkeypatch):
+    monkeypatch.setattr(chat, "FIRST_WAIT", 1e6)  # the server says how long to wait
+    server.fail(429, Retry_After="0")
+    server.fail(503, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT")
+    assert len(run(num_workers=1)) == 3
+    assert len(server.requests) == 9 + 2
+
+
+def test_lost_connections_and_errors_of_the_server(server, run):
+    for status in ("drop", 500, 502, "drop", 408):
+        server.fail(status)
+    assert len(run(num_workers=1)) == 3
+    assert len(server.requests) == 9 + 5
+
+
+def test_a_time_out(server, run):
+    blocked = threading.Event()
+
+    def answer(question):
+        if len(server.requests) == 1:
+            blocked.wait()
+        return describe(question)
+
+    server.answer = answer
+    assert len(run(num_workers=1, timeout=1)) == 3
+    blocked.set()
+    assert len(server.requests) == 9 + 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "failure", "message"),
+    [
+        (b"<html>", None, "isn't a chat completion"),
+        ({"choices": []}, None, "it has no choices"),
+        ({"object": "error"}, None, "it has no choices"),
+        ([], None, "isn't a chat completion"),
+        ({"choices": [{"text": "a"}]}, None, "isn't a chat completion"),
+        (completion([{"type": "text"}]), None, "content is a list"),
+        (None, (404, 100), "status 404: .*As the test asked for.* 'tiny' the endpoint's name of a model"),
+        (None, (401, 100), "Is OPENAI_API_KEY set"),
+        (None, (400, 100), "status 400: "),
+        (None, (500, 100), "Gave up after 6 tries"),
+        (None, ("drop", 100), "can't be reached .*Gave up"),
+        (None, (429, 100, {"Retry_After": "4000"}), "come back in 4000 s"),
+    ],
+)
+def test_an_endpoint_that_cant_be_used(server, run, answer, failure, message):
+    if failure is not None:
+        server.fail(*failure[:2], **(failure[2] if len(failure) > 2 else {}))
+    server.answer = lambda _: answer
+    with pytest.raises(SystemExit, match=message):
+        run()
+    assert not run.output.exists() and not run.partial.exists()
+
+
+def test_no_endpoint(server, run, monkeypatch):
+    with pytest.raises(SystemExit, match="can't be reached .*Is it running"):
+        run(base_url="http://127.0.0.1:9/v1")
+    for address, message in (
+        ("localhost:8000", "isn't one of an endpoint"),
+        ("http://me:pw@localhost", "OPENAI_API_KEY"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run(base_url=address)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(SystemExit, match="unset it"):
+        run()
+
+
+def test_replies_before_an_error_are_kept(server, run):
+    """Also those that were on their way when it came."""
+    together = threading.Barrier(3)
+
+    def answer(question):
+        if len(server.requests) <= 3:
+            together.wait()
+            return {"choices": []} if "blue bar" in question or "look like" in question else describe(question)
+        return describe(question)
+
+    server.answer = answer
+    with pytest.raises(SystemExit, match="no choices"):
+        run(num_workers=3)
+    assert len(run.partial.read_text().splitlines()) == 1 + 2
+    before = list(server.questions)
+    server.answer = describe
+    run()
+    assert Counter(server.questions[len(before) :]).keys() & {q for q in before if "look like" not in q} == set()
+
+
+def test_questions_are_asked_side_by_side(server, run):
+    """The server answers only once three have come."""
+    together = threading.Barrier(3)
+    server.answer = lambda question: (together.wait(), describe(question))[1]
+    run(num_workers=3)
+    assert server.most_at_once == 3
+
+
+def test_classes_about_which_nothing_is_said(server, run, tmp_path):
+    def answer(question):
+        if question.startswith("green square"):
+            return "I'm sorry, but I can't help with that."
+        return completion(None, "length") if question.startswith("red disc") else describe(question)
+
+    server.answer = answer
+    with pytest.warns(UserWarning, match=r"of 2 of 3 classes, .* 'red disc', 'green_square'. The first .* is ''"):
+        assert run() == {"blue bar": expected("blue bar")}
+    meta = json.loads((tmp_path / "out.json.meta.json").read_text())
+    assert meta["classes_without_sentences"] == ["red disc", "green_square"]
+
+
+def test_nothing_is_said_at_all(server, run):
+    server.answer = lambda _: "As an AI, I have no eyes."
+    with pytest.raises(SystemExit, match="Nothing usable is left of the 9 replies; the first one is 'As an AI"):
+        run()
+    assert not run.output.exists() and run.partial.exists()
+
+
+def test_the_same_sentence_for_all_classes(server, run):
+    server.answer = lambda question: f"A very  nice thing.\n{describe(question)}"
+    with pytest.warns(UserWarning, match=r"'A very nice thing.' was said of 3 of 3 classes"):
+        assert run() == {name: expected(name.replace("_", " "))[:5] for name in NAMES}
+    run.output.rename(run.output.with_name("first.json"))
+    run.output.with_name("out.json.meta.json").unlink()
+    server.answer = lambda question: "A very nice thing."
+    with (
+        pytest.warns(UserWarning, match="A very nice thing"),
+        pytest.raises(SystemExit, match="Nothing usable is left"),
+    ):
+        run()
+
+
+def fill(folder, texts, **options):
+    """A file of answers, one question a class."""
+    questions = Questions([f"class {i}" for i in range(len(texts))], ["What is {}?"], **options)
+    answers = AnswerFile(folder / "answers.jsonl", {}, len(questions))
+    with answers:
+        for number, text in enumerate(texts):
+            answers.add(number, Reply(text))
+    return questions, AnswerFile(folder / "answers.jsonl", {}, len(questions))
+
+
+@pytest.mark.filterwarnings("ignore:.*said of")
+def test_shared_sentences_against_counting_all(tmp_path):
+    rng = random.Random(0)
+    common = [
+        [f"It is common {word}." for word in ("one", "two", "three", "four")[: rng.randint(1, 4)]] for _ in range(41)
+    ]
+    sentences = [[*own, *(f"It is rare {rng.randint(0, 60)} times." for _ in range(4 - len(own)))] for own in common]
+    for own in sentences:
+        rng.shuffle(own)
+    counts = Counter(sentence for own in sentences for sentence in set(own))
+    shared = {sentence: count for sentence, count in counts.items() if count > 41 / 2}
+    assert 0 < len(shared) < 4
+    questions, answers = fill(tmp_path, ["\n".join(own) for own in sentences], num_sentences=4)
+    with answers:
+        outcome = write_descriptions(tmp_path / "out.json", questions, answers, None)
+    assert outcome.shared == shared
+    left = {f"class {i}": list(dict.fromkeys(s for s in own if s not in shared)) for i, own in enumerate(sentences)}
+    assert json.loads((tmp_path / "out.json").read_text()) == {name: own for name, own in left.items() if own}
+
+
+def test_memory_doesnt_grow_with_the_replies(tmp_path):
+    """60 replies of 0.1 MB each."""
+    texts = (f"Class {i} has {number} legs.{' ' * 100_000}" for i, number in enumerate(range(60)))
+    tracemalloc.start()
+    questions, answers = fill(tmp_path, [""] * 60)
+    with answers:
+        for number, text in enumerate(texts):
+            answers.add(number, Reply(text))
+        outcome = write_descriptions(tmp_path / "out.json", questions, answers, None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert outcome.num_sentences == 60 and (tmp_path / "answers.jsonl").stat().st_size > 6e6
+    assert peak < 3e6
+
+
+def test_similar_names():
+    names = ["amber-tailed wren", "silver tailed wren", "Amber_Tailed Jay", "sunflower", "windflower", "daisy", "iris"]
+    similar = SimilarNames(names)
+    assert similar.find(0) == ["silver tailed wren", "Amber_Tailed Jay"]
+    assert similar.find(3) == ["windflower"] and similar.find(5) == [] == similar.find(6)
+    many = [f"bird {i:05}" for i in range(3000)]
+    assert len(set(SimilarNames(many).find(1500))) == 3
+    question = Questions(["sea wren", "wood wren"], ["{}: not {similar}?"], "a bird.", 1)[1]
+    assert question.startswith("wood wren is a bird. wood wren: not sea wren? Answer with one sentence")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("num_sentences", 0, "--num_sentences is 0"),
+        ("temperature", -1, "--temperature is -1"),
+        ("class_names", "none.txt", "there is no such file"),
+        ("output", "none/out.json", "there is no folder"),
+        ("questions", "What is it?", "no '{}'"),
+        ("extra_body", "{", "isn't JSON"),
+        ("extra_body", "1", "must be a JSON object"),
+        ("num_sentence", 1, "did you mean --num_sentences"),
+        ("model_name_or_path", "/none/clip", "/none/clip"),
+    ],
+)
+def test_bad_settings(server, run, option, value, message):
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        run(**{option: value})
+    assert not server.requests
+
+
+def save_llm(folder, chat_template="{{ messages[0]['content'].split(' ')[0] }}"):
+    """A Llama of one-hot words, whose layers add nothing: after each word comes the one that `CHAIN` says."""
+    words = ["</s>", "<unk>", *dict.fromkeys([*CHAIN, *CHAIN.values()])]
+    words = list(dict.fromkeys(words))
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+    fast.chat_template = chat_template
+    fast.save_pretrained(folder)
+    width = len(words) + len(words) % 2
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=width, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1,
+        eos_token_id=0, bos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.model.layers[0].self_attn.o_proj.weight.zero_()
+        model.model.layers[0].mlp.down_proj.weight.zero_()
+        model.model.embed_tokens.weight.copy_(torch.eye(len(words), width))
+        model.lm_head.weight.zero_()
+        for word, following in CHAIN.items():
+            model.lm_head.weight[words.index(following), words.index(word)] = 20
+    model.save_pretrained(folder)
+
+
+def test_a_model_on_this_machine(run, tmp_path, capsys):
+    save_llm(tmp_path / "llm")
+    options = {"llm": tmp_path / "llm", "questions": ["What is {}?"], "batch_size": 2}
+    flags = [
+        "--class_names",
+        tmp_path / "names.txt",
+        "--output",
+        run.output,
+        "--domain",
+        "a shape",
+        "--max_new_tokens",
+        8,
+    ]
+    flags += [
+        text for name, value in options.items() for text in (f"--{name}", *([value] if name != "questions" else value))
+    ]
+    command.main(list(map(str, flags)))
+    expected = {"red disc": ["Round scarlet shape."], "green_square": [], "blue bar": ["Long azure stripe."]}
+    assert json.loads(run.output.read_text()) == {**expected, "green_square": ["Even emerald box."]}
+
+
+def test_a_model_on_this_machine_that_is_cut_off_or_no_chat_model(tmp_path):
+    save_llm(tmp_path / "llm")
+    local = LocalChat(str(tmp_path / "llm"), batch_size=2, max_new_tokens=2, temperature=0)
+    questions = [(5, "red thing"), (6, "blue thing"), (7, "stripe. thing")]
+    assert dict(local.replies(questions)) == {
+        5: Reply("Round scarlet", True),
+        6: Reply("Long azure", True),
+        7: Reply(""),
+    }
+    save_llm(tmp_path / "base", chat_template=None)
+    with pytest.raises(ChatError, match="no chat template"):
+        LocalChat(str(tmp_path / "base"), 1, 8, 0)
+    with pytest.raises(ChatError, match="can't be loaded"):
+        LocalChat(str(tmp_path / "none"), 1, 8, 0)
+
+
+def test_text_files(tmp_path):
+    names = ["iris", "iris: dwarf", "wind_flower"]
+    path = tmp_path / "descriptions.TXT"
+    path.write_text(
+        "\ufeffIris: Tall: and blue.\n\nWind-Flower:White.\niris: dwarf: Low.\niris: Purple.\n", encoding="utf-8"
+    )
+    assert read_descriptions(path, names) == {
+        "iris": ["Tall: and blue.", "Purple."],
+        "iris: dwarf": ["Low."],
+        "wind_flower": ["White."],
+    }
+    for content, message in (
+        ("iris: a\nrose: b\n", r"line 2, is 'rose: b'; expected 'class: sentence'"),
+        ("iris\n", "line 1, is 'iris'"),
+        ("iris: \n", "an empty sentence"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            read_descriptions(path, names)
+    path.write_bytes("iris: Süß".encode("latin-1"))
+    with pytest.raises(ValueError, match="isn't text in UTF-8"):
+        read_descriptions(path, names)
+
+
+def test_columns_of_a_data_set():
+    rows = {"kind": ["Red-Disc", "blue bar", "red disc"], "text": ["Round.", "Long.", "Red."]}
+    expected = {"red disc": ["Round.", "Red."], "blue bar": ["Long."]}
+    assert read_description_columns(Dataset.from_dict(rows), NAMES, ["kind", "text"]) == expected
+    lists = {"kind": ["blue bar", "red disc"], "text": [["Long."], ["Round.", "Red."]]}
+    assert read_description_columns(Dataset.from_dict(lists), NAMES, ("kind", "text")) == expected
+    labels = Features({"kind": ClassLabel(names=["blue bar", "red disc"]), "text": Value("string")})
+    numbered = Dataset.from_dict({**rows, "kind": [1, 0, 1]}, features=labels)
+    assert read_description_columns(numbered, NAMES, ["kind", "text"]) == expected
+    with pytest.warns(UserWarning, match="1 described classes aren't among the 2 .* 'blue bar'"):
+        assert read_description_columns(Dataset.from_dict(rows), NAMES[:2], ["kind", "text"]) == {
+            "red disc": ["Round.", "Red."]
+        }
+    for changes, columns, message in (
+        ({}, ["kind"], "two are needed"),
+        ({}, None, "'kind', 'text' two are needed"),
+        ({}, ["kind", "sentence"], "no column 'sentence'"),
+        ({"kind": [0, 1, 0]}, ["kind", "text"], "Row 0 has the class 0"),
+        ({"text": ["a", None, "b"]}, ["kind", "text"], "Row 1 has the class 'blue bar' and the sentences None"),
+        ({"kind": ["a", "b", "c"]}, ["kind", "text"], "None of the classes .* is one of the 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_description_columns(Dataset.from_dict({**rows, **changes}), NAMES, columns)
+
+
+@pytest.mark.parametrize("kind", ["text", "data set"])
+def test_adapt_reads_them(tmp_path, monkeypatch, kind):
+    write_inputs(tmp_path)
+    pairs = [(name, sentence) for name, own in DESCRIPTIONS.items() for sentence in own]
+    (tmp_path / "lines.txt").write_text("".join(f"{name}: {sentence}\n" for name, sentence in pairs))
+    (tmp_path / "repo").mkdir()
+    (tmp_path / "repo" / "train.jsonl").write_text("".join(json.dumps({"k": n, "s": s}) + "\n" for n, s in pairs))
+    assert load_descriptions(str(tmp_path / "repo"), list(DESCRIPTIONS), ["k", "s"]) == DESCRIPTIONS
+    flags = [
+        "--model_name_or_path",
+        tmp_path / "clip",
+        "--train_dir",
+        tmp_path / "photos",
+        "--use_cpu",
+        "--max_steps",
+        1,
+    ]
+    flags += ["--class_names", tmp_path / "names.txt", "--num_crops", 1, "--output_dir", tmp_path / "out"]
+    flags += ["--config_overrides", '{"prior_weighting": "uniform"}']
+    own = ["--descriptions", tmp_path / "lines.txt"]
+    if kind == "data set":
+        own = ["--descriptions_dataset", tmp_path / "repo", "--descriptions_columns", "k", "s"]
+    adapt.main(list(map(str, [*flags, *own])))
+    assert json.loads((tmp_path / "out" / "descriptions.json").read_text()) == DESCRIPTIONS
+    assert "descriptions.json" in (tmp_path / "out" / "README.md").read_text()
+    monkeypatch.setattr(adapt.MicroCLIPForImageClassification, "from_clip", None)
+    for wrong, message in (
+        (["--descriptions", tmp_path / "lines.txt", "--descriptions_dataset", "x"], "either --descriptions or"),
+        (["--descriptions_columns", "k", "s"], "pass that too"),
+        (["--descriptions_dataset", tmp_path / "repo"], "'k', 's' two are needed"),
+        (["--descriptions_dataset", tmp_path / "none", "--descriptions_columns", "k", "s"], "can't be loaded"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            adapt.main(
+                list(map(str, [*flags[:-1], '{"prior_weighting": "uniform"}', "--output_dir", tmp_path / "x", *wrong]))
+            )
