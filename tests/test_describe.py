@@ -236,7 +236,7 @@ def test_an_endpoint_that_cant_be_used(server, run, answer, failure, message):
 
 
 def test_no_endpoint(server, run, monkeypatch):
-    with pytest.raises(SystemExit, match="can't be reached .*Is it running"):
+    with pytest.raises(SystemExit, match=r"can't be reached .*Is it running"):
         run(base_url="http://127.0.0.1:9/v1")
     for address, message in (
         ("localhost:8000", "isn't one of an endpoint"),

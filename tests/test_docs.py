@@ -123,5 +123,5 @@ def test_every_code_block(workplace, page, count, monkeypatch):
     ],
 )
 def test_the_examples_show_the_commands_of_the_readme(page, example, command):
-    shown, own = (path.read_text() for path in (ROOT / page, ROOT / "examples" / example))
+    shown, own = (path.read_text().replace("\\\n", " ") for path in (ROOT / page, ROOT / "examples" / example))
     assert re.search(command, shown, re.DOTALL)[0].split() == re.search(command, own, re.DOTALL)[0].split()
