@@ -15,12 +15,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import PartialState
 from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from adaptation import CLASS_NAMES, adapt, draw_images
+from packaging.version import Version
 from safetensors.torch import load_file
 from test_invariance import assert_same_run
 from torch.testing import assert_close
@@ -32,6 +34,9 @@ TESTS = Path(__file__).parent
 CONFIGS = TESTS.parent / "examples" / "accelerate_configs"
 # Batches of 4 in each of two processes, in two parts: as one process's batches of 8.
 OPTIONS = {"num_images": 24, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+needs_torch = pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.10"), reason="PyTorch 2.8 and 2.9 compute too little on split weights"
+)
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs DeepSpeed")
 
 
@@ -122,7 +127,7 @@ def read_run(folder):
 @pytest.mark.parametrize(
     ("config", "schedule"),
     [
-        pytest.param("fsdp2.yaml", {"min_lr": 2e-6}, id="FSDP2"),
+        pytest.param("fsdp2.yaml", {"min_lr": 2e-6}, id="FSDP2", marks=needs_torch),
         pytest.param("deepspeed_zero2.yaml", {"min_lr_rate": 2e-3}, id="DeepSpeed", marks=needs_deepspeed),
     ],
 )
