@@ -29,7 +29,9 @@ STAND_INS = {
     "me/birds": "user/birds",
 }
 ADAPT = """ --config_overrides '{"prior_weighting": "uniform"}' --num_train_epochs """
-APART = ("trust_remote_code", "--push_to_hub", "microclip push")
+PAGES = [("README.md", 13), ("docs/training.md", 6), ("docs/descriptions.md", 2)]
+PUSHED = {"README.md": {"user/birds"}, "docs/training.md": {"user/shapes"}, "docs/descriptions.md": set()}
+APART = ("trust_remote_code", "--push_to_hub", "microclip push", "OPENAI_API_KEY")
 
 
 @pytest.fixture
@@ -75,7 +77,7 @@ def run_block_apart(language, block, hub, folder):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("page", "count"), [("README.md", 13), ("docs/training.md", 6)])
+@pytest.mark.parametrize(("page", "count"), PAGES)
 def test_every_code_block(workplace, page, count, monkeypatch):
     """In their order, in one folder. `pip install` made this environment; `make demo` and the benchmarks have tests of
     their own; two processes on a CPU take the place of two GPUs, a Hub and an endpoint on loopback that of the real
@@ -96,7 +98,8 @@ def test_every_code_block(workplace, page, count, monkeypatch):
                 block = block.replace(name, here)
             if "microclip describe" in block:
                 Path("descriptions.json").unlink()
-                block = f"{block.rstrip()} --base_url {chat.base_url}\n"
+                block, found = re.subn(r"--base_url \S+", f"--base_url {chat.base_url}", block)
+                block = block if found else f"{block.rstrip()} --base_url {chat.base_url}\n"
             elif "examples/adapt.py" in block:
                 block = f"{block.rstrip()}{ADAPT}{2 if 'resume' in block else 1}\n"
             if "--config_file" in block:
@@ -108,7 +111,7 @@ def test_every_code_block(workplace, page, count, monkeypatch):
                 run_block_apart(language, block, hub, workplace)
             else:
                 run_block(language, block, monkeypatch)
-        assert hub.repos.keys() == {"README.md": {"user/birds"}, "docs/training.md": {"user/shapes"}}[page]
+        assert hub.repos.keys() == PUSHED[page]
     if page == "README.md":
         assert (workplace / "by_python" / "model.safetensors").exists()
         assert len((workplace / "labels.csv").read_text().splitlines()) == 1 + 48
