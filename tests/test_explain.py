@@ -1,16 +1,25 @@
 """Explanations: numbers against the model's own, places of patches against what the processor does to pixels."""
 
+import json
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from birdworld import score_saliency
+from birdworld.domains import DOMAINS
+from birdworld.tiny_clip import FOLDER
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from microclip_hf import MicroCLIPForImageClassification
 from microclip_hf.explain import HATCHING, HEAT, explain, overlay
 from microclip_hf.explain_plot import plot
 from microclip_hf.patch_grid import PatchGrid
 
 
+DOCS = Path(__file__).parents[1] / "docs"
 SIDE, PATCH = 32, 8
 CROP = {"height": SIDE, "width": SIDE}
 NEAREST = Image.Resampling.NEAREST
@@ -254,3 +263,56 @@ def test_bad_input_is_refused(model):
         ValueError, match="made 48 x 48 pixels of a picture of 40 x 40, which aren't the 4 x 4 patches"
     ):
         explain(model, [image])
+
+
+def test_scores_by_hand():
+    """Patches of 2 x 2 pixels; the bird is the left half of the picture, without its last row."""
+    grid = PatchGrid((4, 4), (0.0, 0.0, 4.0, 4.0), (2, 2))
+    bird = np.zeros((4, 4), dtype=bool)
+    bird[:3, :2] = True
+    mask, attention = np.array([[1, 1], [0, 0]], dtype=bool), np.array([[0.1, 0.2], [0.3, 0.2]])
+    scores = score_saliency.score_places(grid, mask, attention, bird)
+    assert scores == pytest.approx({"iou": 4 / 10, "on_bird": (0.1 + 0.3 / 2) / 0.8, "pointing": 1})
+    assert score_saliency.score_places(grid, mask, mask, bird)["pointing"] == 0.5
+    fixed = score_saliency.fixed_masks(grid, bird)
+    assert fixed["the bird's patches"].tolist() == [[True, False], [True, False]]
+    summary = score_saliency.summarize([{"iou": 0.1}, {"iou": 0.2}, {"iou": 0.6}])
+    assert summary == {"iou": {"mean": 30.0, "error": 15.3}}  # sqrt(0.07 / 3)
+
+
+def test_scores_of_the_bird_world(tmp_path, monkeypatch):
+    """A model that wasn't adapted scores as before; the settings don't change fixed masks, and do change the cut."""
+    monkeypatch.setattr(score_saliency, "NUM_TEST", 6)
+    domain = DOMAINS["mist"]
+    model = MicroCLIPForImageClassification.from_clip(
+        FOLDER, domain.class_names, descriptions=domain.descriptions, prior_weighting="uniform"
+    )
+    model.save_pretrained(tmp_path / "model")
+    score_saliency.main([str(tmp_path / "model"), str(tmp_path / "scores")])
+    report = json.loads((tmp_path / "scores.json").read_text())
+    assert report["domain"] == "mist" and report["num_pictures"] == 6
+    rows = report["percent"]
+    settings = [f"{affinity}/{cut}" for affinity in ("dot", "cosine") for cut in ("std", "mean")]
+    assert all(rows[f"before, {own}"] == rows[f"adapted, {own}"] for own in settings)
+    assert len({str(rows[f"before, {own}"]) for own in settings}) == 4
+    birds = [np.asarray(own["mask"]) > 127 for own in domain.examples("test", 6, with_masks=True)]
+    assert rows["every patch"]["iou"]["mean"] == pytest.approx(100 * np.mean(birds), abs=0.06)
+    assert rows["every patch"]["on_bird"] == rows["every patch"]["iou"]
+    assert (tmp_path / "scores.md").read_text() == score_saliency.make_table(rows)
+    assert Image.open(tmp_path / "scores.png").height == 6 * 96
+    with pytest.raises(ValueError, match="are no domain's species"):
+        model.config.id2label = {index: str(index) for index in range(model.num_labels)}
+        score_saliency.find_domain(model)
+
+
+def test_the_page_runs_and_shows_the_scores(model, tmp_path, monkeypatch):
+    page = (DOCS / "explain.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    model.save_pretrained(tmp_path / "adapted")
+    Image.new("RGB", (50, 70), "green").save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    exec(snippet, {})
+    assert Image.open("where.png").size == (50, 70) and Image.open("why.png").width > 1000
+    table = (DOCS / "results" / "saliency.md").read_text(encoding="utf-8")
+    report = json.loads((DOCS / "results" / "saliency.json").read_text(encoding="utf-8"))
+    assert table in page and table == score_saliency.make_table(report["percent"])
