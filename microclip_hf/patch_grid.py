@@ -1,0 +1,135 @@
+"""Where a model's patches lie in the picture that its image processor was given.
+
+A CLIP's image processor resizes a picture and cuts out its middle. Both are undone by one box: the part of the
+picture, in the picture's own pixels, that the patches share evenly among them. It sticks out where a picture smaller
+than the crop was padded.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import BaseImageProcessor
+
+from .views import Box
+
+
+# Of a pixel's or a patch's area; less is rounding.
+SMALLEST_SHARE = 1e-6
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """A grid of patches over a picture.
+
+    Args:
+        image_size (`tuple[int, int]`): width and height of the picture in pixels, upright.
+        box (`tuple[float, float, float, float]`): left, top, right and bottom of what the patches cover, in pixels of
+            the picture; not always within it.
+        shape (`tuple[int, int]`): rows and columns of patches.
+    """
+
+    image_size: tuple[int, int]
+    box: Box
+    shape: tuple[int, int]
+
+    @classmethod
+    def locate(cls, image_size: tuple[int, int], processor: BaseImageProcessor, patch_size: int) -> "PatchGrid":
+        """The grid that a processor's settings amount to.
+
+        Args:
+            image_size (`tuple[int, int]`): width and height of the picture in pixels, upright.
+            processor (`BaseImageProcessor`): its resizing and its centre crop count (PIL back end; where torchvision's
+                pads by an odd number, it is one pixel of the model's input off).
+            patch_size (`int`): side of a patch in pixels of the model's input. What is left of the input at the right
+                and at the bottom belongs to no patch.
+
+        Raises:
+            ValueError: if the processor resizes in another way than to a shortest edge, or to a height and a width.
+        """
+        resized = cropped = _resized(image_size, processor)
+        if processor.do_center_crop:
+            cropped = processor.crop_size.width, processor.crop_size.height
+        columns, rows = (length // patch_size for length in cropped)
+        # Rounded down, below zero too: padding has the odd pixel before the picture.
+        left, top = ((length - crop) // 2 for length, crop in zip(resized, cropped, strict=True))
+        x_scale, y_scale = (own / length for own, length in zip(image_size, resized, strict=True))
+        right, bottom = left + columns * patch_size, top + rows * patch_size
+        return cls(image_size, (left * x_scale, top * y_scale, right * x_scale, bottom * y_scale), (rows, columns))
+
+    def boxes(self) -> np.ndarray:
+        """Left, top, right and bottom of each patch in pixels of the picture, float64, `(rows, columns, 4)`."""
+        (left, top, right, bottom), (rows, columns) = self.box, self.shape
+        x, y = np.linspace(left, right, columns + 1), np.linspace(top, bottom, rows + 1)
+        corners = np.meshgrid(y[:-1], x[:-1], indexing="ij"), np.meshgrid(y[1:], x[1:], indexing="ij")
+        return np.stack([corners[0][1], corners[0][0], corners[1][1], corners[1][0]], -1)
+
+    def to_image(self, values: np.ndarray) -> np.ndarray:
+        """Values of patches as values of the picture's pixels.
+
+        Args:
+            values (`np.ndarray` of shape `(rows, columns)`): numbers or booleans.
+
+        Returns:
+            `np.ndarray` of shape `(height, width)`, float32: the mean over a pixel's area, as far as it was seen; NaN
+            where it wasn't.
+
+        Raises:
+            ValueError: on another shape.
+        """
+        _check_shape("values", values, self.shape)
+        down, across = self._overlaps()
+        return _mean(down @ values.astype(np.float32) @ across.T, np.outer(down.sum(1), across.sum(1)))
+
+    def to_patches(self, values: np.ndarray) -> np.ndarray:
+        """Values of the picture's pixels as values of patches.
+
+        Args:
+            values (`np.ndarray` of shape `(height, width)`): numbers or booleans.
+
+        Returns:
+            `np.ndarray` of shape `(rows, columns)`, float32: the mean over a patch's area, as far as it lies in the
+            picture; NaN where all of it is padding.
+
+        Raises:
+            ValueError: on another shape.
+        """
+        _check_shape("values", values, self.image_size[::-1])
+        down, across = self._overlaps()
+        return _mean(down.T @ values.astype(np.float32) @ across, np.outer(down.sum(0), across.sum(0)))
+
+    def _overlaps(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lengths that pixels and patches share, downwards `(height, rows)` and across `(width, columns)`."""
+        (left, top, right, bottom), (width, height), (rows, columns) = self.box, self.image_size, self.shape
+        return _overlap(top, bottom, rows, height), _overlap(left, right, columns, width)
+
+
+def _overlap(start: float, stop: float, parts: int, pixels: int) -> np.ndarray:
+    edges, pixel = np.linspace(start, stop, parts + 1), np.arange(pixels)[:, None]
+    lengths = np.minimum(pixel + 1, edges[1:]) - np.maximum(pixel, edges[:-1])
+    return lengths.clip(0).astype(np.float32)
+
+
+def _mean(total: np.ndarray, area: np.ndarray) -> np.ndarray:
+    return np.divide(total, area, out=np.full_like(total, np.nan), where=area > SMALLEST_SHARE)
+
+
+def _resized(image_size: tuple[int, int], processor: BaseImageProcessor) -> tuple[int, int]:
+    if not processor.do_resize:
+        return image_size
+    size = processor.size
+    if size.height and size.width:
+        return size.width, size.height
+    if not size.shortest_edge or size.longest_edge:
+        raise ValueError(
+            f"The image processor's size is {dict(size)}; patches can be found in the picture where it is a "
+            "shortest_edge, or a height and a width."
+        )
+    short = min(image_size)
+    # Rounded down, as transformers does.
+    width, height = (int(size.shortest_edge * length / short) for length in image_size)
+    return width, height
+
+
+def _check_shape(name: str, values: np.ndarray, shape: tuple[int, int]) -> None:
+    if values.shape != shape:
+        raise ValueError(f"{name} has the shape {values.shape}; expected {shape}.")
