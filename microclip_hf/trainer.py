@@ -21,6 +21,7 @@ from transformers import BaseImageProcessor, Trainer, TrainerCallback, TrainerCo
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, has_length, sort_checkpoints
 from transformers.utils import CONFIG_NAME
+from transformers.utils.hub import hf_api
 
 from .configuration_microclip import MicroCLIPConfig
 from .data import align_labels, undecoded
@@ -31,6 +32,7 @@ from .model_card import PICTURE, CardFacts, split_results, write_model_card
 from .modeling_microclip import MicroCLIPForImageClassification, MicroCLIPOutput, default_image_processor
 from .plots import plot_adaptation
 from .pseudo_labels import aggregate_scores, align_distribution, composite_embeds, fairness_loss, fuse_embeds
+from .run_record import LABELS, REPORT, REPORT_DIR
 from .training_args import MicroCLIPTrainingArguments
 from .view_datasets import (
     ViewCollator,
@@ -45,6 +47,8 @@ from .view_datasets import (
 
 # Where files are written before they get their final name; what starts with "_" isn't pushed to the Hub.
 INCOMPLETE = "_incomplete"
+# What stays here when the output folder is pushed, as patterns of paths.
+NOT_PUSHED = ("_*", f"{PREFIX_CHECKPOINT_DIR}-*", LABELS, REPORT, f"{REPORT_DIR}/*")
 # In the output folder: the multi-view prior, where it isn't computed at every step.
 PRIOR_DIR = "_prior"
 # In a checkpoint: what self-training remembers besides weights.
@@ -423,7 +427,7 @@ class MicroCLIPTrainer(Trainer):
             self.train_dataset.set_epoch(epoch)
 
     def finish_epoch(self) -> None:
-        """Know all labels, and tell which images couldn't be read, over all processes, as soon as there are new ones."""
+        """Bring labels up to date, and tell which images couldn't be read, over all processes, if any are new."""
         self.diagnostics.flush(self.accelerator)
         if not isinstance(self.train_dataset, ViewDataset):
             return
@@ -498,27 +502,53 @@ class MicroCLIPTrainer(Trainer):
         self.accelerator.free_memory()
         self.accelerator.end_training()
 
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """As in the base class: the model, its code and card, and what else lies in the output folder, in one commit.
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The model, its code and card, and what else lies in the output folder, in one commit.
 
-        Checkpoints stay here.
+        Checkpoints stay here, and so do the report and the labels of single images: they show and name the photos.
+
+        Args:
+            commit_message, blocking, token, revision, private: as in the base class.
+            kwargs: passed on to `create_model_card`.
 
         Raises:
             RuntimeError: if the push fails. It says which command does it later; the Hub's repository is as before.
         """
-        if self.hub_model_id is None:  # the base class then makes the repository before it saves
-            self.save_model()
-            self.create_model_card()
+        token, revision = token or self.args.hub_token, revision or self.args.hub_revision
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.save_model()
+        self.create_model_card(**kwargs)
+        if not self.is_world_process_zero():
+            return None
         try:
-            return super().push_to_hub(*args, **kwargs)
+            if self.hub_model_id is None:
+                self.init_hf_repo(token=token, private=private)
+            return hf_api().upload_folder(
+                repo_id=self.hub_model_id,
+                folder_path=self.args.output_dir,
+                commit_message=commit_message,
+                token=token,
+                run_as_future=not blocking,
+                ignore_patterns=list(NOT_PUSHED),
+                revision=revision,
+            )
         except Exception as error:
-            folder, name = self.args.output_dir, self.hub_model_id or self.args.hub_model_id or "user/name"
-            command = ["hf", "upload", name, folder, ".", "--exclude", f"{PREFIX_CHECKPOINT_DIR}-*/**"]
-            command += ["--exclude", "_*", *(["--private"] if self.args.hub_private_repo else [])]
-            command += ["--revision", self.args.hub_revision] if self.args.hub_revision else []
+            name = self.hub_model_id or self.args.hub_model_id or "user/name"
+            command = ["hf", "upload", name, self.args.output_dir, "."]
+            command += [text for pattern in NOT_PUSHED for text in ("--exclude", pattern)]
+            command += ["--private"] if self.args.hub_private_repo else []
+            command += ["--revision", revision] if revision else []
             raise RuntimeError(
-                f"The push to the Hub failed: {error}\nThe result is safe in {folder}; push it later with\n"
-                f"  {shlex.join(command)}"
+                f"The push to the Hub failed: {error}\n"
+                f"The result is safe in {self.args.output_dir}; push it later with\n  {shlex.join(command)}"
             ) from error
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
