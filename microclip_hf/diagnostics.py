@@ -30,8 +30,8 @@ class Diagnostics:
     the pseudo-label, where both heads agree, whose pseudo-label is another than one epoch ago, or (with labels) right.
 
     Of each image, by the batches' `index`, all of shape `(num_images,)`: `pseudo_labels` (`torch.IntTensor`), the
-    latest one, -1 where there is none yet; `confidences` (`torch.FloatTensor`), its probability, NaN where it isn't known;
-    `changes` (`torch.IntTensor`), how often it was another than before. `swaps`, a `torch.LongTensor` of shape
+    latest one, -1 where there is none yet; `confidences` (`torch.FloatTensor`), its probability, NaN where it isn't
+    known; `changes` (`torch.IntTensor`), how often it was another than before. `swaps`, a `torch.LongTensor` of shape
     `(num_swaps, 3)`, counts these changes: old class, new class, images.
 
     Args:
@@ -105,7 +105,7 @@ class Diagnostics:
     def _update(
         self, index: torch.Tensor, labels: torch.Tensor, confidences: torch.Tensor, device: torch.device
     ) -> None:
-        """The latest label of each image; of one that stands in for others, and so comes again, the last one counts."""
+        """The latest label of each image; of one that comes again, in place of others, the last counts."""
         last = torch.full((int(index.max()) + 1,), -1).scatter_reduce_(0, index, torch.arange(len(index)), "amax")
         last = last[last >= 0]
         index, labels, confidences = index[last], labels[last], confidences[last]

@@ -121,6 +121,7 @@ def plot_curves(
     label: str,
     dark: bool = False,
     limit: float | None = None,
+    from_zero: bool = False,
 ) -> None:
     """Draw one panel of curves, large enough for a phone, on a transparent ground.
 
@@ -131,12 +132,14 @@ def plot_curves(
         label (`str`): of the vertical axis.
         dark (`bool`): whether the page is dark.
         limit (`float`, *optional*): where to draw a dashed line, the most that is possible.
+        from_zero (`bool`): whether the vertical axis begins at 0.
     """
     with _single_picture(path, dark) as axes:
         _plot_curves(axes, log_history, names, label)
         if limit is not None:
             axes.axhline(limit, color=INK[dark], linestyle="--", linewidth=1)
-            axes.set_ylim(0, 1.08 * limit)
+        if from_zero:
+            axes.set_ylim(bottom=0)
 
 
 def plot_class_sizes(path: str | os.PathLike, sizes: Sequence[int], dark: bool = False) -> None:

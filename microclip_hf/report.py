@@ -40,16 +40,16 @@ CURVES = (
         "Loss",
         ("cross_entropy", "fairness"),
         "loss",
-        "Look for lines that fall and then level off. Jumps, or a line that rises to the end, say that the steps were "
-        "too large: lower learning_rate.",
+        "Look for lines that fall and then level off. Jumps say that the steps were too large: lower learning_rate. "
+        "Fairness that rises says that fewer classes are in use.",
     ),
     (
         "agreement",
         "Agreement",
         ("student_agreement", "head_agreement"),
         "share of images",
-        "Look for lines that rise. The student sees strongly distorted views, so it stays below the pseudo-labels; "
-        "the heads should agree ever more often. If neither moves, the model learned little.",
+        "Look for lines that rise. The student sees strongly distorted views, so it usually stays below 1; the "
+        "heads should agree ever more often. If neither moves, the model learned little.",
     ),
     (
         "confidence",
@@ -204,10 +204,10 @@ def _overview(record: RunRecord) -> list[tuple[str, str]]:
     last = {name: value for entry in record.log_history for name, value in entry.items()}
     rows = [("Images", f"{len(record.images) or record.facts.get('num_images') or 'unknown'}")]
     if record.images:
-        rows.append(("without a label", f"{len(record.images) - len(labelled)}"))
+        rows.append(("Images without a label", f"{len(record.images) - len(labelled)}"))
     rows.append(("Classes", f"{len(record.class_names)}"))
     if labelled:
-        rows.append(("of them without an image", f"{len(set(record.class_names) - {own.label for own in labelled})}"))
+        rows.append(("Classes without an image", f"{len(set(record.class_names) - {own.label for own in labelled})}"))
     rows.append(("Epochs", f"{last.get('epoch', 0):g}"))
     for name, title, form in (
         ("pseudo_label_confidence", "Mean confidence at the end", _percent),
@@ -227,13 +227,13 @@ def _curve(
     folder: Path, record: RunRecord, key: str, title: str, names: Sequence[str], label: str, advice: str
 ) -> dict[str, Any]:
     """A curve in both colour schemes, and what it shows in words."""
-    limit = len(record.class_names) if key == "balance" else None
+    limits = {"limit": len(record.class_names) if key == "balance" else None, "from_zero": key != "loss"}
     parts = []
     for name in names:
         values = [entry[name] for entry in record.log_history if name in entry]
         if values:
             parts.append(f"{name.replace('_', ' ')} goes from {values[0]:.3g} to {values[-1]:.3g}")
-    draw = partial(plot_curves, log_history=record.log_history, names=names, label=label, limit=limit)
+    draw = partial(plot_curves, log_history=record.log_history, names=names, label=label, **limits)
     return {
         "title": title,
         "advice": advice,
@@ -360,6 +360,7 @@ def _measured(folder: Path, kind: str, images: Sequence[ImageLabel], class_names
     shown = shown_classes(truths, labels)
     content = io.BytesIO()
     plot_confusion(content, truths, labels, shown, [shorten(name).replace("$", r"\$") for name in class_names])
+    width, height = Image.open(content).size
     write_whole(folder / f"confusion_{kind.replace(' ', '_')}.png", content.getvalue())
     return {
         "kind": kind,
@@ -369,5 +370,7 @@ def _measured(folder: Path, kind: str, images: Sequence[ImageLabel], class_names
         "num_rows_left_out": max(0, len(rows) - NUM_ROWS),
         "pairs": [(class_names[true], class_names[other], count) for true, other, count in confused[:NUM_PAIRS]],
         "picture": f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}",
+        "width": width,
+        "height": height,
         "num_confusion_left_out": max(0, len(present) - len(shown)),
     }
