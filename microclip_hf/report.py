@@ -159,9 +159,9 @@ class Thumbnails:
         return {**shown, "uri": uri, "width": picture.width, "height": picture.height}
 
 
-def shorten(text: str) -> str:
+def shorten(text: str, length: int = NAME_LENGTH) -> str:
     """A name that fits."""
-    return text if len(text) <= NAME_LENGTH else f"{text[: NAME_LENGTH - 1]}…"
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _reader(dataset: Any) -> Callable[[int], Image.Image]:
@@ -305,7 +305,7 @@ def _swaps(record: RunRecord, thumbnails: Thumbnails) -> dict[str, Any] | None:
     shown = [
         {
             "pair": row,
-            "images": [thumbnails.show(surest[name]) for name in row[:2] if name in surest]
+            "images": [thumbnails.show(surest[name]) if name in surest else None for name in row[:2]]
             if position < NUM_SHOWN_PAIRS
             else [],
         }
@@ -359,7 +359,7 @@ def _measured(folder: Path, kind: str, images: Sequence[ImageLabel], class_names
     ]
     shown = shown_classes(truths, labels)
     content = io.BytesIO()
-    plot_confusion(content, truths, labels, shown, [shorten(name).replace("$", r"\$") for name in class_names])
+    plot_confusion(content, truths, labels, shown, [shorten(name, 30).replace("$", r"\$") for name in class_names])
     width, height = Image.open(content).size
     write_whole(folder / f"confusion_{kind.replace(' ', '_')}.png", content.getvalue())
     return {

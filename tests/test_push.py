@@ -57,6 +57,8 @@ def test_a_run_pushes_a_model_that_loads(hub, inputs, tmp_path):
     wanted = ("config.json", "model.safetensors", "preprocessor_config.json", "modeling_microclip.py", "README.md")
     assert files.keys() >= {*wanted, "adaptation.png", "descriptions.json", "training_args.json", "all_results.json"}
     assert any(name.startswith("runs/") for name in files)
+    for name in ("report.html", "report/run.json", "report/loss_light.png", "pseudo_labels.csv"):  # they show photos
+        assert (output / name).exists() and not any(other.startswith(("report", "pseudo")) for other in files)
     assert (output / "checkpoint-1" / "optimizer.pt").exists() and not any("checkpoint" in name for name in files)
     saved = [path for path in output.rglob("*") if path.is_file() and "checkpoint-1" not in path.parts]
     contents = {**files, **{str(path): path.read_bytes() for path in saved}}
@@ -107,6 +109,7 @@ def test_a_push_that_fails_leaves_both_sides_whole(hub, clip_folder, tmp_path):
     assert ["429 " in failure["message"] for failure in refused] == [True, False, False]
     assert by_hand is None and again is None
     assert len(hub.commits) == 2  # the last push had nothing new
+    assert "--exclude pseudo_labels.csv --exclude report.html" in command
     files = hub.repos["user/birds"]
     assert files["model.safetensors"] == (output / "model.safetensors").read_bytes()
     assert {"README.md", "adaptation.png", "modeling_microclip.py"} <= files.keys()
