@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections import Counter
 
 import torch
 from accelerate import Accelerator
@@ -31,8 +32,7 @@ class Diagnostics:
 
     Of each image, by the batches' `index`, all of shape `(num_images,)`: `pseudo_labels` (`torch.IntTensor`), the
     latest one, -1 where there is none yet; `confidences` (`torch.FloatTensor`), its probability, NaN where it isn't
-    known; `changes` (`torch.IntTensor`), how often it was another than before. `swaps`, a `torch.LongTensor` of shape
-    `(num_swaps, 3)`, counts these changes: old class, new class, images.
+    known; `changes` (`torch.IntTensor`), how often it was another than before.
 
     Args:
         num_labels (`int`): classes of the model.
@@ -43,12 +43,12 @@ class Diagnostics:
         self.pseudo_labels = torch.empty(0, dtype=torch.int32)
         self.confidences = torch.empty(0)
         self.changes = torch.empty(0, dtype=torch.int32)
-        self.swaps = torch.empty(0, 3, dtype=torch.int64)
         self._warned = False
         self._started = time.perf_counter()
         self._sums: dict[str, torch.Tensor] = {}
         self._pending: list[tuple[torch.Tensor, ...]] = []
         self._latest = self.pseudo_labels[:0]
+        self._swaps: Counter[tuple[int, int]] = Counter()
 
     def record(self, known: torch.Tensor | None = None, **values: torch.Tensor) -> None:
         """Add values of `METRICS`: one an image, `(batch_size,)`, any dtype; only those of `known` images count."""
@@ -106,9 +106,10 @@ class Diagnostics:
         self, index: torch.Tensor, labels: torch.Tensor, confidences: torch.Tensor, device: torch.device
     ) -> None:
         """The latest label of each image; of one that comes again, in place of others, the last counts."""
-        last = torch.full((int(index.max()) + 1,), -1).scatter_reduce_(0, index, torch.arange(len(index)), "amax")
-        last = last[last >= 0]
-        index, labels, confidences = index[last], labels[last], confidences[last]
+        index, order = index.sort(stable=True)
+        is_last = torch.cat([index[1:] != index[:-1], torch.ones(1, dtype=torch.bool)])
+        index, last = index[is_last], order[is_last]
+        labels, confidences = labels[last], confidences[last]
         missing = (0, max(0, int(index.max()) + 1 - len(self.pseudo_labels)))
         self.pseudo_labels = pad(self.pseudo_labels, missing, value=-1)
         self.confidences = pad(self.confidences, missing, value=torch.nan)
@@ -118,14 +119,13 @@ class Diagnostics:
         self.record(label_changes=changed[earlier >= 0].to(device))
         self.pseudo_labels[index], self.confidences[index] = labels, confidences
         self.changes[index] += changed.int()
-        self._count_swaps(earlier[changed], labels[changed])
+        self._swaps.update(zip(earlier[changed].tolist(), labels[changed].tolist(), strict=True))
 
-    def _count_swaps(self, old: torch.Tensor, new: torch.Tensor) -> None:
-        added = torch.stack([old, new, torch.ones_like(old)], 1).long()
-        rows = torch.cat([self.swaps, added])
-        pairs, position = rows[:, :2].unique(dim=0, return_inverse=True)
-        counts = torch.zeros(len(pairs), dtype=torch.int64).index_add_(0, position, rows[:, 2])
-        self.swaps = torch.cat([pairs, counts.unsqueeze(1)], 1)
+    @property
+    def swaps(self) -> torch.Tensor:
+        """How often a label changed from which class to which, `(num_swaps, 3)`: old class, new class, images."""
+        rows = [(*pair, count) for pair, count in sorted(self._swaps.items())]
+        return torch.tensor(rows, dtype=torch.int64).view(-1, 3)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """What a checkpoint holds of the images, once it is flushed."""
@@ -136,7 +136,7 @@ class Diagnostics:
         self.pseudo_labels = state["pseudo_labels"]
         self.confidences = state.get("confidences", torch.full(self.pseudo_labels.shape, torch.nan))
         self.changes = state.get("changes", torch.zeros_like(self.pseudo_labels))
-        self.swaps = state.get("swaps", self.swaps)
+        self._swaps = Counter({(old, new): count for old, new, count in state.get("swaps", self.swaps).tolist()})
 
     def _warn_of_collapse(self, effective_classes: float, num_images: int) -> None:
         if self._warned or num_images < self.num_labels or effective_classes >= COLLAPSE_SHARE * self.num_labels:

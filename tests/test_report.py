@@ -159,7 +159,8 @@ def test_a_thousand_classes(tmp_path):
     """Photos that don't compress, and true labels that are mostly wrong: the page is still below its limit."""
     names = [f"species number {index}" for index in range(1000)]
     rows = [
-        [f"{i % 50}.png", names[i % 1000], 0.3 + i % 7 / 10, i % 4, names[i * 7 % 1000]] for i in range(len(names) * 2)
+        [f"{i % 50}.png", names[i % 1000], 0.3 + i % 7 / 10, i % 4, names[i * 7 % 1000]]
+        for i in range(len(names) * 10)
     ]
     swaps = [[names[i], names[(i * 3 + 1) % 1000], i % 9 + 1] for i in range(1000)]
     write_run(tmp_path, names, rows[:50], swaps, HISTORY, noise=200)
