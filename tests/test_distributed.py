@@ -165,7 +165,7 @@ def test_two_process_run_of_two_machines(clip_folder, tmp_path):
         }
     )
     assert_same_run(*read_run(two), reference)
-    assert sorted(path.name for path in two.iterdir() if path.is_dir()) == ["checkpoint-5", "checkpoint-6"]
+    assert sorted(path.name for path in two.iterdir() if path.is_dir()) == ["checkpoint-5", "checkpoint-6", "report"]
     assert (two / "checkpoint-6" / "rng_state_1.pth").exists()
     write_record(reference)
     one, other = (read_csv(folder / "pseudo_labels.csv") for folder in (tmp_path / "one", two))

@@ -17,6 +17,7 @@ from adaptation import draw_images
 from datasets import Dataset
 from datasets import Image as ImageFeature
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from microclip_hf.commands import adapt
 from microclip_hf.commands import report as report_command
@@ -205,7 +206,7 @@ def test_files_that_were_changed(tmp_path, text, message):
         report_command.main([str(tmp_path)])
 
 
-def test_diagnostics_remember_each_image():
+def test_diagnostics_remember_each_image(tmp_path):
     accelerator, diagnostics = Accelerator(cpu=True), Diagnostics(4)
     for labels, index, confidences in (
         ([0, 1, 2], [3, 0, 1], [0.5, 0.25, 0.75]),
@@ -220,6 +221,14 @@ def test_diagnostics_remember_each_image():
     assert diagnostics.confidences[[0, 1, 3]].tolist() == pytest.approx([0.2, 0.7, 0.9])
     assert math.isnan(diagnostics.confidences[2])
     assert diagnostics.swaps.tolist() == [[0, 1, 2], [1, 0, 1], [2, 3, 1]]
+    save_file(diagnostics.state_dict(), tmp_path / "state.safetensors")
+    resumed = Diagnostics(4)
+    resumed.load_state_dict(load_file(tmp_path / "state.safetensors"))
+    for own in (diagnostics, resumed):
+        own.record_labels(torch.tensor([0, 2]), torch.tensor([3, 2]), torch.tensor([0.5, 0.5]))
+        own.flush(accelerator)
+        assert own.swaps.tolist() == [[0, 1, 2], [1, 0, 2], [2, 3, 1]]
+        assert own.changes.tolist() == [0, 1, 0, 4] and own.confidences.tolist() == diagnostics.confidences.tolist()
     earlier = Diagnostics(4)
     earlier.load_state_dict({"pseudo_labels": torch.tensor([1, 0], dtype=torch.int32)})
     earlier.record_labels(torch.tensor([2]), torch.tensor([0]))
