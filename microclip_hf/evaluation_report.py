@@ -143,7 +143,7 @@ def _interval(values: np.ndarray) -> list[float]:
 
 
 def ways_table(report: Mapping[str, Any]) -> str:
-    """The ways side by side, as a table in Markdown."""
+    """The ways side by side, as a table in Markdown, and what its numbers are."""
     columns = {"top5_accuracy": "top-5", "mean_class_accuracy": "mean per class"}
     columns["expected_calibration_error"] = "calibration error"
     rows = [["in percent", "top-1 (95 % interval)", "difference", *columns.values()]]
@@ -153,7 +153,8 @@ def ways_table(report: Mapping[str, Any]) -> str:
             difference = f"{100 * own['difference']:+.1f} ({_span(own['difference_interval'], '+.1f')})"
         top1 = f"{_percent(own['accuracy'])} ({_span(own['accuracy_interval'], '.1f')})"
         rows.append([own["title"], top1, difference, *(_percent(own[name]) for name in columns)])
-    return _table(rows)
+    answer = report["ways"][ANSWER]["title"]
+    return f"{_table(rows)}\n\nDifferences are to: {answer}. Intervals: 95 %, percentile bootstrap over images."
 
 
 def classes_table(report: Mapping[str, Any], ways: Sequence[str], limit: int | None = None) -> str:
@@ -195,8 +196,7 @@ def report_page(report: Mapping[str, Any], picture: str | None = PICTURE) -> str
         describe_images(report),
         ways_table(report),
         describe_left_out(report),
-        f"Differences are to {report['ways'][ANSWER]['title']}. Intervals: 95 %, percentile bootstrap over images; "
-        "they say how far another draw of such images might move a number, and nothing of another run of training.",
+        "They say how far another draw of such images might move a number, and nothing of another run of training.",
         "## Classes",
         classes_table(report, list(report["ways"])),
         _without_images(report),

@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 from transformers import AutoProcessor, CLIPModel, pipeline
 
 from microclip_hf import MicroCLIPForImageClassification
+from microclip_hf.card_results import add_results, read_card
 from microclip_hf.commands import evaluate
 from microclip_hf.commands import main as microclip
 from microclip_hf.commands.loading import load_adapted, load_clip
@@ -288,7 +289,7 @@ def by_hand():
     """Seven images of four classes: `b` has no image, two of `a` are taken for `c|c`, one of `d` for `a`."""
     labels = np.array([0, 0, 0, 2, 2, 3, 3])
     answer = np.array([2, 0, 2, 2, 2, 0, 3])
-    logits = {"cls": np.eye(4)[labels], "fused": np.eye(4)[answer]}
+    logits = {"cls": np.eye(4)[labels], "fg": np.eye(4)[answer], "fused": np.eye(4)[answer]}
     names = ["a", "b", "c|c", "d"]
     facts = EvaluationFacts("model", "photos", names, {"cls": "other"}, {"cupl": "no texts"}, 2, {"num_crops": 8})
     predictions = Predictions(labels, {way: own.astype(np.float32) for way, own in logits.items()}, 1)
@@ -310,10 +311,11 @@ def test_a_report_by_hand(by_hand, tmp_path):
     assert ways["cls"]["difference"] == pytest.approx(3 / 7) and ways["cls"]["accuracy_interval"] == [1, 1]
     low, high = ways["cls"]["difference_interval"]
     assert (1 - high, 1 - low) == pytest.approx(ways["fused"]["accuracy_interval"])
+    assert ways["fg"]["difference_interval"] == [0, 0]  # the same images are drawn for both
     page = report_page(report)
     assert "7 images of 3 of 4 classes; left out: 1 unreadable and 2 without a label." in page
     assert "Without images: b." in page and "CLIP with the descriptions: left out, no texts" in page
-    assert re.search(r"^\| a +\| +3 \| +100.0 \| +33.3 \|$", page, re.MULTILINE)
+    assert re.search(r"^\| a +\| +3 \| +100.0 \| +33.3 \| +33.3 \|$", page, re.MULTILINE)
     assert re.search(r"^\| a +\| +c\\\|c \| +2 \| +66.7 \|$", page, re.MULTILINE)
     assert page.index("| a ") < page.index("| d ") < page.index("| c\\|c ")  # the worst first
     write_report(tmp_path / "new" / "folder", report, predictions)
@@ -358,6 +360,26 @@ def test_results_in_a_card(inputs, tmp_path):
     ]
     assert card.text.count("| CLIP with the class names |") == 1 and card.text.endswith("- so\n")
     assert str(tmp_path) not in str(card) and "\n\n\n" not in card.text
+
+
+def test_a_data_set_of_the_hub_in_the_card(by_hand, tmp_path):
+    """Its configuration and split tell measurements apart."""
+    (tmp_path / "README.md").write_text("# A model\n")
+    for split in ("test", "validation", "test"):
+        options = evaluate.EvaluateArguments(
+            "model", "out", dataset_name="user/photos", dataset_config="small", dataset_split=split
+        )
+        report = {**by_hand[1], "dataset": evaluate._dataset_title(options)}
+        add_results(read_card(tmp_path), tmp_path, report, **evaluate._dataset_facts(options))
+    card = ModelCard.load(tmp_path / "README.md")
+    found = {(own.dataset_type, own.dataset_config, own.dataset_split) for own in card.data.eval_results}
+    assert found == {("user/photos", "small", "test"), ("user/photos", "small", "validation")}
+    assert len(card.data.eval_results) == 10 and card.data.model_name == tmp_path.name
+    assert re.findall(r"^#.*", card.text, re.MULTILINE) == [
+        "# A model",
+        "## Measured on user/photos, small, test",
+        "## Measured on user/photos, small, validation",
+    ]
 
 
 @pytest.mark.parametrize(
