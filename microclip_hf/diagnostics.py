@@ -2,9 +2,11 @@
 
 import time
 import warnings
+from collections import Counter
 
 import torch
 from accelerate import Accelerator
+from torch.nn.functional import pad
 
 
 METRICS = (
@@ -16,6 +18,8 @@ METRICS = (
     "label_changes",
     "pseudo_label_accuracy",
 )
+# What is remembered of the images, and kept in checkpoints.
+IMAGE_STATE = ("pseudo_labels", "confidences", "changes", "swaps")
 # Fewer effective classes than this share of all are worth a warning.
 COLLAPSE_SHARE = 0.25
 
@@ -26,8 +30,9 @@ class Diagnostics:
     `METRICS`: both parts of the loss; the pseudo-label's probability; shares of images where the student agrees with
     the pseudo-label, where both heads agree, whose pseudo-label is another than one epoch ago, or (with labels) right.
 
-    `pseudo_labels`, a `torch.IntTensor` of shape `(num_images,)`, holds the latest pseudo-label of each image, by the
-    batches' `index`; -1 where there is none yet.
+    Of each image, by the batches' `index`, all of shape `(num_images,)`: `pseudo_labels` (`torch.IntTensor`), the
+    latest one, -1 where there is none yet; `confidences` (`torch.FloatTensor`), its probability, NaN where it isn't
+    known; `changes` (`torch.IntTensor`), how often it was another than before.
 
     Args:
         num_labels (`int`): classes of the model.
@@ -36,11 +41,14 @@ class Diagnostics:
     def __init__(self, num_labels: int) -> None:
         self.num_labels = num_labels
         self.pseudo_labels = torch.empty(0, dtype=torch.int32)
+        self.confidences = torch.empty(0)
+        self.changes = torch.empty(0, dtype=torch.int32)
         self._warned = False
         self._started = time.perf_counter()
         self._sums: dict[str, torch.Tensor] = {}
-        self._pending: list[torch.Tensor] = []
+        self._pending: list[tuple[torch.Tensor, ...]] = []
         self._latest = self.pseudo_labels[:0]
+        self._swaps: Counter[tuple[int, int]] = Counter()
 
     def record(self, known: torch.Tensor | None = None, **values: torch.Tensor) -> None:
         """Add values of `METRICS`: one an image, `(batch_size,)`, any dtype; only those of `known` images count."""
@@ -49,10 +57,14 @@ class Diagnostics:
             added = torch.stack([(value.detach() * counts).sum(), counts.sum()])
             self._sums[name] = self._sums[name] + added if name in self._sums else added
 
-    def record_labels(self, pseudo_labels: torch.Tensor, index: torch.Tensor | None) -> None:
-        """Add the pseudo-labels of a batch, and which images they belong to, both `(batch_size,)`."""
+    def record_labels(
+        self, pseudo_labels: torch.Tensor, index: torch.Tensor | None, confidences: torch.Tensor | None = None
+    ) -> None:
+        """Add the pseudo-labels of a batch, which images they belong to, and their probabilities, `(batch_size,)`."""
         index = torch.full_like(pseudo_labels, -1) if index is None else index
-        self._pending.append(torch.stack([index, pseudo_labels], 1))
+        if confidences is None:
+            confidences = torch.full(pseudo_labels.shape, torch.nan, device=pseudo_labels.device)
+        self._pending.append((index, pseudo_labels, confidences.detach().float()))
 
     def summarize(self, accelerator: Accelerator) -> dict[str, float]:
         """Means since the last call over the images of all processes; every process must call it.
@@ -80,17 +92,51 @@ class Diagnostics:
         """Bring `pseudo_labels` up to date, at least once an epoch; every process must call it."""
         if not self._pending:
             return
-        pairs = accelerator.pad_across_processes(torch.cat(self._pending), pad_index=-1)
-        index, labels = accelerator.gather(pairs).cpu().unbind(1)
-        index, labels = index[labels >= 0], labels[labels >= 0].int()
+        own = tuple(torch.cat(values) for values in zip(*self._pending, strict=True))
+        gathered = accelerator.gather(accelerator.pad_across_processes(own, pad_index=-1))
+        index, labels, confidences = (values.cpu() for values in gathered)
+        there = labels >= 0
+        index, labels, confidences = index[there], labels[there].int(), confidences[there]
         self._pending, self._latest = [], labels
         if (index >= 0).all():
-            missing = max(0, int(index.max()) + 1 - len(self.pseudo_labels))
-            self.pseudo_labels = torch.nn.functional.pad(self.pseudo_labels, (0, missing), value=-1)
-            earlier = self.pseudo_labels[index]
-            self.record(label_changes=(earlier != labels)[earlier >= 0].to(accelerator.device))
-            self.pseudo_labels[index] = labels
+            self._update(index, labels, confidences, accelerator.device)
             self._latest = self.pseudo_labels[self.pseudo_labels >= 0]
+
+    def _update(
+        self, index: torch.Tensor, labels: torch.Tensor, confidences: torch.Tensor, device: torch.device
+    ) -> None:
+        """The latest label of each image; of one that comes again, in place of others, the last counts."""
+        index, order = index.sort(stable=True)
+        is_last = torch.cat([index[1:] != index[:-1], torch.ones(1, dtype=torch.bool)])
+        index, last = index[is_last], order[is_last]
+        labels, confidences = labels[last], confidences[last]
+        missing = (0, max(0, int(index.max()) + 1 - len(self.pseudo_labels)))
+        self.pseudo_labels = pad(self.pseudo_labels, missing, value=-1)
+        self.confidences = pad(self.confidences, missing, value=torch.nan)
+        self.changes = pad(self.changes, missing)
+        earlier = self.pseudo_labels[index]
+        changed = (earlier != labels) & (earlier >= 0)
+        self.record(label_changes=changed[earlier >= 0].to(device))
+        self.pseudo_labels[index], self.confidences[index] = labels, confidences
+        self.changes[index] += changed.int()
+        self._swaps.update(zip(earlier[changed].tolist(), labels[changed].tolist(), strict=True))
+
+    @property
+    def swaps(self) -> torch.Tensor:
+        """How often a label changed from which class to which, `(num_swaps, 3)`: old class, new class, images."""
+        rows = [(*pair, count) for pair, count in sorted(self._swaps.items())]
+        return torch.tensor(rows, dtype=torch.int64).view(-1, 3)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds of the images, once it is flushed."""
+        return {name: getattr(self, name) for name in IMAGE_STATE}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from a checkpoint; one of an earlier version knows no more than the pseudo-labels."""
+        self.pseudo_labels = state["pseudo_labels"]
+        self.confidences = state.get("confidences", torch.full(self.pseudo_labels.shape, torch.nan))
+        self.changes = state.get("changes", torch.zeros_like(self.pseudo_labels))
+        self._swaps = Counter({(old, new): count for old, new, count in state.get("swaps", self.swaps).tolist()})
 
     def _warn_of_collapse(self, effective_classes: float, num_images: int) -> None:
         if self._warned or num_images < self.num_labels or effective_classes >= COLLAPSE_SHARE * self.num_labels:

@@ -239,7 +239,7 @@ def write_report(folder: str | os.PathLike, report: Mapping[str, Any], predictio
     folder.mkdir(parents=True, exist_ok=True)
     incomplete = {name: folder / f"_{name}" for name in (PICTURE, PAGE, RESULTS)}
     labels, predicted = predictions.labels, predictions.logits[ANSWER].argmax(1)
-    classes = _shown_classes(labels, predicted)
+    classes = shown_classes(labels, predicted)
     plot_confusion(incomplete[PICTURE], labels, predicted, classes, report["class_names"])
     incomplete[PAGE].write_text(report_page(report), encoding="utf-8")
     incomplete[RESULTS].write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -247,7 +247,7 @@ def write_report(folder: str | os.PathLike, report: Mapping[str, Any], predictio
         path.replace(folder / name)
 
 
-def _shown_classes(labels: np.ndarray, predicted: np.ndarray) -> list[int]:
+def shown_classes(labels: np.ndarray, predicted: np.ndarray) -> list[int]:
     """The classes of the most confused pairs, then others that have images."""
     pairs = confused_pairs(labels, predicted)
     ordered = [index for true, other, _ in pairs for index in (true, other)]

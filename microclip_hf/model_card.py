@@ -145,19 +145,28 @@ def eval_results(metrics: Mapping[str, float], **dataset: Any) -> list[EvalResul
     ]
 
 
-def _settings(config: MicroCLIPConfig, args: MicroCLIPTrainingArguments, facts: CardFacts) -> list[tuple[str, Any]]:
+def run_settings(config: MicroCLIPConfig, args: MicroCLIPTrainingArguments) -> list[tuple[str, Any]]:
+    """Those of training, and of architecture where they aren't the defaults."""
     settings = [(name, value) for name in SETTINGS if (value := getattr(args, name)) != -1]
     default = MicroCLIPConfig()
     architecture = {name: getattr(config, name) for name in config.architecture_names()}
-    settings += [(name, value) for name, value in architecture.items() if value != getattr(default, name)]
+    return settings + [(name, value) for name, value in architecture.items() if value != getattr(default, name)]
+
+
+def versions() -> str:
+    """Of the libraries that a run depends on."""
+    return f"microclip_hf {__version__}, transformers {transformers.__version__}, torch {torch.__version__}"
+
+
+def _settings(config: MicroCLIPConfig, args: MicroCLIPTrainingArguments, facts: CardFacts) -> list[tuple[str, Any]]:
+    settings = run_settings(config, args)
     if facts.dataset:
         settings.append(("images", _link(facts.dataset, "https://huggingface.co/datasets/")))
     descriptions = Path(args.output_dir, DESCRIPTIONS)
     if descriptions.exists():
         digest = hashlib.sha256(descriptions.read_bytes()).hexdigest()
         settings.append(("descriptions", f"[{DESCRIPTIONS}]({DESCRIPTIONS}), SHA-256 {digest}"))
-    versions = f"microclip_hf {__version__}, transformers {transformers.__version__}, torch {torch.__version__}"
-    return [*settings, ("versions", versions)]
+    return [*settings, ("versions", versions())]
 
 
 def _link(source: str | None, hub: str) -> str | None:

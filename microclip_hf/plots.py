@@ -1,13 +1,16 @@
 """Pictures of adaptation runs and evaluations, for people who would rather look."""
 
+import contextlib
 import functools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
@@ -22,12 +25,19 @@ CURVES = {
     "head_agreement": "both heads agree",
     "label_changes": "pseudo-label changed",
     "pseudo_label_accuracy": "pseudo-label is right",
+    "pseudo_label_confidence": "pseudo-label's probability",
+    "effective_classes": "classes in use",
 }
 PANELS = (
     (("cross_entropy", "fairness"), "loss"),
     (("student_agreement", "head_agreement", "label_changes", "pseudo_label_accuracy"), "share of images"),
 )
 BARS = {"zero_shot_accuracy": "names", "cupl_accuracy": "descriptions", "adapted_accuracy": "adapted"}
+
+
+# Text and lines of single pictures, which have no background of their own.
+INK = {False: "#22252a", True: "#e4e6ea"}
+HUES = {False: ("#0b62b8", "#b8500b", "#2b7a37", "#8a3fa0"), True: ("#6cb2ff", "#ffa95e", "#7fd18b", "#d79bea")}
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,63 @@ def plot_adaptation(
     if columns:
         _plot_images(figure.subfigs[1], before, after)
     figure.savefig(path, dpi=100)
+
+
+def plot_curves(
+    path: str | os.PathLike,
+    log_history: Sequence[dict[str, float]],
+    names: Sequence[str],
+    label: str,
+    dark: bool = False,
+    limit: float | None = None,
+    from_zero: bool = False,
+) -> None:
+    """Draw one panel of curves, large enough for a phone, on a transparent ground.
+
+    Args:
+        path (`str` or `os.PathLike`): the PNG to write, whatever its ending.
+        log_history: the Trainer's.
+        names (`Sequence[str]`): of `CURVES`.
+        label (`str`): of the vertical axis.
+        dark (`bool`): whether the page is dark.
+        limit (`float`, *optional*): where to draw a dashed line, the most that is possible.
+        from_zero (`bool`): whether the vertical axis begins at 0.
+    """
+    with _single_picture(path, dark) as axes:
+        _plot_curves(axes, log_history, names, label)
+        if limit is not None:
+            axes.axhline(limit, color=INK[dark], linestyle="--", linewidth=1)
+        if from_zero:
+            axes.set_ylim(bottom=0)
+
+
+def plot_class_sizes(path: str | os.PathLike, sizes: Sequence[int], dark: bool = False) -> None:
+    """Draw how many images each class has, the largest first; a dashed line is where all would have equally many.
+
+    Args:
+        path (`str` or `os.PathLike`): the PNG to write, whatever its ending.
+        sizes (`Sequence[int]`): images of each class.
+        dark (`bool`): whether the page is dark.
+    """
+    with _single_picture(path, dark) as axes:
+        axes.fill_between(np.arange(len(sizes) + 1) + 0.5, [*sorted(sizes, reverse=True), 0], step="post", linewidth=0)
+        axes.axhline(sum(sizes) / len(sizes), color=INK[dark], linestyle="--", linewidth=1)
+        axes.set(xlabel="classes, the largest first", ylabel="images", xlim=(0.5, len(sizes) + 0.5), ylim=(0, None))
+
+
+@contextlib.contextmanager
+def _single_picture(path: str | os.PathLike, dark: bool) -> Iterator[Axes]:
+    ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK[dark])
+    settings = {
+        **ink,
+        "axes.prop_cycle": cycler(color=HUES[dark]),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(4.8, 2.8), layout="constrained")
+        yield figure.subplots()
+        figure.savefig(path, format="png", dpi=200, transparent=True)
 
 
 def plot_confusion(

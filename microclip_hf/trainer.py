@@ -143,7 +143,8 @@ class MicroCLIPTrainer(Trainer):
         self._pixel_mean = torch.tensor(processing_class.image_mean, device=self.args.device).view(-1, 1, 1)
         self._pixel_std = torch.tensor(processing_class.image_std, device=self.args.device).view(-1, 1, 1)
         self._chunk_size = _chunk_size(model.config, self.args.device)
-        self._diagnostics = Diagnostics(model.num_labels)
+        self.diagnostics = Diagnostics(model.num_labels)
+        self._confidences: torch.Tensor | None = None  # of the batch's pseudo-labels
         self._log_class_mean: torch.Tensor | None = None
         self._log_head_means: torch.Tensor | None = None  # (2, C), of the prior and the fused probabilities
         self._epoch: int | None = None
@@ -225,15 +226,15 @@ class MicroCLIPTrainer(Trainer):
         logits = outputs["logits"].float()
         student_loss = cross_entropy(logits, pseudo_labels)
         fairness, share = self._fairness(logits)
-        self._diagnostics.record(
+        self.diagnostics.record(
             cross_entropy=student_loss.expand(len(logits)),
             fairness=fairness.expand(len(logits)),
             student_agreement=logits.argmax(-1) == pseudo_labels,
         )
         if "labels" in inputs:
             correct = (pseudo_labels == inputs["labels"]).float()
-            self._diagnostics.record(inputs["labels"] >= 0, pseudo_label_accuracy=correct)
-        self._diagnostics.record_labels(pseudo_labels, inputs.get("index"))
+            self.diagnostics.record(inputs["labels"] >= 0, pseudo_label_accuracy=correct)
+        self.diagnostics.record_labels(pseudo_labels, inputs.get("index"), self._confidences)
         loss = share * student_loss + self.args.fairness_weight * fairness
         return (loss, outputs) if return_outputs else loss
 
@@ -295,8 +296,9 @@ class MicroCLIPTrainer(Trainer):
             )
         scores = aggregate_scores(prior_scores, fused_scores, self.args.prior_ratio)
         probabilities = scores if self.args.distribution_alignment else (model.logit_scale * scores).softmax(-1)
-        self._diagnostics.record(
-            pseudo_label_confidence=probabilities.amax(-1),
+        self._confidences = probabilities.amax(-1)
+        self.diagnostics.record(
+            pseudo_label_confidence=self._confidences,
             head_agreement=prior_scores.argmax(-1) == fused_scores.argmax(-1),
         )
         return scores.argmax(-1)
@@ -388,7 +390,7 @@ class MicroCLIPTrainer(Trainer):
         """Start afresh, or where the checkpoint left off."""
         if isinstance(self.model, FSDPModule):
             self._prepare_sharded_model()
-        self._diagnostics = Diagnostics(self.model.config.num_labels)
+        self.diagnostics = Diagnostics(self.model.config.num_labels)
         self._log_class_mean = self._log_head_means = self._epoch = self._parts = None
         if self.is_local_process_zero():
             shutil.rmtree(os.path.join(self.args.output_dir, INCOMPLETE), ignore_errors=True)
@@ -401,7 +403,8 @@ class MicroCLIPTrainer(Trainer):
             )
         else:
             state = load_file(file)
-            self._epoch, self._diagnostics.pseudo_labels = state["epoch"].item(), state["pseudo_labels"]
+            self._epoch = state["epoch"].item()
+            self.diagnostics.load_state_dict(state)
             if "log_class_mean" in state:
                 self._log_class_mean = state["log_class_mean"].to(self.args.device)
             if self.args.distribution_alignment and "log_head_means" in state:
@@ -411,7 +414,6 @@ class MicroCLIPTrainer(Trainer):
 
     def start_epoch(self, epoch: int) -> None:
         """New views, and the fairness mean starts afresh, unless a checkpoint of the same epoch brought it along."""
-        self._diagnostics.flush(self.accelerator)
         if epoch != self._epoch:
             self._log_class_mean = None
         self._epoch = epoch
@@ -421,7 +423,8 @@ class MicroCLIPTrainer(Trainer):
             self.train_dataset.set_epoch(epoch)
 
     def finish_epoch(self) -> None:
-        """Tell which images couldn't be read, over all processes, as soon as there are new ones."""
+        """Bring labels up to date, and tell which images couldn't be read, over all processes, if any are new."""
+        self.diagnostics.flush(self.accelerator)
         if not isinstance(self.train_dataset, ViewDataset):
             return
         unreadable = self.train_dataset.unreadable.to(self.args.device, torch.int32)
@@ -509,7 +512,8 @@ class MicroCLIPTrainer(Trainer):
     ) -> Any:
         """As in the base class: the model, its code and card, and what training wrote beside them, in one commit.
 
-        Checkpoints stay here, see [`push_folder`].
+        Checkpoints stay here, and so do the report and the labels of single images, which show and name the photos;
+        see [`push_folder`].
 
         Args:
             commit_message, blocking, token, revision, private: see [`push_folder`].
@@ -541,7 +545,7 @@ class MicroCLIPTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As in the base class, with the means of this period's training metrics."""
         if "loss" in logs:
-            logs.update(self._diagnostics.summarize(self.accelerator))
+            logs.update(self.diagnostics.summarize(self.accelerator))
         super().log(logs, *args, **kwargs)
 
     def _prepare_sharded_model(self) -> None:
@@ -557,12 +561,12 @@ class MicroCLIPTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """As in the base class, with self-training's state; a checkpoint has its final name once it is complete."""
-        self._diagnostics.flush(self.accelerator)
+        self.diagnostics.flush(self.accelerator)
         incomplete = self._get_output_dir(trial)
         folder = os.path.join(incomplete, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         if self.args.should_save:
             os.makedirs(folder, exist_ok=True)
-            state = {"epoch": torch.tensor(self._epoch), "pseudo_labels": self._diagnostics.pseudo_labels}
+            state = {"epoch": torch.tensor(self._epoch), **self.diagnostics.state_dict()}
             means = {"log_class_mean": self._log_class_mean, "log_head_means": self._log_head_means}
             state |= {name: mean for name, mean in means.items() if mean is not None}
             save_file(state, os.path.join(folder, STATE_NAME))

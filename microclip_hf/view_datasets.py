@@ -201,6 +201,22 @@ def describe_unreadable(dataset: Any, unreadable: torch.Tensor) -> str:
     return f"{unreadable.sum()} of {len(unreadable)} images can't be read ({', '.join(names)}{more})"
 
 
+def image_files(dataset: Any) -> tuple[list[str], bool]:
+    """What the images of a `datasets.Dataset` are called, and whether all of them are files of their own.
+
+    Returns:
+        One name an image, empty where it has none; for any other data set no names.
+    """
+    if not isinstance(dataset, datasets.Dataset) or not isinstance(dataset.features.get("image"), datasets.Image):
+        return [], False
+    names, are_files = [], True
+    for batch in dataset.select_columns(["image"]).with_format("arrow").iter(1000):
+        contents, paths = batch["image"].combine_chunks().flatten()
+        names += [path or "" for path in paths.to_pylist()]
+        are_files &= contents.null_count == len(contents)
+    return names, are_files
+
+
 def first_example(dataset: Any) -> Any:
     """The first item of a data set or a stream that can be read.
 

@@ -13,6 +13,7 @@ from datasets import Dataset
 from tiny_inputs import DESCRIPTIONS, draw_shape
 
 from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
+from microclip_hf.run_record import write_record
 
 
 CLASS_NAMES = list(DESCRIPTIONS)
@@ -54,6 +55,7 @@ if __name__ == "__main__":
         trainer = adapt(clip, **json.loads(run))
         trainer.save_model()
         if trainer.is_world_process_zero():
+            write_record(trainer)
             Path(trainer.args.output_dir, "log.json").write_text(json.dumps(trainer.state.log_history))
     trainer.leave_group()
     threads = []

@@ -5,6 +5,7 @@ As a program, a small run in each process:
 accelerate launch --config_file CONFIG tests/test_distributed.py CLIP_FOLDER OUTPUT_DIR '{"num_train_epochs": 1}'
 """
 
+import csv
 import importlib.util
 import json
 import os
@@ -28,6 +29,7 @@ from test_invariance import assert_same_run
 from torch.testing import assert_close
 
 from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
+from microclip_hf.run_record import write_record
 
 
 TESTS = Path(__file__).parent
@@ -168,8 +170,21 @@ def test_two_process_run_of_two_machines(clip_folder, tmp_path):
         }
     )
     assert_same_run(*read_run(two), reference)
-    assert sorted(path.name for path in two.iterdir() if path.is_dir()) == ["checkpoint-5", "checkpoint-6"]
+    assert sorted(path.name for path in two.iterdir() if path.is_dir()) == ["checkpoint-5", "checkpoint-6", "report"]
     assert (two / "checkpoint-6" / "rng_state_1.pth").exists()
+    write_record(reference)
+    one, other = (read_csv(folder / "pseudo_labels.csv") for folder in (tmp_path / "one", two))
+    assert len(one) == 24 and {row["label"] for row in one} <= set(CLASS_NAMES)
+    for own, expected in zip(other, one, strict=True):
+        assert float(own.pop("confidence")) == pytest.approx(float(expected.pop("confidence")), abs=1e-4)
+        assert own == expected
+    swaps = [read_csv(folder / "report" / "swaps.csv") for folder in (tmp_path / "one", two)]
+    assert swaps[0] == swaps[1]
+
+
+def read_csv(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def evaluate_clip(clip, output_dir, **options):

@@ -132,7 +132,9 @@ def assert_resume_is_exact(whole_run, clip_folder, folder, step, **options):
     assert steps(resumed.state.log_history) == steps(whole.state.log_history)
     weights = resumed.model.state_dict()
     assert all(value.equal(weights[name]) for name, value in whole.model.state_dict().items())
-    assert resumed._diagnostics.pseudo_labels.equal(whole._diagnostics.pseudo_labels)
+    state = resumed.diagnostics.state_dict()
+    for name, value in whole.diagnostics.state_dict().items():
+        assert value.equal(state[name]), name
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

@@ -9,6 +9,7 @@ from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, ArgumentPa
 # What each does, and the extra that it needs.
 COMMANDS = {
     "adapt": ("adapt a CLIP to a folder of images without labels", "train"),
+    "report": ("show what a run learned, as a page to look at", "train"),
     "describe": ("let a language model write the descriptions of classes", "train"),
     "evaluate": ("measure a model on images with labels, in every way that it can predict", "train"),
     "predict": ("label a folder of photos, as a CSV file", "train"),

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import sys
+import warnings
 from argparse import ArgumentParser
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ import yaml
 from datasets import Dataset, IterableDataset
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, pipeline
-from transformers.trainer_utils import get_last_checkpoint, has_length
+from transformers.trainer_utils import PredictionOutput, get_last_checkpoint, has_length
 
 from ..data import load_images, read_class_names
 from ..descriptions import load_descriptions, read_descriptions, save_descriptions
@@ -23,6 +24,8 @@ from ..model_card import DESCRIPTIONS, PICTURE, CardFacts, split_results
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..plots import plot_adaptation, snapshot
 from ..presets import Preset, list_presets, load_split
+from ..report import write_report
+from ..run_record import REPORT, write_record
 from ..text_heads import check_templates
 from ..trainer import MicroCLIPTrainer, check_classes
 from ..training_args import MicroCLIPTrainingArguments
@@ -88,6 +91,9 @@ class AdaptArguments:
     config_overrides: str | None = field(
         default=None, metadata={"help": 'Architecture as JSON, for example \'{"prior_weighting": "uniform"}\'.'}
     )
+    report: bool = field(
+        default=True, metadata={"help": "Write report.html: curves and images to look at, for a run without labels."}
+    )
     license: str | None = field(default=None, metadata={"help": "The result's licence, for its card, as in 'mit'."})
 
 
@@ -132,8 +138,11 @@ def main(arguments: list[str] | None = None) -> None:
     trainer.save_state()
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
+    tested = None
     if test_dataset is not None:
-        results |= split_results(trainer.evaluate(metric_key_prefix="adapted"))
+        tested = trainer.predict(trainer.eval_dataset, metric_key_prefix="adapted")
+        trainer.log(tested.metrics)
+        results |= split_results(tested.metrics)
         trainer.log_metrics("eval", results)
         trainer.save_metrics("eval", results)
     folder = Path(training_args.output_dir)
@@ -152,6 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
             results=results,
         )
         trainer.create_model_card()
+        _report(trainer, tested, options.report)
         _show_prediction(training_args.output_dir, shown[0]["image"])
         print(f"What was learned, in a picture: {folder / PICTURE}")
     try:
@@ -332,6 +342,20 @@ def _check_output(training_args: MicroCLIPTrainingArguments) -> str | None:
         advice = ", or continue that run with --resume_from_checkpoint true" if checkpoint else ""
         raise ValueError(f"--output_dir {folder} already holds a model. Choose another folder{advice}.")
     return None
+
+
+def _report(trainer: MicroCLIPTrainer, tested: PredictionOutput | None, page: bool) -> None:
+    """The labels of the images, and the page; where they fail the run is no less finished."""
+    folder = Path(trainer.args.output_dir)
+    try:
+        write_record(trainer, tested)
+        if page:
+            write_report(folder, trainer.train_dataset)
+            print(f"What to look at, without labels: {folder / REPORT}")
+    except Exception as error:
+        warnings.warn(
+            f"The run is saved, but not its report: {error!r}. 'microclip report {folder}' tries again.", stacklevel=2
+        )
 
 
 def _show_prediction(folder: str, image: Any) -> None:

@@ -1,0 +1,24 @@
+"""`microclip report`: a run's folder -> a page that shows what was learned: curves, images, labels that changed."""
+
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+
+from ..report import write_report
+from ..run_record import REPORT
+from . import HelpFormatter, refuse_unknown
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write the page anew from what the run left in its folder, and from the images where they still are."""
+    parser = ArgumentParser(
+        prog="microclip report", description=__doc__, allow_abbrev=False, formatter_class=HelpFormatter
+    )
+    parser.add_argument("folder", help=f"The --output_dir of a finished run; {REPORT} in it is written anew.")
+    options, unknown = parser.parse_known_args(arguments)
+    try:
+        refuse_unknown(unknown, parser)
+        write_report(options.folder)
+    except (OSError, ValueError) as error:
+        sys.exit(f"microclip report: {error}")
+    print(f"Written: {Path(options.folder, REPORT)}")

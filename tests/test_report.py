@@ -1,0 +1,338 @@
+"""The page about a run: what it says against a hand-made run, what it may not hold, and how it comes about."""
+
+import csv
+import itertools
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import tiny_inputs
+import torch
+from accelerate import Accelerator
+from adaptation import adapt as adapt_in_python
+from adaptation import draw_images
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from microclip_hf.commands import adapt
+from microclip_hf.commands import report as report_command
+from microclip_hf.diagnostics import Diagnostics
+from microclip_hf.report import write_report
+from microclip_hf.run_record import read_record, write_record
+from microclip_hf.view_datasets import image_files
+
+
+LIMIT = 5_000_000
+VOID = {"meta", "link", "img", "source", "br"}
+STRANGE = ['<script>alert("1")</script>', "a & b, 'c' | $x^2$", "naïve Ω \u202eright to left", "{{ 7 * 7 }}"]
+
+
+class Page(HTMLParser):
+    """A page's text, tags and attributes; tags that aren't closed in their order are an error."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.text, self.tags, self._open = "", [], []
+        self.feed(html)
+        self.close()
+        assert not self._open
+        self.words = " ".join(self.text.replace("\x00", " ").split())  # also across tags
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if self._open and self._open[-1] not in ("style", "title"):
+            self.text += f"{data}\x00"
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def read_page(folder):
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert len(html.encode()) < LIMIT
+    assert not re.search(r"https?://|//[a-z]", re.sub(r"data:[^\"]*", "", html))
+    assert not page.all("script")
+    for attrs in page.all("img"):
+        assert attrs["src"].startswith("data:image/") and attrs["alt"] and int(attrs["width"]) and int(attrs["height"])
+    ids = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
+    assert {attrs["href"][1:] for attrs in page.all("a")} <= ids
+    assert page.all("th") and all(attrs.get("scope") in ("col", "row") for attrs in page.all("th"))
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    return page
+
+
+def write_csv(path, rows):
+    path.parent.mkdir(exist_ok=True)
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def write_run(folder, names, rows, swaps=(), history=(), noise=None, **facts):
+    """A run's folder by hand; `rows` are file, label, confidence, changes and perhaps the true class."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"id2label": dict(enumerate(names))}))
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": list(history)}))
+    columns = ["file", "label", "confidence", "changes", "truth"][: len(rows[0])]
+    write_csv(folder / "pseudo_labels.csv", [columns, *rows])
+    write_csv(folder / "report" / "swaps.csv", [["old", "new", "count"], *swaps])
+    facts = {"settings": [["seed", "3"]], "versions": "torch 9", "finished": "today", "root": str(folder), **facts}
+    facts = {"model": "some/clip", "images": "photos", "num_images": len(rows), **facts}
+    (folder / "report" / "run.json").write_text(json.dumps(facts))
+    rng = np.random.default_rng(0)
+    for file, *_ in rows if noise else ():
+        Image.fromarray(rng.integers(0, 256, (noise, noise, 3), dtype=np.uint8)).save(folder / file)
+
+
+HISTORY = [
+    {"epoch": epoch, "loss": 2.0, "cross_entropy": 3.0 - epoch, "student_agreement": 0.5, "effective_classes": 1.8}
+    | {"label_changes": 0.25, "pseudo_label_confidence": 0.625}
+    for epoch in (0.5, 1.0, 1.5)
+]
+
+
+def test_what_the_page_says(tmp_path):
+    """By hand: 6 images, one without a label; of 4 with a true class 2 are right."""
+    rows = [
+        ["a.png", "cat", 0.9, 0, "cat"],
+        ["b.png", "cat", 0.2, 3, "dog"],
+        ["c.png", "cat", 0.7, 1, "cat"],
+        ["d.png", "dog", 0.4, 2, "fox"],
+        ["e.png", "dog", 0.6, 0, ""],
+        ["f.png", "", "", 0, "dog"],
+    ]
+    write_run(tmp_path, ["cat", "dog", "fox"], rows, [["cat", "dog", 2], ["dog", "cat", 5]], HISTORY, noise=40)
+    write_report(tmp_path)
+    page = read_page(tmp_path)
+    facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", (tmp_path / "report.html").read_text()))
+    assert facts == {
+        "Images": "6",
+        "Images without a label": "1",
+        "Classes": "3",
+        "Classes without an image": "1",
+        "Epochs": "1.5",
+        "Mean confidence at the end": "62 %",
+        "Labels that still change": "25 %",
+        "Effective classes at the end": "1.8",
+    }
+    assert "Without any image: fox ." in page.words
+    alts = [attrs["alt"] for attrs in page.all("img")]
+    changed = [alt for alt in alts if "changes" in alt and "labelled" in alt]
+    assert [alt.split(",")[0] for alt in changed] == ["b.png", "d.png", "c.png"]
+    assert "Curve over epochs: cross entropy goes from 2.5 to 1.5." in alts
+    assert sum("Curve over epochs" in alt for alt in alts) == 5
+    start = page.words.index("Images of each class Look at the most")
+    assert page.words.index("dog 2 images, 50 % on average") < page.words.index("cat 3 images, 60 % on average", start)
+    assert "cat 90 % dog 60 % 2 5" in page.words  # a pair with the surest image of each, there and back
+    assert "Pseudo-labels: 50.0 % of 4 are right" in page.words
+    assert "dog 1 0 % cat (1) fox 1 0 % dog (1) cat 2 100 %" in page.words
+    assert "seed 3" in page.words and "torch 9" in page.words and "some/clip" in page.words
+    assert (tmp_path / "report" / "loss_light.png").exists() and (tmp_path / "report" / "loss_dark.png").exists()
+
+
+def test_names_may_hold_anything(tmp_path):
+    rows = [[f"{index}<i>&\"'.png", name, 0.5, index, name] for index, name in enumerate(STRANGE)]
+    rows += [["long", STRANGE[0], 0.1, 0, "x" * 3000], ["line\nbreak", "x" * 3000, 0.2, 1, ""]]
+    names = [*STRANGE, "x" * 3000]
+    write_run(tmp_path, names, rows, [[STRANGE[0], STRANGE[1], 1]], HISTORY, images="<b>bold</b>")
+    assert [image.truth for image in read_record(tmp_path).images] == [row[4] for row in rows]
+    write_report(tmp_path)
+    page = read_page(tmp_path)
+    for name in (*STRANGE, "<b>bold</b>", "2<i>&\"'.png"):
+        assert name in page.text
+    assert "x" * 100 not in page.text and not page.all("b") and not page.all("i")
+
+
+def test_a_thousand_classes(tmp_path):
+    """Photos that don't compress, and true labels that are mostly wrong: the page is still below its limit."""
+    names = [f"species number {index}" for index in range(1000)]
+    rows = [
+        [f"{i % 50}.png", names[i % 1000], 0.3 + i % 7 / 10, i % 4, names[i * 7 % 1000]]
+        for i in range(len(names) * 10)
+    ]
+    swaps = [[names[i], names[(i * 3 + 1) % 1000], i % 9 + 1] for i in range(1000)]
+    write_run(tmp_path, names, rows[:50], swaps, HISTORY, noise=200)
+    write_run(tmp_path, names, rows, swaps, HISTORY)
+    write_report(tmp_path)
+    page = read_page(tmp_path)
+    left_out = int(re.search(r"(\d+) classes of which the model is surer are left out", page.words)[1])
+    assert left_out == 1000 - len(page.all("article")) and 20 <= len(page.all("article")) <= 40
+    assert re.search(r"\d{3} pairs that swapped less often are left out", page.words)
+    assert re.search(r"940 classes that are right more often are left out", page.words)
+
+
+def test_what_is_not_there_is_left_out(tmp_path):
+    """Images that were moved; an older run's folder; no folder of a run at all."""
+    write_run(tmp_path / "moved", ["cat", "dog"], [["a.png", "cat", 0.9, 1]], [["dog", "cat", 1]], HISTORY)
+    report_command.main([str(tmp_path / "moved")])
+    page = read_page(tmp_path / "moved")
+    assert "1 of the images to show can't be read" in page.words and "left out" in page.words
+    for name in ("pseudo_labels.csv", "report/swaps.csv", "report/run.json"):
+        (tmp_path / "moved" / name).unlink()
+    report_command.main([str(tmp_path / "moved")])
+    page = Page((tmp_path / "moved" / "report.html").read_text())
+    assert "This run knows no label of single images" in page.words
+    with pytest.raises(SystemExit, match=r"holds no trainer_state\.json; pass the --output_dir"):
+        report_command.main([str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit, match="There is no setting --color"):
+        report_command.main([str(tmp_path / "moved"), "--color"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file;label\n", "begins with 'file;label'; expected 'file,label,confidence,changes'"),
+        ("file,label,confidence,changes\na,b\n", "a row of 2 cells; expected 4"),
+        ("file,label,confidence,changes\na,b,high,0\n", "isn't as the run wrote it"),
+    ],
+)
+def test_files_that_were_changed(tmp_path, text, message):
+    write_run(tmp_path, ["cat", "dog"], [["a.png", "cat", 0.9, 0]])
+    (tmp_path / "pseudo_labels.csv").write_text(text)
+    with pytest.raises(SystemExit, match=message):
+        report_command.main([str(tmp_path)])
+
+
+def test_diagnostics_remember_each_image(tmp_path):
+    accelerator, diagnostics = Accelerator(cpu=True), Diagnostics(4)
+    for labels, index, confidences in (
+        ([0, 1, 2], [3, 0, 1], [0.5, 0.25, 0.75]),
+        ([1, 1, 2], [3, 0, 1], [0.1, 0.2, 0.3]),
+        ([0, 3], [3, 1], [0.6, 0.7]),
+        ([1, 1], [3, 3], [0.8, 0.9]),  # in place of an unreadable one the same image comes twice: one change
+    ):
+        diagnostics.record_labels(torch.tensor(labels), torch.tensor(index), torch.tensor(confidences))
+        diagnostics.flush(accelerator)
+    assert diagnostics.pseudo_labels.tolist() == [1, 3, -1, 1]
+    assert diagnostics.changes.tolist() == [0, 1, 0, 3]
+    assert diagnostics.confidences[[0, 1, 3]].tolist() == pytest.approx([0.2, 0.7, 0.9])
+    assert math.isnan(diagnostics.confidences[2])
+    assert diagnostics.swaps.tolist() == [[0, 1, 2], [1, 0, 1], [2, 3, 1]]
+    save_file(diagnostics.state_dict(), tmp_path / "state.safetensors")
+    resumed = Diagnostics(4)
+    resumed.load_state_dict(load_file(tmp_path / "state.safetensors"))
+    for own in (diagnostics, resumed):
+        own.record_labels(torch.tensor([0, 2]), torch.tensor([3, 2]), torch.tensor([0.5, 0.5]))
+        own.flush(accelerator)
+        assert own.swaps.tolist() == [[0, 1, 2], [1, 0, 2], [2, 3, 1]]
+        assert own.changes.tolist() == [0, 1, 0, 4] and own.confidences.tolist() == diagnostics.confidences.tolist()
+    earlier = Diagnostics(4)
+    earlier.load_state_dict({"pseudo_labels": torch.tensor([1, 0], dtype=torch.int32)})
+    earlier.record_labels(torch.tensor([2]), torch.tensor([0]))
+    earlier.flush(accelerator)
+    assert earlier.changes.tolist() == [1, 0] and earlier.swaps.tolist() == [[1, 2, 1]]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    tiny_inputs.write_inputs(folder)
+    (folder / "photos" / "0.png").write_bytes(b"no image")
+    return folder
+
+
+def run(inputs, output, **options):
+    options = {
+        "model_name_or_path": inputs / "clip",
+        "train_dir": inputs / "photos",
+        "class_names": inputs / "names.txt",
+        "output_dir": output,
+        "config_overrides": '{"prior_weighting": "uniform"}',
+        "num_train_epochs": 2,
+        "num_crops": 1,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        **options,
+    }
+    adapt.main([text for name, value in options.items() for text in (f"--{name}", str(value))])
+
+
+@pytest.mark.filterwarnings("ignore:1 of 49 images can't be read")
+def test_a_run_writes_its_labels_and_its_report(inputs, tmp_path, monkeypatch):
+    """Each photo has its row; the unreadable one has no label. The command writes the page anew from anywhere."""
+    monkeypatch.chdir(inputs)
+    run(inputs, tmp_path / "out", train_dir="photos", test_dir="test", logging_steps=1)
+    record = read_record(tmp_path / "out")
+    assert [image.file for image in record.images] == sorted(f"photos/{p.name}" for p in (inputs / "photos").iterdir())
+    assert record.images[0].label == "" and math.isnan(record.images[0].confidence)
+    assert all(image.label in tiny_inputs.DESCRIPTIONS for image in record.images[1:])
+    assert all(1 / 3 < image.confidence < 1 and image.changes <= 1 for image in record.images[1:])
+    assert sum(image.changes for image in record.images) == sum(count for _, _, count in record.swaps)
+    right = np.mean([image.label == image.truth for image in record.tests])
+    assert right == pytest.approx(record.results["adapted_accuracy"]) and len(record.tests) == 12
+    page = read_page(tmp_path / "out")
+    assert f"Test images: {100 * right:.1f} % of 12 are right" in page.words and "can't be read" not in page.words
+    settings = dict(record.facts["settings"])
+    assert settings["num_train_epochs"] == "2.0" and settings["prior_weighting"] == "uniform"
+    monkeypatch.chdir(tmp_path)
+    before = (tmp_path / "out" / "report.html").read_bytes()
+    (tmp_path / "out" / "report.html").unlink()
+    report_command.main(["out"])
+    assert (tmp_path / "out" / "report.html").read_bytes() == before
+
+
+@pytest.mark.filterwarnings("ignore:1 of 49 images can't be read")
+def test_a_report_that_fails_loses_nothing(inputs, tmp_path, monkeypatch, capsys):
+    run(inputs, tmp_path / "without", report="false", num_train_epochs=1)
+    assert (tmp_path / "without" / "pseudo_labels.csv").exists()
+    assert not (tmp_path / "without" / "report.html").exists()
+
+    def fail(*args):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(adapt, "write_report", fail)
+    with pytest.warns(UserWarning, match="The run is saved, but not its report: .*no room"):
+        run(inputs, tmp_path / "out", num_train_epochs=1)
+    assert "says of the first image" in capsys.readouterr().out
+    assert (tmp_path / "out" / "model.safetensors").exists() and (tmp_path / "out" / "README.md").exists()
+
+
+def test_other_data_sets(clip_folder, tmp_path):
+    """Images in memory with labels have no names but truths; views without numbers leave curves alone."""
+    trainer = adapt_in_python(clip_folder, tmp_path / "memory", draw_images().cast_column("image", ImageFeature()))
+    trainer.save_model()
+    trainer.save_state()
+    write_record(trainer)
+    write_report(tmp_path / "memory", trainer.train_dataset)
+    record = read_record(tmp_path / "memory")
+    assert {image.file for image in record.images} == {""} and record.facts["root"] is None
+    names = list(tiny_inputs.DESCRIPTIONS)
+    assert [image.truth for image in record.images] == [names[label] for label in draw_images()["label"]]
+    accuracies = [entry for entry in record.log_history if "pseudo_label_accuracy" in entry]
+    page = read_page(tmp_path / "memory")
+    assert accuracies and "Pseudo-labels that are right" in page.words and "can't be read" not in page.words
+    report_command.main([str(tmp_path / "memory")])
+    assert "can't be read (moved, or not files of their own)" in read_page(tmp_path / "memory").words
+
+    views = [{"weak": view, "strong": view} for view in torch.zeros(8, 3, 32, 32, dtype=torch.uint8)]
+    trainer = adapt_in_python(clip_folder, tmp_path / "views", views)
+    trainer.save_model()
+    trainer.save_state()
+    write_record(trainer)
+    write_report(tmp_path / "views", trainer.train_dataset)
+    assert not (tmp_path / "views" / "pseudo_labels.csv").exists()
+    page = read_page(tmp_path / "views")
+    assert "This run knows no label of single images" in page.words and "Agreement" in page.words
+
+
+def test_files_of_a_selection_in_its_order(tmp_path):
+    paths = [str(tmp_path / f"{index}.png") for index in range(5)]
+    for path in paths:
+        Image.new("RGB", (4, 4)).save(path)
+    dataset = Dataset.from_dict({"image": paths}).cast_column("image", ImageFeature())
+    assert image_files(dataset.select([4, 1])) == ([paths[4], paths[1]], True)
+    assert image_files(draw_images(3)) == (["", "", ""], False)
+    assert image_files([{"image": None}]) == ([], False)
