@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 
 from .evaluation import ANSWER
 from .evaluation_report import describe_images, ways_table
-from .model_card import eval_results, save_card
+from .model_card import CARD, eval_results, save_card
 
 
 # Of the card that adaptation writes; a section of results comes before it.
@@ -24,9 +24,9 @@ def read_card(folder: str | os.PathLike) -> ModelCard:
     Raises:
         ValueError: if there is no folder, no `README.md` in it, or its metadata can't be read.
     """
-    path = Path(folder, "README.md")
+    path = Path(folder, CARD)
     if not path.is_file():
-        raise ValueError(f"{folder} isn't a folder with a card, README.md, to write the results into.")
+        raise ValueError(f"{folder} isn't a folder with a card, {CARD}, to write the results into.")
     try:
         return ModelCard.load(path)
     except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
@@ -40,8 +40,8 @@ def add_results(card: ModelCard, folder: str | os.PathLike, report: Mapping[str,
         card (`ModelCard`): by [`read_card`].
         folder (`str` or `os.PathLike`): the model's.
         report: by `make_report`.
-        dataset: how the Hub's metadata call it: `dataset_type`, `dataset_name`, and perhaps `dataset_config` and
-            `dataset_split`.
+        dataset: how the Hub's metadata call it: `dataset_type`, `dataset_name`, and perhaps `dataset_config`,
+            `dataset_split` and `dataset_revision`.
     """
     new = eval_results(report["ways"][ANSWER], **dataset)
     kept = [old for old in card.data.eval_results or () if not any(old.is_equal_except_value(own) for own in new)]

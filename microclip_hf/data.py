@@ -141,6 +141,13 @@ def _select_columns(
             f"{source} has the columns {abbreviate(columns)}, of which {abbreviate(images) or 'none'} hold images; "
             "say which one is meant with image_column."
         )
+    if not isinstance(feature := dataset.features[image_column], Image):
+        raise ValueError(
+            f"The column {image_column!r} of {source} holds {feature}, not images; those that hold images are "
+            f"{abbreviate(images) or 'none'}. Say which one is meant with image_column."
+        )
+    if image_column == label_column:
+        raise ValueError(f"{source}: image_column and label_column are both {label_column!r}; say which is which.")
     if labels_required and label_column not in columns:
         raise ValueError(
             f"{source} has the columns {abbreviate(columns)}; to measure accuracy it needs one of labels. Say which "
@@ -151,7 +158,8 @@ def _select_columns(
     dataset = dataset.select_columns(list(names)).rename_columns(
         {old: new for old, new in names.items() if old != new}
     )
-    if isinstance(dataset, Dataset) and "label" in dataset.features and dataset.features["label"].dtype == "string":
+    label = dataset.features.get("label")
+    if isinstance(dataset, Dataset) and isinstance(label, Value) and label.dtype == "string":
         dataset = dataset.class_encode_column("label")
     return dataset
 

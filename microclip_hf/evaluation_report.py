@@ -219,8 +219,10 @@ def check_output(folder: str | os.PathLike) -> None:
     """Refuse a folder that holds results.
 
     Raises:
-        ValueError: if it does, or is a file.
+        ValueError: if it does, is a file, or has no name.
     """
+    if not os.fspath(folder):
+        raise ValueError("--output_dir is empty; pass a folder, new or not.")
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise ValueError(f"--output_dir {folder} is a file; pass a folder, new or not.")
     if found := [name for name in (RESULTS, PAGE, PICTURE) if os.path.exists(os.path.join(folder, name))]:

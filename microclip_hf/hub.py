@@ -4,51 +4,57 @@ import json
 import os
 import re
 import shlex
+from collections.abc import Iterable
 from concurrent.futures import Future
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .configuration_microclip import MicroCLIPConfig
-from .model_card import DESCRIPTIONS, PICTURE
+from .model_card import CARD, DESCRIPTIONS, PICTURE
 from .modeling_microclip import MicroCLIPForImageClassification
 from .text_heads import abbreviate
 
 
-CARD, CONFIG, WEIGHTS, IMAGE_PROCESSOR = "README.md", "config.json", "model*.safetensors", "preprocessor_config.json"
-# What is pushed besides the model's code. Nothing else is: no checkpoints, optimizer states, pickles, tokens.
-PUSHED = (
+CONFIG, IMAGE_PROCESSOR = "config.json", "preprocessor_config.json"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+# What is pushed of a model besides its code, and replaces what the repository has of it.
+MODEL = (
     CONFIG,
-    WEIGHTS,
-    "model.safetensors.index.json",
+    *WEIGHTS,
+    "model-?????-of-?????.safetensors",
     IMAGE_PROCESSOR,
-    "tokenizer*.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
     "special_tokens_map.json",
     "vocab.json",
     "merges.txt",
-    CARD,
-    "LICENSE*",
     PICTURE,
     DESCRIPTIONS,
     "training_args.json",
     "trainer_state.json",
-    "*_results.json",
-    "runs/*",
+    *(f"{name}_results.json" for name in ("all", "train", "eval")),
 )
+LICENSES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
+# All that is pushed but code. Nothing else is: no checkpoints, optimizer states, pickles, tokens.
+PUSHED = (*MODEL, CARD, *LICENSES, "runs/*events.out.tfevents.*")
 # What a repository of no model yet may hold.
-HARMLESS = {".gitattributes", CARD, "LICENSE"}
+HARMLESS = {".gitattributes", CARD, *LICENSES}
 
 
 def _read_config(folder: str | os.PathLike) -> dict[str, Any]:
     try:
-        return json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))
+        config = json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{Path(folder, CONFIG)} isn't JSON; save the model again. ({error})") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{Path(folder, CONFIG)} holds a {type(config).__name__}; save the model again.")
+    return config
 
 
 def _code_files(folder: str | os.PathLike, config: dict[str, Any]) -> set[str]:
@@ -69,7 +75,11 @@ def files_to_push(folder: str | os.PathLike) -> list[str]:
     """Paths relative to the folder, sorted: the model, its code and card, and what training wrote beside them."""
     files = [path.relative_to(folder).as_posix() for path in _walk(Path(folder)) if path.is_file()]
     code = _code_files(folder, _read_config(folder))
-    return sorted(file for file in files if file in code or any(fnmatchcase(file, name) for name in PUSHED))
+    return sorted(file for file in files if file in code or _matches(file, PUSHED))
+
+
+def _matches(file: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(file, pattern) for pattern in patterns)
 
 
 def _walk(folder: Path) -> list[Path]:
@@ -92,8 +102,9 @@ def check_model_folder(folder: str | os.PathLike) -> None:
             f"{folder} holds a model of type {config.get('model_type')!r}; pass a microCLIP that was adapted or made "
             "by from_clip, and saved."
         )
-    wanted = [CONFIG, WEIGHTS, IMAGE_PROCESSOR, *sorted(_code_files(folder, config)), CARD]
-    missing = [name for name in wanted if not any(fnmatchcase(there, name) for there in names)]
+    weights = WEIGHTS[:1] if not set(WEIGHTS) & set(names) else ()
+    wanted = [CONFIG, *weights, IMAGE_PROCESSOR, *sorted(_code_files(folder, config)), CARD]
+    missing = [name for name in wanted if name not in names]
     missing += [f"auto_map in {CONFIG}"] if config and not config.get("auto_map") else []
     if missing:
         raise ValueError(
@@ -110,8 +121,11 @@ def check_model_folder(folder: str | os.PathLike) -> None:
 
 def check_repository(
     repo_id: str, private: bool | None = None, revision: str | None = None, token: str | None = None
-) -> None:
+) -> set[str]:
     """Whether a repository, which exists, may be pushed to.
+
+    Returns:
+        `set[str]`: the files that it holds.
 
     Raises:
         ValueError: if it holds something else than a microCLIP, or is public where `private` asks for the contrary.
@@ -121,10 +135,10 @@ def check_repository(
         raise ValueError(
             f"{repo_id} exists on the Hub and is public; make it private there, or choose another repository."
         )
-    files = {file.rfilename for file in info.siblings} - HARMLESS
+    there = {file.rfilename for file in info.siblings}
+    files, kind = there - HARMLESS, None
     if not files:
-        return
-    kind = None
+        return there
     if CONFIG in files:
         kind = PreTrainedConfig.get_config_dict(repo_id, revision=info.sha, token=token)[0].get("model_type")
     if kind != MicroCLIPConfig.model_type:
@@ -132,6 +146,7 @@ def check_repository(
         raise ValueError(
             f"{repo_id} on the Hub holds {what}, which a push would mix with this one; choose another repository."
         )
+    return there
 
 
 def push_folder(
@@ -146,7 +161,7 @@ def push_folder(
     """Push what [`files_to_push`] lists in one commit, to a repository that is made where there is none.
 
     The card's example loads the repository, whatever name it had before. Files that are there already aren't sent
-    again; what only the repository has stays.
+    again. Of an earlier model nothing stays that would count for this one; logs, licences and other files do.
 
     Args:
         folder (`str` or `os.PathLike`): a saved model.
@@ -162,16 +177,18 @@ def push_folder(
 
     Raises:
         RuntimeError: if the push fails, or the repository holds something else, see [`check_repository`]. It says
-            which command does it later; the repository is as before.
+            which command does it later; the repository is as before, a new one perhaps empty.
     """
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        check_repository(repo_id, private, revision, token)
+        there = check_repository(repo_id, private, revision, token)
         contents = {name: Path(folder, name) for name in files_to_push(folder)}
         if CARD in contents:
             contents[CARD] = _card_of(contents[CARD], repo_id)
+        stale = (name for name in sorted(there - contents.keys()) if _matches(name, MODEL))
         operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
+        operations += map(CommitOperationDelete, stale)
         # upload_folder may split a large folder over several commits.
         return api.create_commit(
             repo_id, operations, commit_message=commit_message, revision=revision, run_as_future=not blocking

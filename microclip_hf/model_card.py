@@ -46,6 +46,7 @@ SETTINGS = (
     "seed",
 )
 HUB_ID = r"[\w.-]+(/[\w.-]+)?"
+CARD = "README.md"
 PICTURE = "adaptation.png"
 DESCRIPTIONS = "descriptions.json"
 TEMPLATE = Path(__file__).with_name("model_card_template.md")

@@ -480,9 +480,10 @@ class MicroCLIPTrainer(Trainer):
         Raises:
             RuntimeError: if the Hub refuses, can't be reached, or the repository holds something else.
         """
+        wanted = {} if private is None else {"private": private}  # an argument that transformers 5.18 doesn't have
         private = self.args.hub_private_repo if private is None else private
         try:
-            super().init_hf_repo(token, private)
+            super().init_hf_repo(token, **wanted)
             if self.is_world_process_zero():
                 check_repository(self.hub_model_id, private, self.args.hub_revision, token or self.args.hub_token)
         except Exception as error:

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -422,7 +423,15 @@ def test_a_card_that_cannot_be_written_is_found_first(inputs, tmp_path, text, me
         (plain, {"batch_size": 0}, "--batch_size is 0; it must be 1 or more"),
         (plain, {"device": "abacus"}, "--device abacus can't be used"),
         (plain, {"test_dri": "test"}, "no setting --test_dri; did you mean --test_dir"),
-        (adapted, {"clip": "no/clip"}, "no/clip|cached files"),
+        (adapted, {"clip": "no/clip"}, "no/clip can't be loaded"),
+        (plain, {"model_name_or_path": "list"}, "list can't be loaded"),
+        (plain, {"config_overrides": "3"}, "--config_overrides 3 is no JSON object"),
+        (adapted, {"device": "meta"}, "--device meta can't be used"),
+        (adapted, {"output_dir": ""}, "--output_dir is empty"),
+        (adapted, {"dataset_split": "test"}, "--dataset_split can't go with --test_dir"),
+        (adapted, {"test_dir": "labels", "label_column": "lists"}, r"labels of labels are List\("),
+        (adapted, {"test_dir": "labels", "image_column": "share"}, "column 'share' of labels holds Value.*not images"),
+        (adapted, {"test_dir": "labels", "label_column": "image"}, "are both 'image'"),
         (adapted, {"class_names": "names.txt"}, "--class_names doesn't go with .*, an adapted model"),
         (adapted, {"descriptions": "descriptions.json"}, "--descriptions doesn't go with .* pass it with --clip"),
         (adapted, {"templates": "a {}"}, "--templates doesn't go with .* pass it with --clip"),
@@ -433,7 +442,7 @@ def test_a_card_that_cannot_be_written_is_found_first(inputs, tmp_path, text, me
             "labels 'star' are none of the 3 classes; the classes 'green square', 'blue bar' have no label",
         ),
         (adapted, {"test_dir": None, "dataset_name": "table", "dataset_split": "train"}, "one with label_column"),
-        (adapted, {"test_dir": "labels", "label_column": "share"}, "labels of labels are of type float64"),
+        (adapted, {"test_dir": "labels", "label_column": "share"}, r"labels of labels are Value\('float64'\)"),
         (adapted, {"test_dir": "labels", "label_column": "none"}, "None of the 3 images of labels has a label"),
         (adapted, {"test_dir": "labels", "label_column": "high"}, "highest label is 3, and there are 3 classes"),
         (adapted, {"output_dir": "done"}, "--output_dir done already holds results.json"),
@@ -448,11 +457,13 @@ def test_bad_input_is_found_before_the_model_is_loaded(inputs, tmp_path, kind, o
         (tmp_path / name).symlink_to(inputs / name)
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "results.json").write_text("{}")
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "config.json").write_text("[]")
     (tmp_path / "other").mkdir()
     for name in ("red_disc", "star"):
         (tmp_path / "other" / name).symlink_to(inputs / "test" / "red disc")
     images = [PILImage.new("RGB", (40, 40))] * 3
-    columns = {"image": images, "share": [0.5] * 3, "none": [-1, None, -1], "high": [1, 2, 3]}
+    columns = {"image": images, "share": [0.5] * 3, "none": [-1, None, -1], "high": [1, 2, 3], "lists": [[1]] * 3}
     for folder, kept in (("table", ["image"]), ("labels", columns)):
         (tmp_path / folder).mkdir()
         data = Dataset.from_dict({name: columns[name] for name in kept}).cast_column("image", Image())
@@ -488,7 +499,7 @@ def test_no_readable_image(inputs, tmp_path):
     (tmp_path / "test" / "red disc" / "1.png").write_bytes(b"")
     with pytest.raises(SystemExit, match=r"1 of 1 images can't be read \(.*1.png\), so nothing can be measured"):
         evaluate.main(adapted(inputs, tmp_path / "out", test_dir=tmp_path / "test"))
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_load_adapted(inputs, tmp_path):
@@ -505,6 +516,10 @@ def test_load_adapted(inputs, tmp_path):
     (tmp_path / "model.safetensors").write_bytes((inputs / "adapted" / "model.safetensors").read_bytes()[:-9])
     with pytest.raises(ValueError, match="can't be loaded"):
         load_adapted(str(tmp_path))
+    shutil.copytree(inputs / "clip", tmp_path / "clip")
+    (tmp_path / "clip" / "model.safetensors").write_bytes((inputs / "clip" / "model.safetensors").read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"The weights of .*clip can't be read"):
+        load_clip(str(tmp_path / "clip"), {"class_names": NAMES, "templates": None}, {})
 
 
 # Docs

@@ -109,10 +109,17 @@ def test_what_differs_is_named_with_what_is_there(tmp_path):
     renamed = preset.override(dataset=stand_in(preset, tmp_path / "fixed", names=[*names[:-1], "crab"]))
     assert load_split(renamed, "train").features["label"].names[-1] == "crab"
     (tmp_path / "numbers").mkdir()
-    Dataset.from_dict({"img": ["photo"], "fine_label": [3]}).to_parquet(tmp_path / "numbers" / "train.parquet")
-    with pytest.raises(ValueError) as caught:
-        load_split(preset.override(dataset=str(tmp_path / "numbers")), "train")
-    assert "its column 'img' holds Value('string'), not images; its column 'fine_label' holds" in str(caught.value)
+    images = Features({"img": Image(), "fine_label": Value("int64")})
+    photo = PilImage.new("RGB", (4, 3))
+    for column, features, message in (
+        (["photo"], None, r"The column 'img' of .*numbers holds Value\('string'\), not images"),
+        ([photo], images, "its column 'fine_label' holds Value.*, without the names of classes"),
+    ):
+        Dataset.from_dict({"img": column, "fine_label": [3]}, features=features).to_parquet(
+            tmp_path / "numbers" / "train.parquet"
+        )
+        with pytest.raises(ValueError, match=message):
+            load_split(preset.override(dataset=str(tmp_path / "numbers")), "train")
     with pytest.raises(ValueError, match="split is 'validation'; expected one of train, test"):
         load_split(preset, "validation")
     with pytest.raises(ValueError, match="preset 'kinetics400' names no data set on the Hub; pass your own"):

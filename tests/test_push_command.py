@@ -27,7 +27,14 @@ MODEL = {"config.json", "model.safetensors", "preprocessor_config.json"} | {
     f"{name}.py" for name in ("configuration_microclip", "modeling_microclip", "saliency", "text_heads")
 }
 BESIDES = {"README.md", "descriptions.json", "adaptation.png", "all_results.json", "runs/today/events.out.tfevents.1"}
+SHARDS = ("model-00001-of-00001.safetensors", "model.safetensors.index.json", "vocab.json")  # of an earlier model
 PRIVATE_THINGS = (
+    "runs/.env",
+    "runs/today/optimizer.pt",
+    "LICENSE_KEY",
+    "tokenizer_token.json",
+    "model-optimizer.safetensors",
+    "my_secret_results.json",
     "training_args.bin",
     "optimizer.pt",
     "scheduler.pt",
@@ -97,7 +104,11 @@ def test_what_is_pushed_and_what_is_refused(model, saved, tmp_path):
     photo = draw_shape("red disc", np.random.default_rng(0))
     photo.save(tmp_path / "photo.png")
     kept = {
-        "user/old": {"config.json": b'{"model_type": "microclip"}', "old.txt": b"old"},
+        "user/old": {
+            "config.json": b'{"model_type": "microclip"}',
+            "old.txt": b"old",
+            **dict.fromkeys(SHARDS, b"old"),
+        },
         "user/card": {".gitattributes": b"", "README.md": b"# To come"},
         "user/clip": {"config.json": b'{"model_type": "clip"}', "model.safetensors": b"weights"},
         "user/files": {"data.csv": b"1,2"},
@@ -136,7 +147,7 @@ def test_what_is_pushed_and_what_is_refused(model, saved, tmp_path):
     assert "hf auth login" in result["anonymous"] and "push it with" not in result["anonymous"]
     assert "hf auth login" in errors["stranger/shapes"] and "403" in errors["stranger/shapes"]
     assert "401" in result["unknown"] and "404" in result["branch"]
-    assert "a/b/c" in errors["a/b/c"]
+    assert "a/b/c" in errors["a/b/c"] and "push it with" not in errors["a/b/c"]
     assert "500 " in errors["user/broken"] and set(repos["user/broken"]) == {".gitattributes"}
     command = shlex.split(errors["user/broken"].splitlines()[-1])
     assert command == ["microclip", "push", str(saved), "--repo_id", "user/broken"]
@@ -171,13 +182,14 @@ def drop_weight(folder):
 
 DAMAGES = {  # What is done to a folder, and what the error says.
     "no card": (lacks("README.md"), r"lacks 'README.md', which others need"),
-    "no weights": (lacks("model.safetensors"), r"lacks 'model\*\.safetensors'"),
+    "no weights": (lacks("model.safetensors"), r"lacks 'model\.safetensors'"),
     "no processor": (lacks("preprocessor_config.json"), r"lacks 'preprocessor_config.json'"),
     "no code": (lacks("modeling_microclip.py", "README.md"), r"lacks 'modeling_microclip.py', 'README.md'"),
     "no code of theirs": (lacks("saliency.py"), r"lacks 'saliency.py'"),
     "no config": (lacks("config.json"), r"lacks 'config.json', which"),
     "code not named": (change_config(auto_map=None), r"lacks 'auto_map in config.json'"),
     "another model": (change_config(model_type="clip"), r"holds a model of type 'clip'; pass a microCLIP"),
+    "a list": (lambda folder: (folder / "config.json").write_text("[]"), r"config.json holds a list; save"),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), r"config.json isn't JSON; save"),
     "half weights": (cut_weights, r"can't be loaded"),
     "a weight less": (drop_weight, r"lack 'classifier.weight'; save it again"),

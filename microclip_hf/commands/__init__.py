@@ -6,6 +6,7 @@ import sys
 from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, ArgumentParser
 
 
+INTERRUPTED = 130  # the exit code after Ctrl-C
 # What each does, and the extra that it needs.
 COMMANDS = {
     "adapt": ("adapt a CLIP to a folder of images without labels", "train"),

@@ -31,7 +31,7 @@ from ..trainer import MicroCLIPTrainer, check_classes
 from ..training_args import MicroCLIPTrainingArguments
 from ..view_datasets import UNREADABLE, decode
 from . import HelpFormatter, refuse_unknown
-from .loading import load_clip, read_overrides, read_preset
+from .loading import check_files, load_clip, read_overrides, read_preset, refuse_given
 
 
 @dataclass
@@ -231,10 +231,7 @@ def _check_input(
     options: AdaptArguments, training_args: MicroCLIPTrainingArguments
 ) -> tuple[dict[str, Any], dict[str, Any], Dataset | IterableDataset, Dataset | None]:
     """All that can be wrong is found before the model is loaded."""
-    for name in ("class_names", "descriptions"):
-        path = getattr(options, name)
-        if path is not None and not os.path.isfile(path):
-            raise ValueError(f"--{name} {path}: there is no such file.")
+    check_files(options, "class_names", "descriptions")
     preset = None if options.preset is None else _apply_preset(options)
     if preset is None and options.class_names is None:
         raise ValueError("Pass the classes with --class_names, a text file with one name a line, or with --preset.")
@@ -284,6 +281,8 @@ def _load_data(
     given = sum(source is not None for source in (options.train_dir, options.dataset_name))
     if given == 2 or (given == 0 and preset is None):
         raise ValueError("Pass the images with either --train_dir or --dataset_name.")
+    if options.train_dir is not None:
+        refuse_given(options, "--train_dir", "dataset_config", "dataset_revision", "dataset_split")
     if options.test_split is not None and options.train_dir is not None:
         raise ValueError("--test_split is a split of --dataset_name; pass that, or --test_dir in its place.")
     if options.streaming and training_args.max_steps <= 0:

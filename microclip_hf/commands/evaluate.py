@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Value
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
@@ -36,8 +36,17 @@ from ..modeling_microclip import MicroCLIPForImageClassification
 from ..presets import Preset, load_split
 from ..text_heads import check_templates, encode_heads
 from ..views import NUM_CROPS
-from . import HelpFormatter, refuse_unknown
-from .loading import load_adapted, load_clip, read_model_type, read_overrides, read_preset
+from . import INTERRUPTED, HelpFormatter, refuse_unknown
+from .loading import (
+    check_files,
+    choose_device,
+    load_adapted,
+    load_clip,
+    read_model_type,
+    read_overrides,
+    read_preset,
+    refuse_given,
+)
 
 
 NUM_PRINTED = 5
@@ -142,6 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
         settings = EvaluationSettings(
             options.num_crops, seed=options.seed, batch_size=options.batch_size, num_workers=options.num_workers
         )
+        Path(options.output_dir).mkdir(parents=True, exist_ok=True)
         predictions = predict_all_ways(subject.model, dataset, subject.plain, settings)
         facts = _facts(options, class_names, subject, num_unlabelled)
         report = make_report(predictions, facts, options.seed)
@@ -151,6 +161,9 @@ def main(arguments: list[str] | None = None) -> None:
         if card is not None:
             add_results(card, options.model_name_or_path, report, **_dataset_facts(options))
             print(f"Added to the card: {Path(options.model_name_or_path, 'README.md')}")
+    except KeyboardInterrupt:
+        print("microclip evaluate: interrupted; nothing was written", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except (OSError, RuntimeError, TypeError, ValueError, StrictDataclassError) as error:
         sys.exit(f"microclip evaluate: {error}")
 
@@ -162,17 +175,12 @@ def _check_options(options: EvaluateArguments) -> torch.device:
             raise ValueError(f"--{name} is {value}; it must be {lowest} or more.")
     check_output(options.output_dir)
     check_templates(options.templates)
-    for name in ("class_names", "descriptions"):
-        path = vars(options)[name]
-        if path is not None and not os.path.isfile(path):
-            raise ValueError(f"--{name} {path}: there is no such file.")
+    check_files(options, "class_names", "descriptions")
     if (options.test_dir is None) == (options.dataset_name is None) and (options.test_dir or not options.preset):
         raise ValueError("Pass the images with either --test_dir or --dataset_name, or with --preset.")
-    device = options.device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    try:
-        return torch.zeros(1, device=device).device
-    except (AssertionError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"--device {device} can't be used: {error}") from error
+    if options.test_dir is not None:
+        refuse_given(options, "--test_dir", "dataset_config", "dataset_revision", "dataset_split")
+    return choose_device(options.device)
 
 
 def _read_classes(options: EvaluateArguments, adapted: bool) -> tuple[list[str] | None, dict[str, Any]]:
@@ -194,6 +202,7 @@ def _read_classes(options: EvaluateArguments, adapted: bool) -> tuple[list[str] 
         if vars(options)[name]:
             raise ValueError(f"--{name} doesn't go with {source}, {kind}: {reason}.")
     if options.clip is not None:
+        read_model_type(options.clip)
         MicroCLIPConfig.from_pretrained(options.clip)
     if not adapted and options.class_names is None and options.preset is None:
         raise ValueError(f"{source} is a CLIP; pass the names of the classes with --class_names, or with --preset.")
@@ -208,7 +217,7 @@ def _apply_preset(options: EvaluateArguments) -> Preset:
     options.templates = list(preset.templates)
     if options.test_dir is None:
         options.dataset_name, options.dataset_config = preset.dataset, preset.config
-        options.dataset_split = preset.test_split
+        options.dataset_revision, options.dataset_split = preset.revision, preset.test_split
     return preset
 
 
@@ -238,10 +247,11 @@ def _load_data(
             label_column=options.label_column or "label",
             labels_required=True,
         )
-    if "int" not in dataset.features["label"].dtype:
+    label = dataset.features["label"]
+    if not isinstance(label, ClassLabel | Value) or "int" not in label.dtype:
         raise ValueError(
-            f"The labels of {source} are of type {dataset.features['label'].dtype}; expected names or numbers of "
-            "classes. Say which column holds them with --label_column."
+            f"The labels of {source} are {label}; expected names or numbers of classes. Say which column holds them "
+            "with --label_column."
         )
     known = [index for index, label in enumerate(dataset["label"]) if label is not None and label >= 0]
     if not known:
@@ -284,7 +294,7 @@ def _facts(
     options: EvaluateArguments, class_names: Sequence[str], subject: Subject, num_unlabelled: int
 ) -> EvaluationFacts:
     no_crops = {"multi_crop": "--num_crops is 0"} if options.num_crops == 0 else {}
-    names = ("clip", "descriptions", "templates", "config_overrides", "num_crops")
+    names = ("clip", "descriptions", "templates", "config_overrides", "num_crops", "preset", "dataset_revision")
     return EvaluationFacts(
         model=options.model_name_or_path,
         dataset=_dataset_title(options),
@@ -313,6 +323,7 @@ def _dataset_facts(options: EvaluateArguments) -> dict[str, str | None]:
         "dataset_name": title,
         "dataset_config": options.dataset_config,
         "dataset_split": options.dataset_split,
+        "dataset_revision": options.dataset_revision,
     }
 
 

@@ -1,6 +1,7 @@
 """What several commands load: adapted models, CLIPs with the heads of their texts, settings of the architecture."""
 
 import json
+import os
 from typing import Any
 
 import torch
@@ -42,9 +43,12 @@ def read_model_type(source: str, **kwargs: Any) -> str | None:
         ValueError: if there is no configuration.
     """
     try:
-        return PreTrainedConfig.get_config_dict(source, **kwargs)[0].get("model_type")
-    except OSError as error:
+        config = PreTrainedConfig.get_config_dict(source, **kwargs)[0]
+    except (AttributeError, OSError, TypeError) as error:
         raise ValueError(f"{source} can't be loaded: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{source} can't be loaded: its configuration is a {type(config).__name__}.")
+    return config.get("model_type")
 
 
 def load_clip(
@@ -56,8 +60,14 @@ def load_clip(
         source (`str`): a CLIP: Hub id or folder.
         texts (`dict[str, Any]`): `class_names`, `templates` and perhaps `descriptions`, as for `from_clip`.
         overrides (`dict[str, Any]`): fields of [`MicroCLIPConfig`].
+
+    Raises:
+        ValueError: if its weights can't be read.
     """
-    model = MicroCLIPForImageClassification.from_clip(source, **texts, **{**overrides, "keep_text_model": True})
+    try:
+        model = MicroCLIPForImageClassification.from_clip(source, **texts, **{**overrides, "keep_text_model": True})
+    except SafetensorError as error:
+        raise ValueError(f"The weights of {source} can't be read: {error}. Load or save them again.") from error
     zero_shot_head, _ = encode_heads(model.clip, model.tokenizer, texts["class_names"], texts["templates"])
     if not overrides.get("keep_text_model"):
         model.drop_text_model()
@@ -74,6 +84,8 @@ def read_overrides(text: str | None) -> dict[str, Any]:
         overrides = json.loads(text or "{}")
     except json.JSONDecodeError as error:
         raise ValueError(f"--config_overrides {text} isn't JSON: {error}") from error
+    if not isinstance(overrides, dict):
+        raise ValueError(f'--config_overrides {text} is no JSON object; pass one such as \'{{"fg_query": "cls"}}\'.')
     known = MicroCLIPConfig.architecture_names()
     if unknown := set(overrides) - set(known):
         raise ValueError(
@@ -82,6 +94,43 @@ def read_overrides(text: str | None) -> dict[str, Any]:
         )
     MicroCLIPConfig(**overrides)
     return overrides
+
+
+def check_files(options: Any, *names: str) -> None:
+    """Refuse files that aren't there, of the options of these names.
+
+    Raises:
+        ValueError: if there are any.
+    """
+    for name in names:
+        path = vars(options)[name]
+        if path is not None and not os.path.isfile(path):
+            raise ValueError(f"--{name} {path}: there is no such file.")
+
+
+def refuse_given(options: Any, other: str, *names: str) -> None:
+    """Refuse options that mean nothing beside another one.
+
+    Raises:
+        ValueError: if any of these names is given.
+    """
+    if given := [f"--{name}" for name in names if vars(options)[name] is not None]:
+        raise ValueError(f"{', '.join(given)} can't go with {other}; leave out one or the other.")
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device of this name; by default an accelerator if there is one, else the CPU.
+
+    Raises:
+        ValueError: if there is no such device here.
+    """
+    device = name or torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    try:
+        probe = torch.zeros(1, device=device)
+        probe.cpu()  # from "meta" nothing can be read
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"--device {device} can't be used here: {error}") from error
+    return probe.device
 
 
 def read_preset(options: Any, **splits: str | None) -> Preset:

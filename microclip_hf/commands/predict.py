@@ -17,13 +17,12 @@ from transformers import HfArgumentParser
 
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..prediction import find_photos, predict_photos
-from . import HelpFormatter, refuse_unknown
-from .loading import load_adapted
+from . import INTERRUPTED, HelpFormatter, refuse_unknown
+from .loading import choose_device, load_adapted
 
 
 COLUMNS = ("file", "label", "score", "runner_up", "runner_up_score")
-# Exit codes: some photos couldn't be read; ended by Ctrl-C.
-SOME_UNREADABLE, INTERRUPTED = 3, 130
+SOME_UNREADABLE = 3  # the exit code if some photos couldn't be read
 
 
 @dataclass
@@ -36,7 +35,7 @@ class PredictArguments:
     )
     batch_size: int = field(default=32, metadata={"help": "Photos classified at once."})
     device: str | None = field(
-        default=None, metadata={"help": "Such as cpu or cuda:1. Default: a CUDA GPU if there is one, else the CPU."}
+        default=None, metadata={"help": "Such as cpu or cuda:1. Default: a GPU if there is one, else the CPU."}
     )
 
 
@@ -84,16 +83,13 @@ def _check(options: PredictArguments) -> torch.device:
     if options.batch_size < 1:
         raise ValueError(f"--batch_size is {options.batch_size}; pass 1 or more.")
     if options.output is not None:
+        if not options.output:
+            raise ValueError("--output is empty; pass the name of a file.")
         if os.path.lexists(options.output):
             raise ValueError(f"--output {options.output} exists already; choose another name.")
         if not Path(options.output).parent.is_dir():
             raise ValueError(f"--output {options.output}: there is no folder {Path(options.output).parent}; make it.")
-    if options.device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=options.device).device
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"--device {options.device} can't be used here: {error}") from error
+    return choose_device(options.device)
 
 
 @contextlib.contextmanager

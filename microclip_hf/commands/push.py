@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from huggingface_hub import get_token
 from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser
 
 from ..hub import check_model_folder, push_folder
@@ -26,8 +27,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = HfArgumentParser(
         PushArguments,
         prog="microclip push",
-        description=f"{__doc__} The model, its code, image processor, card, descriptions and picture are pushed; "
-        "checkpoints and whatever else lies in the folder stay here. Log in before with 'hf auth login'.",
+        description=f"{__doc__} The model, its code, image processor, card, descriptions, picture, training settings, "
+        "results and TensorBoard logs are pushed; checkpoints and whatever else lies in the folder stay here. Log in "
+        "before with 'hf auth login'.",
         allow_abbrev=False,
         formatter_class=HelpFormatter,
     )
@@ -35,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         options, rest, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
         refuse_unknown(unknown, parser)
+        validate_repo_id(options.repo_id)
         if get_token() is None:
             raise ValueError("The Hub doesn't know you here; log in with 'hf auth login', or set HF_TOKEN.")
         check_model_folder(rest.folder)

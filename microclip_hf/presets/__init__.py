@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from datasets import ClassLabel, Dataset, Image, IterableDataset
+from datasets import ClassLabel, Dataset, IterableDataset
 
 from ..data import DataSource, align_labels, open_dataset
 from ..text_heads import abbreviate, check_class_names, check_templates
@@ -146,9 +146,7 @@ def _name_labels(dataset: DataSource, preset: Preset, where: str) -> DataSource:
         ValueError: if it isn't the preset's.
     """
     label, found = dataset.features.get("label"), []
-    if not isinstance(image := dataset.features["image"], Image):
-        found.append(f"its column {preset.image_column!r} holds {image}, not images")
-    if isinstance(label, ClassLabel):
+    if isinstance(label, ClassLabel) and preset.class_names is None:
         if len(label.names) != preset.num_classes:
             found.append(f"it has {len(label.names)} classes ({abbreviate(label.names)}), not {preset.num_classes}")
         if unknown := [old for old, new in preset.rename.items() if not {old, new} & set(label.names)]:
