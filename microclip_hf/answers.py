@@ -8,6 +8,9 @@ from typing import Any
 from .chat import Reply
 
 
+FIRST_LINE = b'{"settings"'  # how it begins
+
+
 class AnswerFile:
     """A file of replies by the number of their question, as a context manager. Replies that it holds already are kept.
 
@@ -20,7 +23,7 @@ class AnswerFile:
         num_questions (`int`): questions are numbered from 0.
 
     Raises:
-        ValueError: if it was written with other settings, or holds lines that aren't replies.
+        ValueError: if it was written with other settings, or holds what isn't a reply.
     """
 
     def __init__(self, path: str | os.PathLike, settings: dict[str, Any], num_questions: int) -> None:
@@ -69,26 +72,30 @@ class AnswerFile:
         """Note where each reply is; a last line that was cut off by the end of a run is removed."""
         place = self._file.seek(0)
         for line_number, line in enumerate(self._file, start=1):
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n") and (line_number > 1 or line.startswith(FIRST_LINE)):
                 break
-            try:
-                content = json.loads(line)
-                if line_number == 1:
-                    self._check_settings(content["settings"])
-                else:
-                    self._note(content["question"], place)
-            except (IndexError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            content = _parse(line)
+            if line_number == 1:
+                self._check_first(content.get("settings") if line.startswith(FIRST_LINE) else None)
+            elif _is_reply(content) and content["question"] in range(len(self._places)):
+                self._note(content["question"], place)
+            else:
                 raise ValueError(
                     f"{self.path}, line {line_number}, isn't a reply of this command. Remove the line, or the file to "
                     "ask everything anew."
-                ) from error
+                )
             place += len(line)
         self._file.truncate(place)
         if place == 0:
             self._append({"settings": self._settings})
 
-    def _check_settings(self, earlier: dict[str, Any]) -> None:
+    def _check_first(self, earlier: Any) -> None:
         settings = self._settings
+        if not isinstance(earlier, dict):
+            raise ValueError(
+                f"{self.path} doesn't begin with the settings of replies, so it isn't a file of this command. Choose "
+                "another --output, or move the file away."
+            )
         different = [
             f"{name} was {earlier.get(name)!r} and is now {settings.get(name)!r}"
             for name in {**earlier, **settings}
@@ -99,3 +106,17 @@ class AnswerFile:
                 f"{self.path} holds the replies of a run with other settings: "
                 f"{'; '.join(different)}. Use those settings to go on, choose another --output, or remove the file."
             )
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    """A line's content, empty where it isn't a JSON object."""
+    try:
+        content = json.loads(line)
+    except (RecursionError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _is_reply(content: dict[str, Any]) -> bool:
+    types = {"question": int, "reply": str, "cut_off": bool}
+    return all(isinstance(content.get(name), kind) for name, kind in types.items())

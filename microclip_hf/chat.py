@@ -5,6 +5,7 @@ Both have `replies(questions)`: `(key, question)` go in, `(key, Reply)` come out
 
 import email.utils
 import logging
+import math
 import os
 import queue
 import threading
@@ -17,15 +18,18 @@ from urllib.parse import urlsplit
 
 from huggingface_hub import InferenceClient, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, InferenceTimeoutError, OfflineModeIsEnabled
-from transformers import pipeline
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, pipeline
 
 
 logger = logging.getLogger(__name__)
 
 NUM_TRIES = 6
 FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0  # seconds before the second try, doubled for each more; and what is too long
-# Where a Hugging Face token may go. Not to Spaces (`hf.space`), which anyone can make.
-HUGGINGFACE_HOSTS = ("huggingface.co", "endpoints.huggingface.cloud")
+# Where a Hugging Face token may go: to Hugging Face itself, and to Inference Endpoints, whose protected ones open with
+# nothing else. Those are run by others too; for one that shouldn't have the token OPENAI_API_KEY comes first.
+HUGGINGFACE_HOST = "huggingface.co"
+HUGGINGFACE_SUFFIXES = (f".{HUGGINGFACE_HOST}", ".endpoints.huggingface.cloud")
 NO_KEY = "none"  # With None, huggingface_hub would send the Hugging Face token to any host.
 
 
@@ -62,9 +66,14 @@ class LocalChat:
     def __init__(self, source: str, batch_size: int, max_new_tokens: int, temperature: float) -> None:
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
         try:
-            self.pipeline = pipeline("text-generation", model=source, dtype="auto", device_map="auto")
-        except (OSError, ValueError) as error:
-            raise ChatError(f"The language model {source} can't be loaded: {error}") from error
+            # Left to itself, the pipeline also takes models of other kinds, and fails with them later.
+            model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", device_map="auto")
+            self.pipeline = pipeline("text-generation", model=model, tokenizer=source)
+        except (ImportError, OSError, RuntimeError, SafetensorError, ValueError) as error:
+            raise ChatError(
+                f"The language model {source} can't be loaded: {first_line(error)} Pass the Hub id or the folder of a "
+                "causal language model of transformers, or with --base_url an endpoint that serves another."
+            ) from error
         tokenizer = self.pipeline.tokenizer
         if not tokenizer.chat_template:
             raise ChatError(
@@ -120,9 +129,13 @@ class EndpointChat:
         extra_body: dict[str, Any] | None = None,
         stop: threading.Event | None = None,
     ) -> None:
-        url = urlsplit(base_url)
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise ChatError(f"The address {base_url!r} isn't one of an endpoint, as in http://localhost:8000/v1.")
+        try:
+            url = urlsplit(base_url)
+            is_address = url.scheme in ("http", "https") and url.hostname and url.port != 0
+        except ValueError:  # brackets that don't match, or a port that isn't a number
+            is_address = False
+        if not is_address:
+            raise ChatError(f"--base_url {base_url} isn't the address of an endpoint, as in http://localhost:8000/v1.")
         if url.username or url.password or url.query:
             raise ChatError(
                 "The endpoint's address must hold no user, password or query; a key is read from OPENAI_API_KEY."
@@ -242,24 +255,33 @@ class EndpointChat:
 
 
 def find_api_key(base_url: str) -> str:
-    """The key for an endpoint: the Hugging Face token for Hugging Face's own hosts, else `OPENAI_API_KEY`.
+    """The key for an endpoint: `OPENAI_API_KEY`, or without it the Hugging Face token for Hugging Face's hosts.
 
     Raises:
         ChatError: if it holds what can't be sent.
     """
-    url = urlsplit(base_url)
-    own = any(url.hostname == host or url.hostname.endswith(f".{host}") for host in HUGGINGFACE_HOSTS)
-    token = get_token() if own and url.scheme == "https" else None
-    key = token or os.environ.get("OPENAI_API_KEY", "").strip() or NO_KEY
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not (key.isascii() and key.isprintable()):
         raise ChatError("OPENAI_API_KEY holds characters that no key has; copy it anew.")
-    return key
+    url = urlsplit(base_url)
+    own = url.hostname == HUGGINGFACE_HOST or url.hostname.endswith(HUGGINGFACE_SUFFIXES)
+    token = get_token() if own and url.scheme == "https" else None
+    return key or token or NO_KEY
+
+
+def first_line(error: Exception) -> str:
+    """What transformers' errors say before their long advice, as a sentence."""
+    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    return line if line.endswith((".", "!", "?")) else f"{line}."
 
 
 def _retry_after(header: str | None, default: float) -> float:
-    """Seconds, from a number or a date."""
+    """Seconds, from a number or a date; what is neither gives the default."""
     try:
-        return max(0.0, float(header or ""))
+        seconds = float(header or "")
     except ValueError:
-        parsed = email.utils.parsedate_tz(header or "")
-        return default if parsed is None else max(0.0, email.utils.mktime_tz(parsed) - time.time())
+        try:
+            seconds = email.utils.parsedate_to_datetime(header or "").timestamp() - time.time()
+        except (OverflowError, ValueError):
+            return default
+    return max(0.0, seconds) if math.isfinite(seconds) else default

@@ -183,7 +183,8 @@ def write_descriptions(
         os.remove(path)
         raise ValueError(
             f"Nothing usable is left of the {len(questions)} replies; the first one is {answers[0].text[:300]!r}. "
-            f"Try another model, other --questions or more --max_new_tokens. The replies are kept in {answers.path}."
+            "Try another model, other --questions or more --max_new_tokens, with another --output or after removing "
+            f"the replies, which are kept in {answers.path}."
         )
     if outcome.missing:
         number = questions.class_names.index(outcome.missing[0]) * len(questions.templates)
@@ -216,7 +217,7 @@ def _clean_replies(questions: Questions, answers: AnswerFile, fits: Fits | None,
             else:
                 counters = Counter({key: count - 1 for key, count in counters.items() if count > 1})
     shown, exact = {}, Counter()
-    for sentences in _read_lines(cleaned):
+    for sentences in _cleaned_sentences(cleaned):
         frequent = {key: sentence for sentence in sentences if (key := sentence_key(sentence)) in counters}
         shown = {**frequent, **shown}
         exact.update(frequent.keys())
@@ -226,7 +227,7 @@ def _clean_replies(questions: Questions, answers: AnswerFile, fits: Fits | None,
 def _described(questions: Questions, cleaned: TextIO, outcome: Outcome) -> Iterator[tuple[str, list[str]]]:
     """Each class with its sentences, those that are shared left out; what is missing is noted in the outcome."""
     shared = set(map(sentence_key, outcome.shared))
-    for name, sentences in zip(questions.class_names, _read_lines(cleaned), strict=True):
+    for name, sentences in zip(questions.class_names, _cleaned_sentences(cleaned), strict=True):
         own = [sentence for sentence in sentences if sentence_key(sentence) not in shared]
         outcome.num_sentences += len(own)
         if own:
@@ -235,6 +236,6 @@ def _described(questions: Questions, cleaned: TextIO, outcome: Outcome) -> Itera
             outcome.missing.append(name)
 
 
-def _read_lines(file: TextIO) -> Iterator[list[str]]:
+def _cleaned_sentences(file: TextIO) -> Iterator[list[str]]:
     file.seek(0)
     return map(json.loads, file)

@@ -18,7 +18,8 @@ _THOUGHTS = re.compile(r"^.*</think(?:ing)?>|<think(?:ing)?>.*", re.DOTALL | re.
 _ITEM = re.compile(r"\s*(?:[-*+•–—·‣▪●]\s+|[•‣▪●]|\(?\d{1,3}[.):]\)?\s+|\(?[a-zA-Z][.)]\s+(?=[A-Z]))")
 _NUMBERED_INLINE = re.compile(r"\s+(?=\(?\d{1,2}[.)]\s+\S)")
 _MARKUP = re.compile(r"\*\*|__|`|(?<!\w)[*_](?=\w)|(?<=[\w.!?])[*_](?!\w)")
-_LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
+_LINK = re.compile(r"\[([^\[\]]*)\]\([^)]{0,1000}\)")
+_CODE_BLOCK = re.compile(r"```\w*(.*?)(?:```|\Z)", re.DOTALL)
 _BETWEEN_SENTENCES = re.compile(r"(?<=[.!?…])\s+(?=[^a-z\s])|(?<=[.!?…][\"')\]])\s+(?=[^a-z\s])|(?<=[。！？])")
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(\[\"'])(?:[A-Z]|e\.g|i\.e|approx|ca|cf|vs|sp|spp|ssp|subsp|var|dr|mr|mrs|ms|st|mt)\.$", re.IGNORECASE
@@ -101,7 +102,7 @@ def fits_text_tower(source: str) -> Fits:
         OSError, ValueError: if there is no such CLIP, or no tokenizer with it.
     """
     max_length = CLIPConfig.from_pretrained(source).text_config.max_position_embeddings
-    tokenizer = load_tokenizer(source, {})
+    tokenizer = load_tokenizer(source, {}, "Pass the Hub id or the folder of a CLIP with its tokenizer.")
     return lambda text: len(tokenizer(text, verbose=False)["input_ids"]) <= max_length
 
 
@@ -122,11 +123,15 @@ def _lines(text: str) -> list[tuple[str, bool]]:
 
 
 def _json_items(text: str) -> list[str] | None:
-    """The strings of a reply that is a JSON list, in a code block or not."""
+    """The strings of a reply that is a JSON list, or an object with one list or strings, in a code block or not."""
+    block = _CODE_BLOCK.search(text)
     try:
-        items = json.loads(re.sub(r"^```\w*|```$", "", text.strip()))
-    except ValueError:
+        items = json.loads(block[1] if block else text)
+    except (RecursionError, ValueError):
         return None
+    if isinstance(items, dict):
+        lists = [value for value in items.values() if isinstance(value, list)]
+        items = lists[0] if len(lists) == 1 else list(items.values())
     return [_clean(item) for item in items if isinstance(item, str)] if isinstance(items, list) else None
 
 

@@ -130,19 +130,22 @@ def _check_sentences(key: str, sentences: Sequence[str]) -> list[str]:
     return list(sentences)
 
 
-def load_tokenizer(source: str | None, hub_kwargs: dict[str, Any]) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    source: str | None,
+    hub_kwargs: dict[str, Any],
+    advice: str = "Pass tokenizer=, the one that belongs to this CLIP (for example "
+    "AutoTokenizer.from_pretrained(<its id>)).",
+) -> PreTrainedTokenizerBase:
     """The tokenizer saved with a CLIP.
 
     Args:
         source (`str`, *optional*): Hub id or folder, `None` where it isn't known.
         hub_kwargs (`dict[str, Any]`): `revision`, `token` and the like.
+        advice (`str`): what the error says to do.
 
     Raises:
         ValueError: if there is none.
     """
-    advice = (
-        "Pass tokenizer=, the one that belongs to this CLIP (for example AutoTokenizer.from_pretrained(<its id>))."
-    )
     if source is None:
         raise ValueError(f"This CLIP wasn't loaded from a Hub id or a folder, so its tokenizer isn't known. {advice}")
     try:

@@ -123,6 +123,8 @@ def test_where_keys_go(server, run, monkeypatch):
     assert find_api_key("https://router.huggingface.co/v1") == "hf_secret"
     assert find_api_key("https://x.eu.endpoints.huggingface.cloud") == "hf_secret"
     for foreign in (
+        "https://endpoints.huggingface.cloud.example.org",
+        "https://my-endpoints.huggingface.cloud",
         "https://huggingface.co.example.org",
         "https://nothuggingface.co",
         "http://huggingface.co",
@@ -130,7 +132,12 @@ def test_where_keys_go(server, run, monkeypatch):
     ):
         assert find_api_key(foreign) == NO_KEY
     monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
-    assert find_api_key("https://api.openai.com/v1") == "sk-1"
+    for address in (
+        "https://api.openai.com/v1",
+        "https://router.huggingface.co/v1",
+        "https://a.b.endpoints.huggingface.cloud",
+    ):
+        assert find_api_key(address) == "sk-1"
     monkeypatch.setenv("OPENAI_API_KEY", "sk-“1”")
     with pytest.raises(ChatError, match="copy it anew") as error:
         find_api_key("https://api.openai.com/v1")
@@ -174,10 +181,41 @@ def test_other_settings_dont_go_on(server, run, tmp_path):
     with pytest.raises(SystemExit, match="class_names was '3 names"):
         run()
     assert run.partial.read_bytes() == kept
-    run.partial.write_bytes(kept + b"no reply\n")
     (tmp_path / "names.txt").write_text("\n".join(NAMES))
-    with pytest.raises(SystemExit, match=r"line 5, isn't a reply"):
+    for line in (
+        "no reply",
+        '{"question": 3, "cut_off": false}',
+        '{"question": -1, "reply": "a", "cut_off": false}',
+        '{"question": 9, "reply": "a", "cut_off": false}',
+        '{"question": 3, "reply": null, "cut_off": false}',
+        "[]",
+    ):
+        run.partial.write_bytes(kept + line.encode() + b"\n")
+        with pytest.raises(SystemExit, match=r"line 5, isn't a reply .* Remove the line"):
+            run()
+
+
+@pytest.mark.parametrize("content", ["my notes", "my notes\n", '{"a": 1}', '{"settings": 1}\n', ' {"settings": {}}'])
+def test_a_foreign_file_is_left_alone(server, run, content):
+    run.partial.write_text(content)
+    with pytest.raises(SystemExit, match=r"isn't a file of this command\. Choose another --output"):
         run()
+    assert run.partial.read_text() == content and not server.requests
+
+
+def test_a_first_line_that_a_kill_has_torn(run):
+    run.partial.write_text('{"settings": {"llm": "ti')
+    assert len(run()) == 3
+
+
+def test_a_server_that_comes_back_at_another_address(server, run, tmp_path):
+    server.answer = lambda question: describe(question) if "disc" in question else b"{"
+    with pytest.raises(SystemExit, match="isn't a chat completion"):
+        run(num_workers=1)
+    with ChatServer() as other:
+        assert run(base_url=other.base_url) == {name: expected(name.replace("_", " ")) for name in NAMES}
+        assert len(other.questions) == 9 - 3
+        assert json.loads((tmp_path / "out.json.meta.json").read_text())["base_url"] == other.base_url
 
 
 def test_a_busy_endpoint_is_asked_again(server, run, monkeypatch):
@@ -186,6 +224,14 @@ def test_a_busy_endpoint_is_asked_again(server, run, monkeypatch):
     server.fail(503, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT")
     assert len(run(num_workers=1)) == 3
     assert len(server.requests) == 9 + 2
+
+
+@pytest.mark.parametrize("header", ["inf", "nan", "1e999", "soon", "Wed, 21 Oct 99999 07:28:00 GMT"])
+def test_an_unreadable_time_to_wait(server, run, header):
+    """Then the pause of its own is taken, which is none here."""
+    server.fail(429, Retry_After=header)
+    assert len(run(num_workers=1)) == 3
+    assert len(server.requests) == 9 + 1
 
 
 def test_lost_connections_and_errors_of_the_server(server, run):
@@ -239,7 +285,9 @@ def test_no_endpoint(server, run, monkeypatch):
     with pytest.raises(SystemExit, match=r"can't be reached .*Is it running"):
         run(base_url="http://127.0.0.1:9/v1")
     for address, message in (
-        ("localhost:8000", "isn't one of an endpoint"),
+        ("localhost:8000", "isn't the address of an endpoint"),
+        ("http://[::1", r"--base_url http://\[::1 isn't the address"),
+        ("http://localhost:port/v1", "--base_url .* isn't the address"),
         ("http://me:pw@localhost", "OPENAI_API_KEY"),
     ):
         with pytest.raises(SystemExit, match=message):
@@ -292,8 +340,11 @@ def test_classes_about_which_nothing_is_said(server, run, tmp_path):
 
 def test_nothing_is_said_at_all(server, run):
     server.answer = lambda _: "As an AI, I have no eyes."
-    with pytest.raises(SystemExit, match="Nothing usable is left of the 9 replies; the first one is 'As an AI"):
+    with pytest.raises(
+        SystemExit, match="Nothing usable is left of the 9 replies; the first one is 'As an AI"
+    ) as ended:
         run()
+    assert f"with another --output or after removing the replies, which are kept in {run.partial}" in ended.value.code
     assert not run.output.exists() and run.partial.exists()
 
 
@@ -372,13 +423,23 @@ def test_similar_names():
     [
         ("num_sentences", 0, "--num_sentences is 0"),
         ("temperature", -1, "--temperature is -1"),
+        ("temperature", "nan", "--temperature is nan"),
+        ("temperature", "inf", "--temperature is inf"),
+        ("timeout", "nan", "--timeout is nan"),
+        ("timeout", "inf", "--timeout is inf"),
+        ("timeout", "1e12", "at most 86400 seconds"),
+        ("output", "", "--output '' isn't the name of a file"),
+        ("output", "folder/", "--output 'folder/' isn't the name of a file"),
+        ("output", ".", "--output '.' isn't the name of a file"),
+        ("extra_body", '{"a": NaN}', "isn't JSON"),
+        ("extra_body", '{"a": [1e999]}', "isn't JSON"),
         ("class_names", "none.txt", "there is no such file"),
         ("output", "none/out.json", "there is no folder"),
         ("questions", "What is it?", "no '{}'"),
         ("extra_body", "{", "isn't JSON"),
         ("extra_body", "1", "must be a JSON object"),
         ("num_sentence", 1, "did you mean --num_sentences"),
-        ("model_name_or_path", "/none/clip", "/none/clip"),
+        ("model_name_or_path", "/none/clip", "--model_name_or_path /none/clip can't be loaded"),
     ],
 )
 def test_bad_settings(server, run, option, value, message):
@@ -445,8 +506,34 @@ def test_a_model_on_this_machine_that_is_cut_off_or_no_chat_model(tmp_path):
     save_llm(tmp_path / "base", chat_template=None)
     with pytest.raises(ChatError, match="no chat template"):
         LocalChat(str(tmp_path / "base"), 1, 8, 0)
-    with pytest.raises(ChatError, match="can't be loaded"):
-        LocalChat(str(tmp_path / "none"), 1, 8, 0)
+
+
+def test_what_cant_be_loaded_on_this_machine(run, tmp_path, clip_folder):
+    save_llm(tmp_path / "corrupt")
+    (tmp_path / "corrupt" / "model.safetensors").write_bytes(b"x" * 100)
+    save_llm(tmp_path / "quantized")
+    config = json.loads((tmp_path / "quantized" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}
+    (tmp_path / "quantized" / "config.json").write_text(json.dumps(config))
+    for source, message in (
+        (tmp_path / "none", "none can't be loaded"),
+        (tmp_path / "corrupt", "header"),
+        (tmp_path / "quantized", "AWQ .*requires"),
+        (clip_folder, "CLIPConfig.* Pass the Hub id or the folder of a causal language model"),
+    ):
+        with pytest.raises(ChatError, match=message) as error:
+            LocalChat(str(source), 1, 8, 0)
+        assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+def test_a_clip_without_a_tokenizer(server, run, tmp_path, clip_folder):
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "config.json").write_bytes((clip_folder / "config.json").read_bytes())
+    with pytest.raises(
+        SystemExit, match=r"--model_name_or_path .* tokenizer.* Pass the Hub id or the folder of a CLIP"
+    ) as ended:
+        run(model_name_or_path=tmp_path / "clip")
+    assert "tokenizer=" not in ended.value.code and not server.requests
 
 
 def test_text_files(tmp_path):

@@ -67,7 +67,8 @@ def test_wheel_in_a_fresh_environment(clip_folder, tmp_path):
     run(sys.executable, "-m", "venv", tmp_path / "fresh")
     python = tmp_path / "fresh" / "bin" / "python"
     run(python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"{wheel}[train]")
-    assert "--train_dir" in run(tmp_path / "fresh" / "bin" / "microclip", "adapt", "--help")
+    usage = run(tmp_path / "fresh" / "bin" / "microclip", "adapt", "--help")
+    assert "--train_dir" in usage and "birdsnap" in usage  # a preset, read from its file
     run(python, "-c", SAVE, clip_folder, tmp_path / "saved")
     run(python, "-m", "pip", "uninstall", "-q", "-y", "microclip_hf")
     draw_shape(next(iter(DESCRIPTIONS)), default_rng(0)).save(tmp_path / "photo.png")

@@ -25,6 +25,14 @@ from microclip_hf.sentences import extract_sentences, fits_text_tower, sentence_
             ["A daisy is white.", "A daisy is small.", "It grows."],
         ),
         ('```json\n["A daisy is white.", "A daisy is small."]\n```', ["A daisy is white.", "A daisy is small."]),
+        ('{"sentences": ["Red and round."]}', ["Red and round."]),
+        (
+            'Here it is:\n```json\n{\n "class": "a daisy",\n "sentences": ["Red and round.", "It is small."]\n}\n```',
+            ["Red and round.", "It is small."],
+        ),
+        ('{"1": "Red and round.", "2": "It is small."}', ["Red and round.", "It is small."]),
+        ('{"a": ["Red and round."], "b": ["Blue and long."]}', []),
+        ("[" * 100_000, []),
         ("### Daisy\n\n> A daisy is white.\n\n---\n| a | b |", ["A daisy is white."]),
         ("“A daisy is white.”\n\"A daisy is 'small'.\"", ["A daisy is white.", "A daisy is 'small'."]),
         (

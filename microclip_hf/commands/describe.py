@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import hashlib
 import json
+import math
 import os
 import signal
 import sys
@@ -21,11 +22,14 @@ from transformers import HfArgumentParser
 
 from .. import __version__
 from ..answers import AnswerFile
-from ..chat import EndpointChat, LocalChat
+from ..chat import EndpointChat, LocalChat, first_line
 from ..data import read_class_names
 from ..describe import Outcome, Questions, ask, write_descriptions
-from ..sentences import fits_text_tower
+from ..sentences import Fits, fits_text_tower
 from . import HelpFormatter, refuse_unknown
+
+
+LONGEST_TIMEOUT = 86400.0  # seconds; far more overflows in the sockets
 
 
 @dataclass
@@ -104,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _describe(options: DescribeArguments, stop: threading.Event) -> Outcome | None:
     """All but the command line; `None` if `stop` was set before all was answered."""
     questions, extra_body = _check_input(options)
-    fits = fits_text_tower(options.model_name_or_path) if options.model_name_or_path is not None else None
+    fits = _load_fits(options.model_name_or_path)
     settings = _settings(options, questions, extra_body)
     with AnswerFile(_partial(options), settings, len(questions)) as answers:
         if answers.num_answered:
@@ -127,10 +131,14 @@ def _describe(options: DescribeArguments, stop: threading.Event) -> Outcome | No
 def _check_input(options: DescribeArguments) -> tuple[Questions, dict[str, Any] | None]:
     """All that can be wrong is found before a model is loaded or asked."""
     for name in ("num_sentences", "max_new_tokens", "num_workers", "batch_size", "timeout"):
-        if getattr(options, name) <= 0:
-            raise ValueError(f"--{name} is {getattr(options, name)}; it must be more than 0.")
-    if options.temperature < 0:
-        raise ValueError(f"--temperature is {options.temperature}; it must be 0 or more.")
+        if not vars(options)[name] > 0:
+            raise ValueError(f"--{name} is {vars(options)[name]}; it must be more than 0.")
+    if options.timeout > LONGEST_TIMEOUT:
+        raise ValueError(f"--timeout is {options.timeout}; it must be at most {LONGEST_TIMEOUT:.0f} seconds, a day.")
+    if not 0 <= options.temperature < math.inf:
+        raise ValueError(f"--temperature is {options.temperature}; it must be 0 or more, and finite.")
+    if not os.path.basename(options.output) or os.path.isdir(options.output):
+        raise ValueError(f"--output {options.output!r} isn't the name of a file; pass one, as in descriptions.json.")
     if not os.path.isfile(options.class_names):
         raise ValueError(f"--class_names {options.class_names}: there is no such file.")
     meta, resumed = _meta(options), os.path.exists(_partial(options))
@@ -150,11 +158,21 @@ def _read_extra_body(text: str | None) -> dict[str, Any] | None:
         return None
     try:
         extra_body = json.loads(text)
-    except json.JSONDecodeError as error:
+        json.dumps(extra_body, allow_nan=False)  # Python reads NaN and Infinity, and 1e999 as one
+    except ValueError as error:
         raise ValueError(f"--extra_body {text} isn't JSON: {error}") from error
     if not isinstance(extra_body, dict):
         raise ValueError(f'--extra_body {text} must be a JSON object, as in \'{{"reasoning_effort": "low"}}\'.')
     return extra_body
+
+
+def _load_fits(source: str | None) -> Fits | None:
+    if source is None:
+        return None
+    try:
+        return fits_text_tower(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--model_name_or_path {source} can't be loaded: {first_line(error)}") from error
 
 
 def _load_chat(
@@ -175,11 +193,10 @@ def _load_chat(
 
 
 def _settings(options: DescribeArguments, questions: Questions, extra_body: dict[str, Any] | None) -> dict[str, Any]:
-    """What the replies depend on."""
+    """What the replies depend on. A server that comes back at another address gives the same ones."""
     names = "\n".join(questions.class_names).encode()
     return {
         "llm": options.llm,
-        "base_url": options.base_url,
         "domain": options.domain,
         "questions": questions.templates,
         "num_sentences": options.num_sentences,
@@ -193,6 +210,7 @@ def _settings(options: DescribeArguments, questions: Questions, extra_body: dict
 def _write_meta(options: DescribeArguments, settings: dict[str, Any], outcome: Outcome) -> None:
     content = {
         **settings,
+        "base_url": options.base_url,
         "model_name_or_path": options.model_name_or_path,
         "num_sentences_written": outcome.num_sentences,
         "classes_without_sentences": outcome.missing,
