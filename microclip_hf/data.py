@@ -93,7 +93,7 @@ def _file_kind(source: str) -> tuple[str | None, list[str]]:
         files = sorted(glob.glob(pattern)) if pattern.endswith(ending) else []
         if not files or os.path.exists(os.path.join(source, "state.json")):
             continue
-        if os.path.isdir(source) and _image_files(source):
+        if os.path.isdir(source) and image_files(source):
             raise ValueError(
                 f"{source} holds both images and {ending} files; pass '{os.path.join(source, '*' + ending)}' for "
                 "these, or move them away."
@@ -149,7 +149,7 @@ def load_image_folder(path: str | os.PathLike, class_names: Sequence[str], label
     """
     if not os.path.isdir(path):
         raise ValueError(f"{path} isn't a folder; pass the folder that holds the images.")
-    files = _image_files(path)
+    files = image_files(path)
     if not files:
         raise ValueError(f"{path} holds no image files; pass the folder that holds the images (JPEG, PNG, ...).")
     dataset = Dataset.from_dict({"image": [str(Path(path, file)) for file in files]}).cast_column("image", Image())
@@ -170,8 +170,11 @@ def load_image_folder(path: str | os.PathLike, class_names: Sequence[str], label
         return dataset.remove_columns("label")
 
 
-def _image_files(path: str | os.PathLike) -> list[Path]:
-    """Paths relative to the folder, sorted."""
+def image_files(path: str | os.PathLike) -> list[Path]:
+    """The images below a folder, at any depth: paths relative to it, sorted.
+
+    Links are followed; hidden files and what isn't an image by its ending are passed over.
+    """
     files = []
     for folder, folders, names in os.walk(path, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]

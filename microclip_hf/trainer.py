@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import math
 import os
-import shlex
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from transformers.utils import CONFIG_NAME
 from .configuration_microclip import MicroCLIPConfig
 from .data import align_labels, undecoded
 from .diagnostics import Diagnostics
+from .hub import check_repository, push_folder
 from .kept_prior import KeptPrior
 from .metrics import compute_metrics
 from .model_card import PICTURE, CardFacts, split_results, write_model_card
@@ -43,7 +43,7 @@ from .view_datasets import (
 )
 
 
-# Where files are written before they get their final name; what starts with "_" isn't pushed to the Hub.
+# Where files are written before they get their final name.
 INCOMPLETE = "_incomplete"
 # In the output folder: the multi-view prior, where it isn't computed at every step.
 PRIOR_DIR = "_prior"
@@ -471,18 +471,21 @@ class MicroCLIPTrainer(Trainer):
         num_images = len(self.train_dataset) if has_length(self.train_dataset) else None
         write_model_card(self.model.config, self.args, self.card_facts, num_images)
 
-    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """As in the base class.
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As in the base class; a repository that exists is also checked, as it will be when pushing.
 
         Raises:
-            RuntimeError: if the Hub refuses, or can't be reached.
+            RuntimeError: if the Hub refuses, can't be reached, or the repository holds something else.
         """
+        private = self.args.hub_private_repo if private is None else private
         try:
-            super().init_hf_repo(*args, **kwargs)
+            super().init_hf_repo(token, private)
+            if self.is_world_process_zero():
+                check_repository(self.hub_model_id, private, self.args.hub_revision, token or self.args.hub_token)
         except Exception as error:
             name = self.args.hub_model_id or os.path.basename(os.path.abspath(self.args.output_dir))
             raise RuntimeError(
-                f"The repository {name} can't be made on the Hub: {error}\nLog in with 'hf auth login', choose "
+                f"The repository {name} on the Hub can't be used: {error}\nLog in with 'hf auth login', choose "
                 "another --hub_model_id, or leave out --push_to_hub."
             ) from error
 
@@ -495,28 +498,41 @@ class MicroCLIPTrainer(Trainer):
         self.accelerator.free_memory()
         self.accelerator.end_training()
 
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """As in the base class: the model, its code and card, and what else lies in the output folder, in one commit.
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As in the base class: the model, its code and card, and what training wrote beside them, in one commit.
 
-        Checkpoints stay here.
+        Checkpoints stay here, see [`push_folder`].
+
+        Args:
+            commit_message, blocking, token, revision, private: see [`push_folder`].
+            kwargs: passed to [`create_model_card`].
 
         Raises:
             RuntimeError: if the push fails. It says which command does it later; the Hub's repository is as before.
         """
-        if self.hub_model_id is None:  # the base class then makes the repository before it saves
-            self.save_model()
-            self.create_model_card()
-        try:
-            return super().push_to_hub(*args, **kwargs)
-        except Exception as error:
-            folder, name = self.args.output_dir, self.hub_model_id or self.args.hub_model_id or "user/name"
-            command = ["hf", "upload", name, folder, ".", "--exclude", f"{PREFIX_CHECKPOINT_DIR}-*/**"]
-            command += ["--exclude", "_*", *(["--private"] if self.args.hub_private_repo else [])]
-            command += ["--revision", self.args.hub_revision] if self.args.hub_revision else []
-            raise RuntimeError(
-                f"The push to the Hub failed: {error}\nThe result is safe in {folder}; push it later with\n"
-                f"  {shlex.join(command)}"
-            ) from error
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.save_model()
+        self.create_model_card(**kwargs)
+        if not self.is_world_process_zero():
+            return None
+        folder, args = self.args.output_dir, self.args
+        return push_folder(
+            folder,
+            self.hub_model_id or args.hub_model_id or os.path.basename(os.path.abspath(folder)),
+            commit_message or "End of training",
+            args.hub_private_repo if private is None else private,
+            args.hub_revision if revision is None else revision,
+            args.hub_token if token is None else token,
+            blocking,
+        )
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Weight decay applies to all trained parameters, LayerNorms included."""

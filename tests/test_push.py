@@ -122,5 +122,5 @@ def test_a_hub_that_refuses_is_found_before_any_work(hub, inputs, tmp_path, reas
         environment["HF_ENDPOINT"] = "http://127.0.0.1:9"
     output = tmp_path / "out"
     message = run_client(hub, tmp_path, ADAPT, inputs, output, hub.token, **environment)
-    assert "user/shapes can't be made on the Hub" in message and "hf auth login" in message
+    assert "user/shapes on the Hub can't be used" in message and "hf auth login" in message
     assert not hub.commits and not (output / "config.json").exists()

@@ -10,12 +10,12 @@ import onnxruntime
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from onnx.checker import ValidationError
-from transformers import HfArgumentParser, PreTrainedConfig
+from transformers import HfArgumentParser
 
-from ..configuration_microclip import MicroCLIPConfig
 from ..export import export_onnx
 from ..modeling_microclip import MicroCLIPForImageClassification
 from . import HelpFormatter, refuse_unknown
+from .loading import load_adapted
 
 
 @dataclass
@@ -41,24 +41,13 @@ def main(arguments: list[str] | None = None) -> None:
         refuse_unknown(unknown, parser)
         if os.path.exists(options.output):
             raise ValueError(f"--output {options.output} exists already; choose another name.")
-        model = _load(options.model_name_or_path)
+        model = load_adapted(options.model_name_or_path)
         export_onnx(model, options.output, options.int8)
     except (OSError, RuntimeError, ValueError, StrictDataclassError, ValidationError) as error:
         sys.exit(f"microclip export: {error}")
     size = sum(file.stat().st_size for file in map(Path, (options.output, f"{options.output}.data")) if file.exists())
     print(f"Saved to {options.output} ({size / 1e6:.1f} MB).")
     print(_compare(model, options.output))
-
-
-def _load(source: str) -> MicroCLIPForImageClassification:
-    """An adapted model; a plain CLIP, which would get random heads, is refused."""
-    model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
-    if model_type != MicroCLIPConfig.model_type:
-        raise ValueError(
-            f"--model_name_or_path {source} is a model of type {model_type!r}; pass a microCLIP that was adapted or "
-            "made by from_clip, and saved."
-        )
-    return MicroCLIPForImageClassification.from_pretrained(source, dtype=torch.float32)
 
 
 def _compare(model: MicroCLIPForImageClassification, path: str, count: int = 4) -> str:

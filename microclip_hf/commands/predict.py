@@ -1,0 +1,134 @@
+"""`microclip predict`: a folder of unlabelled photos -> a CSV file with the best class of each, and the runner-up."""
+
+import contextlib
+import csv
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from tqdm import tqdm
+from transformers import HfArgumentParser
+
+from ..modeling_microclip import MicroCLIPForImageClassification
+from ..prediction import find_photos, predict_photos
+from . import HelpFormatter, refuse_unknown
+from .loading import load_adapted
+
+
+COLUMNS = ("file", "label", "score", "runner_up", "runner_up_score")
+# Exit codes: some photos couldn't be read; ended by Ctrl-C.
+SOME_UNREADABLE, INTERRUPTED = 3, 130
+
+
+@dataclass
+class PredictArguments:
+    """The model, the file, and what it is computed on."""
+
+    model: str = field(metadata={"help": "An adapted model: Hub id or folder."})
+    output: str | None = field(
+        default=None, metadata={"help": "The CSV file to write, which mustn't exist. Default: print it."}
+    )
+    batch_size: int = field(default=32, metadata={"help": "Photos classified at once."})
+    device: str | None = field(
+        default=None, metadata={"help": "Such as cpu or cuda:1. Default: a CUDA GPU if there is one, else the CPU."}
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Label the photos; exit with 3 if some can't be read, whose rows then have no label."""
+    parser = HfArgumentParser(
+        PredictArguments,
+        prog="microclip predict",
+        description=f"{__doc__} Its columns: {', '.join(COLUMNS)}. Photos that can't be read have a row without a "
+        "label, and make the exit code 3.",
+        allow_abbrev=False,
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument(
+        "photos", nargs="+", help="A folder, which is searched at any depth; or photos, or patterns in quotes."
+    )
+    try:
+        options, sources, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+        refuse_unknown(unknown, parser)
+        device = _check(options)
+        photos = find_photos(sources.photos)
+        model = load_adapted(options.model).to(device)
+        with _open_output(options.output) as file:
+            unreadable = _write_labels(file, photos, model, options.batch_size)
+    except KeyboardInterrupt:
+        print("microclip predict: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # as of `| head`; what is still buffered has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError) as error:
+        sys.exit(f"microclip predict: {error}")
+    if options.output is not None:
+        print(f"Saved the labels of {len(photos) - unreadable} photos to {options.output}.")
+    if unreadable:
+        print(
+            f"microclip predict: {unreadable} of {len(photos)} photos can't be read; their rows have no label.",
+            file=sys.stderr,
+        )
+        sys.exit(SOME_UNREADABLE)
+
+
+def _check(options: PredictArguments) -> torch.device:
+    """The device; whatever else is wrong with the options is an error."""
+    if options.batch_size < 1:
+        raise ValueError(f"--batch_size is {options.batch_size}; pass 1 or more.")
+    if options.output is not None:
+        if os.path.lexists(options.output):
+            raise ValueError(f"--output {options.output} exists already; choose another name.")
+        if not Path(options.output).parent.is_dir():
+            raise ValueError(f"--output {options.output}: there is no folder {Path(options.output).parent}; make it.")
+    if options.device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=options.device).device
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"--device {options.device} can't be used here: {error}") from error
+
+
+@contextlib.contextmanager
+def _open_output(path: str | None) -> Iterator[TextIO]:
+    """The CSV file, which gets its name once it is complete, or what is printed. Both are UTF-8."""
+    text = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}  # file names may be any bytes
+    if path is None:
+        sys.stdout.reconfigure(**text)
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    incomplete = Path(path).with_name(f"_incomplete_{Path(path).name}")
+    try:
+        with open(incomplete, "w", **text) as file:
+            yield file
+        incomplete.replace(path)
+    except BaseException:
+        print(f"microclip predict: the labels so far, if any, are in {incomplete}.", file=sys.stderr)
+        raise
+
+
+def _write_labels(
+    file: TextIO, photos: dict[str, Path], model: MicroCLIPForImageClassification, batch_size: int
+) -> int:
+    """A row for each photo; returns how many can't be read."""
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    unreadable = 0
+    results = predict_photos(model, photos.values(), batch_size)
+    for name, result in zip(photos, tqdm(results, "Photos", len(photos), unit="photo"), strict=True):
+        if isinstance(result, Exception):
+            unreadable += 1
+            tqdm.write(f"microclip predict: {photos[name]} can't be read: {result}", file=sys.stderr)
+            writer.writerow([name, *[""] * (len(COLUMNS) - 1)])
+        else:
+            values = (f"{value:.6f}" if isinstance(value, float) else value for value in astuple(result))
+            writer.writerow([name, *values])
+    return unreadable

@@ -1,0 +1,49 @@
+"""`microclip push`: a saved model folder -> a repository on the Hub, in one commit."""
+
+import sys
+from dataclasses import dataclass, field
+
+from huggingface_hub import get_token
+from huggingface_hub.errors import StrictDataclassError
+from transformers import HfArgumentParser
+
+from ..hub import check_model_folder, push_folder
+from . import HelpFormatter, refuse_unknown
+
+
+@dataclass
+class PushArguments:
+    """Where to, and how."""
+
+    repo_id: str = field(metadata={"help": "The repository, user/name; it is made where there is none."})
+    private: bool = field(default=False, metadata={"help": "Make a repository that others can't see."})
+    revision: str | None = field(default=None, metadata={"help": "A branch that exists. Default: the main one."})
+    commit_message: str = field(default="Push a microCLIP", metadata={"help": "The commit's title."})
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Check the folder, and push it."""
+    parser = HfArgumentParser(
+        PushArguments,
+        prog="microclip push",
+        description=f"{__doc__} The model, its code, image processor, card, descriptions and picture are pushed; "
+        "checkpoints and whatever else lies in the folder stay here. Log in before with 'hf auth login'.",
+        allow_abbrev=False,
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("folder", help="The folder that the model was saved in.")
+    try:
+        options, rest, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+        refuse_unknown(unknown, parser)
+        if get_token() is None:
+            raise ValueError("The Hub doesn't know you here; log in with 'hf auth login', or set HF_TOKEN.")
+        check_model_folder(rest.folder)
+        pushed = push_folder(
+            rest.folder, options.repo_id, options.commit_message, options.private or None, options.revision
+        )
+    except KeyboardInterrupt:
+        print("microclip push: interrupted; the repository holds all of a commit or nothing of it", file=sys.stderr)
+        sys.exit(130)
+    except (OSError, RuntimeError, ValueError, StrictDataclassError) as error:
+        sys.exit(f"microclip push: {error}")
+    print(f"Pushed to {pushed.repo_url}")

@@ -1,0 +1,192 @@
+"""A saved model folder, pushed to the Hub: what is in it, whether it is whole, and one commit of it."""
+
+import json
+import os
+import re
+import shlex
+from concurrent.futures import Future
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from safetensors import SafetensorError
+from transformers import PreTrainedConfig
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from .configuration_microclip import MicroCLIPConfig
+from .model_card import DESCRIPTIONS, PICTURE
+from .modeling_microclip import MicroCLIPForImageClassification
+from .text_heads import abbreviate
+
+
+CARD, CONFIG, WEIGHTS, IMAGE_PROCESSOR = "README.md", "config.json", "model*.safetensors", "preprocessor_config.json"
+# What is pushed besides the model's code. Nothing else is: no checkpoints, optimizer states, pickles, tokens.
+PUSHED = (
+    CONFIG,
+    WEIGHTS,
+    "model.safetensors.index.json",
+    IMAGE_PROCESSOR,
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    CARD,
+    "LICENSE*",
+    PICTURE,
+    DESCRIPTIONS,
+    "training_args.json",
+    "trainer_state.json",
+    "*_results.json",
+    "runs/*",
+)
+# What a repository of no model yet may hold.
+HARMLESS = {".gitattributes", CARD, "LICENSE"}
+
+
+def _read_config(folder: str | os.PathLike) -> dict[str, Any]:
+    try:
+        return json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{Path(folder, CONFIG)} isn't JSON; save the model again. ({error})") from error
+
+
+def _code_files(folder: str | os.PathLike, config: dict[str, Any]) -> set[str]:
+    """The modules in the config's `auto_map`, and those that they import, whether or not they are there."""
+    modules = [Path(folder, f"{name.split('.')[0]}.py") for name in (config.get("auto_map") or {}).values()]
+    imported = [file for module in modules if module.exists() for file in _imports(module)]
+    return {os.path.basename(file) for file in (*modules, *imported)}
+
+
+def _imports(module: Path) -> list[str]:
+    try:
+        return get_relative_import_files(module)
+    except FileNotFoundError as error:  # what a module imports that isn't there can't be known
+        return [error.filename]
+
+
+def files_to_push(folder: str | os.PathLike) -> list[str]:
+    """Paths relative to the folder, sorted: the model, its code and card, and what training wrote beside them."""
+    files = [path.relative_to(folder).as_posix() for path in _walk(Path(folder)) if path.is_file()]
+    code = _code_files(folder, _read_config(folder))
+    return sorted(file for file in files if file in code or any(fnmatchcase(file, name) for name in PUSHED))
+
+
+def _walk(folder: Path) -> list[Path]:
+    """The folder's own files, and those of the training logs."""
+    return [*folder.iterdir(), *(folder / "runs").rglob("*")]
+
+
+def check_model_folder(folder: str | os.PathLike) -> None:
+    """Whether a folder holds all that others need to load and understand the model.
+
+    Raises:
+        ValueError: if it isn't a microCLIP, lacks something, or its weights can't be loaded.
+    """
+    if not os.path.isdir(folder):
+        raise ValueError(f"{folder} isn't a folder; pass one that an adapted model was saved in.")
+    names = os.listdir(folder)
+    config = _read_config(folder) if CONFIG in names else {}
+    if config and config.get("model_type") != MicroCLIPConfig.model_type:
+        raise ValueError(
+            f"{folder} holds a model of type {config.get('model_type')!r}; pass a microCLIP that was adapted or made "
+            "by from_clip, and saved."
+        )
+    wanted = [CONFIG, WEIGHTS, IMAGE_PROCESSOR, *sorted(_code_files(folder, config)), CARD]
+    missing = [name for name in wanted if not any(fnmatchcase(there, name) for there in names)]
+    missing += [f"auto_map in {CONFIG}"] if config and not config.get("auto_map") else []
+    if missing:
+        raise ValueError(
+            f"{folder} lacks {abbreviate(missing)}, which others need to use the model. microclip adapt writes all of "
+            "it; from Python, save_model or save_pretrained writes the model and create_model_card the README.md."
+        )
+    try:
+        _, report = MicroCLIPForImageClassification.from_pretrained(folder, output_loading_info=True)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise ValueError(f"The model in {folder} can't be loaded: {error}") from error
+    if report["missing_keys"]:
+        raise ValueError(f"The weights in {folder} lack {abbreviate(sorted(report['missing_keys']))}; save it again.")
+
+
+def check_repository(
+    repo_id: str, private: bool | None = None, revision: str | None = None, token: str | None = None
+) -> None:
+    """Whether a repository, which exists, may be pushed to.
+
+    Raises:
+        ValueError: if it holds something else than a microCLIP, or is public where `private` asks for the contrary.
+    """
+    info = HfApi(token=token).model_info(repo_id, revision=revision)
+    if private and not info.private:
+        raise ValueError(
+            f"{repo_id} exists on the Hub and is public; make it private there, or choose another repository."
+        )
+    files = {file.rfilename for file in info.siblings} - HARMLESS
+    if not files:
+        return
+    kind = None
+    if CONFIG in files:
+        kind = PreTrainedConfig.get_config_dict(repo_id, revision=info.sha, token=token)[0].get("model_type")
+    if kind != MicroCLIPConfig.model_type:
+        what = f"a model of type {kind!r}" if CONFIG in files else f"other files ({abbreviate(sorted(files))})"
+        raise ValueError(
+            f"{repo_id} on the Hub holds {what}, which a push would mix with this one; choose another repository."
+        )
+
+
+def push_folder(
+    folder: str | os.PathLike,
+    repo_id: str,
+    commit_message: str,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    blocking: bool = True,
+) -> CommitInfo | Future:
+    """Push what [`files_to_push`] lists in one commit, to a repository that is made where there is none.
+
+    The card's example loads the repository, whatever name it had before. Files that are there already aren't sent
+    again; what only the repository has stays.
+
+    Args:
+        folder (`str` or `os.PathLike`): a saved model.
+        repo_id (`str`): the repository, `user/name`, or `name` of the user who is logged in.
+        commit_message (`str`): the commit's title.
+        private (`bool`, *optional*): whether a new repository is private; an existing one then has to be.
+        revision (`str`, *optional*): a branch that exists. Default: the main one.
+        token (`str`, *optional*): default: that of `hf auth login`, or `HF_TOKEN`.
+        blocking (`bool`, *optional*, defaults to `True`): wait until all is there.
+
+    Returns:
+        `CommitInfo`, a `str` with its address; where not `blocking`, a `Future` of it.
+
+    Raises:
+        RuntimeError: if the push fails, or the repository holds something else, see [`check_repository`]. It says
+            which command does it later; the repository is as before.
+    """
+    api = HfApi(token=token)
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        check_repository(repo_id, private, revision, token)
+        contents = {name: Path(folder, name) for name in files_to_push(folder)}
+        if CARD in contents:
+            contents[CARD] = _card_of(contents[CARD], repo_id)
+        operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
+        # upload_folder may split a large folder over several commits.
+        return api.create_commit(
+            repo_id, operations, commit_message=commit_message, revision=revision, run_as_future=not blocking
+        )
+    except Exception as error:
+        command = ["microclip", "push", os.fspath(folder), "--repo_id", repo_id]
+        command += ["--private"] if private else []
+        command += ["--revision", revision] if revision else []
+        raise RuntimeError(
+            f"The push to the Hub failed: {error}\nThe result is safe in {folder}; once that is mended (by "
+            f"'hf auth login', if the Hub doesn't know you), push it with\n  {shlex.join(command)}"
+        ) from error
+
+
+def _card_of(path: Path, repo_id: str) -> bytes:
+    """The card, whose example loads the repository."""
+    example = r'(pipeline\("image-classification", model=")[^"]*'
+    return re.sub(example, rf"\g<1>{repo_id}", path.read_bytes().decode()).encode()

@@ -1,0 +1,117 @@
+"""What unlabelled photos show: the best class of each and the runner-up, in batches, a photo in memory no longer."""
+
+import functools
+import glob
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import BaseImageProcessor
+
+from .data import image_files
+from .modeling_microclip import MicroCLIPForImageClassification
+from .view_datasets import UNREADABLE
+from .views import to_rgb
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The two best classes of a photo.
+
+    Args:
+        label, runner_up (`str`): their names.
+        score, runner_up_score (`float`): their probabilities, among all classes.
+    """
+
+    label: str
+    score: float
+    runner_up: str
+    runner_up_score: float
+
+
+def find_photos(sources: Sequence[str]) -> dict[str, Path]:
+    """The photos that a folder, files, or patterns stand for.
+
+    Args:
+        sources (`Sequence[str]`): one folder, searched at any depth for files with the ending of an image; or any
+            number of files and patterns (`photos/*.jpg`, `photos/**/*.jpg`), which are taken whatever their ending.
+
+    Returns:
+        `dict[str, Path]`: paths by name, in order. Names in a folder are relative to it.
+
+    Raises:
+        ValueError: if there is nothing, or a folder isn't alone.
+    """
+    if len(sources) == 1 and os.path.isdir(sources[0]):
+        folder = sources[0]
+        if not (files := image_files(folder)):
+            raise ValueError(f"{folder} holds no image files; pass the folder that holds the photos (JPEG, PNG, ...).")
+        return {file.as_posix(): Path(folder, file) for file in files}
+    photos = {}
+    for source in sources:
+        if os.path.isdir(source):
+            raise ValueError(f"{source} is a folder, and not the only source; pass one folder, or files alone.")
+        exists = os.path.exists(source)
+        found = [source] if exists else filter(os.path.isfile, sorted(glob.glob(source, recursive=True)))
+        matches = {path: Path(path) for path in found}
+        if not matches:
+            raise ValueError(f"{source} is no file or folder here, and no file matches it as a pattern.")
+        photos |= matches
+    return photos
+
+
+@torch.inference_mode()
+def predict_photos(
+    model: MicroCLIPForImageClassification, photos: Iterable[str | os.PathLike], batch_size: int = 32
+) -> Iterator[Prediction | Exception]:
+    """Classify photo after photo; the scores are those of transformers' pipeline with the model's own processor.
+
+    While the model works on a batch, threads prepare the next one. Grey images of 16 bits are scaled to 8, as in
+    adaptation, where the pipeline clips them.
+
+    Args:
+        model ([`MicroCLIPForImageClassification`]): in evaluation mode, on any device.
+        photos (`Iterable[str | os.PathLike]`): image files.
+        batch_size (`int`, *optional*, defaults to 32): photos classified at once.
+
+    Returns:
+        `Iterator[Prediction | Exception]`, one for each photo and in their order: the exception is why one can't be
+        read.
+    """
+    photos = iter(photos)
+    prepare = functools.partial(_prepare, model.image_processor)
+    with ThreadPoolExecutor() as pool:
+        ahead = [pool.submit(prepare, photo) for photo in itertools.islice(photos, batch_size)]
+        while ahead:
+            batch, ahead = ahead, [pool.submit(prepare, photo) for photo in itertools.islice(photos, batch_size)]
+            yield from _classify(model, [future.result() for future in batch])
+
+
+def _prepare(processor: BaseImageProcessor, photo: str | os.PathLike) -> torch.Tensor | Exception:
+    """Pixels `(num_channels, height, width)`, or why there are none."""
+    try:
+        with Image.open(photo) as image:
+            image = to_rgb(image)
+    except UNREADABLE as error:
+        return error
+    return processor(image, return_tensors="pt")["pixel_values"][0]
+
+
+def _classify(
+    model: MicroCLIPForImageClassification, batch: list[torch.Tensor | Exception]
+) -> list[Prediction | Exception]:
+    """Predictions in the places of pixels; the exceptions stay."""
+    readable = [index for index, pixels in enumerate(batch) if isinstance(pixels, torch.Tensor)]
+    if not readable:
+        return batch
+    pixel_values = torch.stack([batch[index] for index in readable]).to(model.device, model.dtype)
+    best = model(pixel_values=pixel_values).logits.softmax(-1).topk(2)
+    results, names = list(batch), model.config.id2label
+    for index, scores, classes in zip(readable, best.values.tolist(), best.indices.tolist(), strict=True):
+        results[index] = Prediction(names[classes[0]], scores[0], names[classes[1]], scores[1])
+    return results

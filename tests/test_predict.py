@@ -1,0 +1,222 @@
+"""`microclip predict` against transformers' pipeline, photo by photo; its files, messages and exit codes."""
+
+import csv
+import io
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CLASS_NAMES
+from PIL import Image
+from tiny_inputs import draw_shape
+from transformers import pipeline
+
+from microclip_hf import MicroCLIPForImageClassification
+from microclip_hf.commands import predict
+from microclip_hf.prediction import find_photos, predict_photos
+
+
+HEADER = ["file", "label", "score", "runner_up", "runner_up_score"]
+
+
+@pytest.fixture(scope="module")
+def adapted(clip_folder, tmp_path_factory):
+    """A model with a class whose name has to be quoted."""
+    folder = tmp_path_factory.mktemp("adapted")
+    names = [*CLASS_NAMES[:2], 'bar, "blue"']
+    MicroCLIPForImageClassification.from_clip(clip_folder, names, prior_weighting="uniform").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """`photos/` with every kind: sub-folders, odd names, greyscale, a palette, alpha, turned by EXIF."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "photos"
+    (folder / "b sub").mkdir(parents=True)
+    for index in range(7):
+        draw_shape(CLASS_NAMES[index % 3], rng).save(folder / f"{index}.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    draw_shape("red disc", rng).save(folder / "b sub" / 'née, "1".jpg', exif=turned)
+    for name, mode in (("grey", "L"), ("palette", "P"), ("alpha", "RGBA")):
+        draw_shape("green square", rng).convert(mode).save(folder / "b sub" / f"{name}.PNG")
+    (folder / "notes.txt").write_text("no photo")
+    (folder / ".hidden.png").write_bytes(b"no photo either")
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def run(*arguments):
+    """The command's exit code, and its error where it is a text."""
+    try:
+        predict.main([*map(str, arguments)])
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def read(text):
+    header, *rows = csv.reader(io.StringIO(text, newline=""))
+    assert header == HEADER
+    return {row[0]: row[1:] for row in rows}
+
+
+def assert_pipelines_answers(adapted, folder, rows):
+    model = MicroCLIPForImageClassification.from_pretrained(adapted)
+    classify = pipeline("image-classification", model=str(adapted), image_processor=model.image_processor)
+    for name, (label, score, runner_up, runner_up_score) in rows.items():
+        best, second, _ = classify(str(Path(folder, name)))
+        assert (label, runner_up) == (best["label"], second["label"]), name
+        assert float(score) == pytest.approx(best["score"], abs=2e-6)
+        assert float(runner_up_score) == pytest.approx(second["score"], abs=2e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_a_folder_gets_the_pipelines_answers(adapted, photos, capsys, batch_size):
+    assert run("photos/", "--model", adapted, "--output", "labels.csv", "--batch_size", batch_size) == 0
+    rows = read(Path("labels.csv").read_bytes().decode())
+    files = [str(path.relative_to(photos)) for path in photos.rglob("*.*") if path.suffix in (".png", ".jpg", ".PNG")]
+    assert list(rows) == sorted(name for name in files if not name.startswith("."))
+    assert 'b sub/née, "1".jpg' in rows and len({row[0] for row in rows.values()}) > 1
+    assert_pipelines_answers(adapted, photos, rows)
+    assert {path.name for path in Path().iterdir()} == {"photos", "labels.csv"}
+    printed = capsys.readouterr()
+    assert printed.out == "Saved the labels of 11 photos to labels.csv.\n"
+    assert "11/11" in printed.err
+
+
+def test_without_a_file_the_rows_alone_are_printed(adapted, photos, capsys):
+    """Of files and patterns, which keep the names they were given by."""
+    assert run("photos/3.png", "photos/[01].png", f"{photos}/**/*.jpg", "photos/1.png", "--model", adapted) == 0
+    rows = read(capsys.readouterr().out)
+    assert list(rows) == ["photos/3.png", "photos/0.png", "photos/1.png", f'{photos}/b sub/née, "1".jpg']
+    assert_pipelines_answers(adapted, ".", rows)
+
+
+def test_photos_that_cannot_be_read(adapted, photos, capsys):
+    """They keep their rows, in their places, in batches with others and in batches of their own."""
+    whole = (photos / "2.png").read_bytes()
+    (photos / "2.png").write_bytes(whole[: len(whole) // 2])
+    (photos / "5.png").write_text("no photo")
+    (photos / "6.png").unlink()
+    (photos / "6.png").symlink_to("nowhere.png")
+    for batch_size in (1, 4):
+        assert run("photos", "--model", adapted, "--batch_size", batch_size) == 3
+        printed = capsys.readouterr()
+        rows = read(printed.out)
+        unreadable = [name for name, row in rows.items() if row == [""] * 4]
+        assert unreadable == ["2.png", "5.png", "6.png"] and len(rows) == 11
+        assert_pipelines_answers(adapted, photos, {name: rows[name] for name in rows if name not in unreadable})
+        assert all(f"photos/{name} can't be read: " in printed.err for name in unreadable)
+        assert "3 of 11 photos can't be read" in printed.err
+
+
+def test_grey_of_16_bits_counts_like_8(adapted, photos, capsys):
+    """As in adaptation; the pipeline would see a white image."""
+    grey = np.asarray(Image.open(photos / "b sub" / "grey.PNG"))
+    Image.fromarray(grey.astype(np.uint16) * 257).save(photos / "sixteen.png")
+    assert run("photos", "--model", adapted) == 0
+    rows = read(capsys.readouterr().out)
+    assert rows["sixteen.png"] == rows["b sub/grey.PNG"]
+
+
+def test_names_that_are_no_text_are_written(adapted, tmp_path, capsys):
+    name = os.fsdecode(b"\xff.png")
+    try:
+        draw_shape("red disc", np.random.default_rng(0)).save(tmp_path / name)
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    assert run(tmp_path, "--model", adapted, "--output", tmp_path / "labels.csv") == 0
+    assert list(read((tmp_path / "labels.csv").read_text(encoding="utf-8"))) == ["\\udcff.png"]
+
+
+ERRORS = {  # Arguments, and what the error says.
+    "a plain CLIP": ("photos --model {clip}", "is a model of type 'clip'; pass a microCLIP, which brings its class"),
+    "no model": ("photos --model ./nowhere", "nowhere"),
+    "existing output": ("photos --model {adapted} --output old.csv", "--output old.csv exists already"),
+    "no folder": ("photos --model {adapted} --output new/a.csv", "there is no folder new; make it"),
+    "batch size": ("photos --model {adapted} --batch_size 0", "--batch_size is 0; pass 1 or more"),
+    "device": ("photos --model {adapted} --device gpu", "--device gpu can't be used here"),
+    "typing error": ("photos --model {adapted} --outptu a.csv", "no setting --outptu; did you mean --output?"),
+    "no photos": ("empty --model {adapted}", "empty holds no image files"),
+    "no source": ("photo --model {adapted}", "photo is no file or folder here"),
+    "no match": ("photos/*.gif --model {adapted}", "photos/*.gif is no file or folder here, and no file matches"),
+    "two folders": ("photos empty --model {adapted}", "photos is a folder, and not the only source"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_say_what_to_do_and_leave_files_alone(adapted, clip_folder, photos, name):
+    Path("empty").mkdir()
+    Path("old.csv").write_text("old")
+    arguments, message = ERRORS[name]
+    error = run(*arguments.format(clip=clip_folder, adapted=adapted).split())
+    assert error.startswith("microclip predict: ") and message in error
+    assert {path.name for path in Path().iterdir()} == {"photos", "empty", "old.csv"}
+    assert Path("old.csv").read_text() == "old"
+
+
+def test_usage_errors_end_with_2(photos, capsys):
+    assert run("photos") == 2
+    assert run("--model", "adapted") == 2
+    assert "photos" in capsys.readouterr().err
+
+
+def test_interrupted_there_is_no_file_by_the_final_name(adapted, photos, monkeypatch, capsys):
+    """What was labelled before is kept under another, and doesn't hinder the next run."""
+    forward, batches = MicroCLIPForImageClassification.forward, []
+
+    def interrupted(self, **kwargs):
+        batches.append(kwargs)
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return forward(self, **kwargs)
+
+    options = ["photos", "--model", adapted, "--output", "labels.csv", "--batch_size", 2]
+    with monkeypatch.context() as patch:
+        patch.setattr(MicroCLIPForImageClassification, "forward", interrupted)
+        assert run(*options) == 128 + signal.SIGINT
+    printed = capsys.readouterr()
+    assert printed.out == "" and "_incomplete_labels.csv" in printed.err
+    assert not Path("labels.csv").exists()
+    rows = read(Path("_incomplete_labels.csv").read_text(encoding="utf-8"))
+    assert list(rows) == ["0.png", "1.png", "2.png", "3.png"]
+    assert run(*options) == 0
+    assert len(read(Path("labels.csv").read_text(encoding="utf-8"))) == 11
+    assert not Path("_incomplete_labels.csv").exists()
+
+
+def test_a_pipe_that_closes_ends_it_quietly(adapted, photos, monkeypatch, capsys):
+    """As `head` closes it."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert run("photos", "--model", adapted) == 1
+    assert "microclip predict" not in capsys.readouterr().err
+
+
+def test_photos_are_read_as_they_are_needed(adapted, photos):
+    """Two batches at most are in memory, whatever the number of photos."""
+    model, taken = MicroCLIPForImageClassification.from_pretrained(adapted), []
+
+    def endless():
+        while True:
+            taken.append(photos / "0.png")
+            yield taken[-1]
+
+    predictions = predict_photos(model, endless(), batch_size=5)
+    for count in range(1, 42):
+        next(predictions)
+        assert len(taken) <= 5 * (-(-count // 5) + 1)
+
+
+def test_links_into_other_folders_are_followed(photos, tmp_path):
+    shutil.copytree(photos / "b sub", tmp_path / "elsewhere")
+    (photos / "linked").symlink_to(tmp_path / "elsewhere")
+    assert find_photos(["photos"])["linked/grey.PNG"] == Path("photos/linked/grey.PNG")
