@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
@@ -56,13 +57,14 @@ ABOUT_BIRDS = (
 NO_FILE = "Drop a photo in, take one with the camera, or choose an example first."
 
 
-class PhotoFile(gr.Image):
-    """Hands on the file as it was uploaded, so that what is wrong with it can be said in our words."""
+def refusal(message: str) -> gr.Error:
+    """An error for the person at the page, not for the server's log."""
+    return gr.Error(message, duration=None, print_exception=False)
 
-    is_template = True  # drawn as an Image
 
-    def preprocess(self, payload: Any) -> str | None:
-        return None if payload is None else payload.path
+def uploaded_path(payload: Any) -> str | None:
+    """The file as it was uploaded, in place of `gr.Image`'s own reading, so that we say what is wrong with it."""
+    return None if payload is None else payload.path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +101,7 @@ def load_choice(name: str) -> Choice:
     try:
         model = load_adapted(name)
     except (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError) as error:
-        raise gr.Error(f"The model {name} can't be loaded: {error}", duration=None) from error
+        raise refusal(f"The model {name} can't be loaded: {error}") from error
     clip, why_not = _load_base(name, list(model.config.label2id))
     return Choice(model, clip, f"{model.num_labels} classes.{why_not}")
 
@@ -121,13 +123,13 @@ def _load_base(name: str, class_names: list[str]) -> tuple[MicroCLIPForImageClas
 def classify(name: str, path: str | None, view: str, alpha: float) -> tuple[Any, ...]:
     """What the page shows of one photo: both labels, the overlay, notes, and what the overlay is drawn from."""
     if path is None:
-        raise gr.Error(NO_FILE)
+        raise refusal(NO_FILE)
     choice = load_choice(name)
     try:
         image, note = read_photo(path)
         explanation = explain(choice.model, [image])[0]
     except ValueError as error:
-        raise gr.Error(str(error)) from error
+        raise refusal(str(error)) from error
     if note:
         gr.Warning(note)
     beside = gr.skip()
@@ -136,7 +138,8 @@ def classify(name: str, path: str | None, view: str, alpha: float) -> tuple[Any,
         beside = _bars(explain(choice.clip, [image])[0].cls_scores, explanation.class_names)
     explanation = _reduce(explanation)
     notes = f"**{explanation.label}**, {explanation.scores.max():.1%}. {note or ''}"
-    return _bars(explanation.scores, explanation.class_names), beside, draw(explanation, view, alpha), notes, explanation
+    bars = _bars(explanation.scores, explanation.class_names)
+    return bars, beside, draw(explanation, view, alpha), notes, explanation
 
 
 def _bars(scores: Any, names: tuple[str, ...]) -> dict[str, float]:
@@ -166,15 +169,16 @@ def choose(name: str) -> tuple[Any, ...]:
 def label_files(name: str, paths: list[str] | None, progress: Any = gr.Progress()) -> tuple[list[list[str]], str]:  # noqa: B008
     """A row for each file, and the same as a CSV file."""
     if not paths:
-        raise gr.Error("Choose some files first.")
+        raise refusal("Choose some files first.")
     if len(paths) > MAX_FILES:
-        raise gr.Error(f"These are {len(paths)} files; at most {MAX_FILES} are labelled at once. microclip predict has no limit.")
+        raise refusal(f"These are {len(paths)} files; upload at most {MAX_FILES}. microclip predict has no limit.")
     model = load_choice(name).model
     remarks = [_remark(path) for path in paths]
-    readable = [path for path, (_, readable) in zip(paths, remarks, strict=True) if readable]
-    results = predict_photos(model, progress.tqdm(readable, desc="Photos"), batch_size=8)
+    photos = [path for path, (_, readable) in zip(paths, remarks, strict=True) if readable]
+    results = predict_photos(model, photos, batch_size=8)
     rows = []
     for path, (remark, readable) in zip(paths, remarks, strict=True):
+        progress((len(rows), len(paths)), unit="files")
         result = next(results) if readable else None
         if isinstance(result, Exception):
             remark = f"The picture is damaged ({result})."
@@ -214,7 +218,10 @@ def _build_one(model: gr.Dropdown) -> list[gr.components.Component]:
     kept = gr.State()
     with gr.Row():
         with gr.Column(min_width=280):
-            photo = PhotoFile(label="Photo", sources=["upload", "webcam", "clipboard"], height=280, elem_id="photo")
+            photo = gr.Image(
+                type="filepath", label="Photo", sources=["upload", "webcam", "clipboard"], height=280, elem_id="photo"
+            )
+            photo.preprocess = uploaded_path
             button = gr.Button("Classify", variant="primary", elem_id="classify")
             pictures = [BIRDWORLD / "bird.png", *sorted(BIRDS.glob("*.png"))]
             examples = gr.Examples(list(map(str, pictures)), photo, cache_examples=False)
@@ -227,8 +234,9 @@ def _build_one(model: gr.Dropdown) -> list[gr.components.Component]:
         label = gr.Label(label="microCLIP", num_top_classes=NUM_BARS, elem_id="microclip", min_width=280)
         clip = gr.Label(label="CLIP, by the names alone", num_top_classes=NUM_BARS, elem_id="clip", min_width=280)
     shown = [label, clip, drawing, notes, kept]
-    triggers = [button.click, photo.upload, examples.load_input_event.then]
-    gr.on(triggers, classify, [model, photo, view, alpha], shown, api_name="classify", show_progress_on=drawing)
+    event = {"fn": classify, "inputs": [model, photo, view, alpha], "outputs": shown, "show_progress_on": drawing}
+    gr.on([button.click, photo.upload], **event, api_name="classify")
+    examples.load_input_event.then(**event, api_visibility="private")
     redraw = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "always_last"}
     gr.on([view.change, alpha.change], draw, [kept, view, alpha], drawing, **redraw)
     return shown

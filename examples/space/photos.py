@@ -69,7 +69,7 @@ def _explain(path: str | os.PathLike, error: Exception) -> str:
     if os.path.getsize(path) == 0:
         return "The file is empty. Upload it again, or another one."
     if isinstance(error, Image.UnidentifiedImageError):
-        return "The file is no picture that can be read here: JPEG, PNG, WebP, GIF, TIFF, AVIF, ... (HEIC: save as JPEG)."
+        return "The file is no picture that is read here: JPEG, PNG, WebP, GIF, TIFF, AVIF, ... (HEIC: save as JPEG)."
     if isinstance(error, Image.DecompressionBombError):
         return f"The picture has more than the {MAX_PIXELS // 10**6} million pixels that are read here."
     return f"The picture is damaged ({error}). Upload another copy."
