@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
+SPACE_FOLDER = outputs/space
 
 .PHONY: help demo space space-folder space-test test slow-test style quality
 
@@ -30,11 +31,11 @@ space: .venv-space/.installed  ## serve a page to try models on
 	.venv-space/bin/python examples/space/app.py
 
 space-folder:  ## gather what a Space needs in outputs/space, ready to upload
-	rm -rf outputs/space
-	mkdir -p outputs/space/birdworld
-	cp -r examples/space/. microclip_hf outputs/space/
-	cp -r examples/birdworld/clip examples/birdworld/bird.png outputs/space/birdworld/
-	find outputs/space -name __pycache__ -prune -exec rm -r {} +
+	rm -rf $(SPACE_FOLDER)
+	mkdir -p $(SPACE_FOLDER)/birdworld
+	cp -r examples/space/. microclip_hf $(SPACE_FOLDER)/
+	cp -r examples/birdworld/clip examples/birdworld/bird.png $(SPACE_FOLDER)/birdworld/
+	find $(SPACE_FOLDER) -name __pycache__ -prune -exec rm -r {} +
 
 space-test: .venv-space/.installed  ## run the page's tests, in a real browser where Chromium is installed
 	.venv-space/bin/python -m pip install -q -c .venv-space/constraints.txt -e ".[demo,dev]"

@@ -227,7 +227,9 @@ def _build_one(model: gr.Dropdown) -> list[gr.components.Component]:
             examples = gr.Examples(list(map(str, pictures)), photo, cache_examples=False)
         with gr.Column(min_width=280):
             notes = gr.Markdown("", elem_id="notes")
-            drawing = gr.Image(label="Where it looked", interactive=False, height=280, elem_id="overlay", buttons=[])
+            drawing = gr.Image(
+                label="Where it looked", format="png", interactive=False, height=280, elem_id="overlay", buttons=[]
+            )
             view = gr.Radio(list(VIEWS), value=next(iter(VIEWS)), label="Show", elem_id="view")
             alpha = gr.Slider(0, 1, 0.5, step=0.05, label="Strength of the overlay", elem_id="alpha", buttons=[])
     with gr.Row():
