@@ -23,6 +23,7 @@ import numpy as np
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import StrictDataclassError
 from photos import check_photo, read_photo
+from PIL import ImageOps
 from safetensors import SafetensorError
 
 from microclip_hf import MicroCLIPForImageClassification
@@ -46,7 +47,7 @@ NUM_BARS = 5
 MAX_FILES = 200
 MAX_FILE_SIZE = "50mb"
 # Pixels of the longer side of the overlay.
-OVERLAY_SIZE = 768
+OVERLAY_SIZE = 512
 ABOUT = """# microCLIP
 Which class a photo shows, by a CLIP adapted to these classes without any label
 ([arXiv:2510.02270](https://arxiv.org/abs/2510.02270)), and where it looked."""
@@ -136,7 +137,7 @@ def classify(name: str, path: str | None, view: str, alpha: float) -> tuple[Any,
     if choice.clip is not None:
         # Of this model the [CLS] path is CLIP's own answer to the names.
         beside = _bars(explain(choice.clip, [image])[0].cls_scores, explanation.class_names)
-    explanation = _reduce(explanation)
+    explanation = _resize(explanation)
     notes = f"**{explanation.label}**, {explanation.scores.max():.1%}. {note or ''}"
     bars = _bars(explanation.scores, explanation.class_names)
     return bars, beside, draw(explanation, view, alpha), notes, explanation
@@ -146,10 +147,9 @@ def _bars(scores: Any, names: tuple[str, ...]) -> dict[str, float]:
     return dict(zip(names, map(float, scores), strict=True))
 
 
-def _reduce(explanation: Explanation) -> Explanation:
-    """The same on a smaller copy of the picture: a session keeps it, and each move of the slider draws it."""
-    image = explanation.image.copy()
-    image.thumbnail((OVERLAY_SIZE, OVERLAY_SIZE))
+def _resize(explanation: Explanation) -> Explanation:
+    """The same on a copy of the picture of one size: a session keeps it, and each move of the slider draws it."""
+    image = ImageOps.contain(explanation.image, (OVERLAY_SIZE, OVERLAY_SIZE))
     grid, (x_scale, y_scale) = explanation.grid, np.divide(image.size, explanation.image.size)
     box = tuple(float(edge) for edge in np.multiply(grid.box, (x_scale, y_scale, x_scale, y_scale)))
     return dataclasses.replace(explanation, image=image, grid=PatchGrid(image.size, box, grid.shape))
