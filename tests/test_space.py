@@ -277,6 +277,12 @@ def test_tab_reaches_everything(browser, server):
     assert order == sorted(order), reached
 
 
+def test_an_example_is_classified_at_a_click(browser, server):
+    open_page(browser, server, 1280)
+    wait_for(browser, "button.gallery-item").click()
+    wait_for(browser, "#microclip", lambda label: "tangerine-crowned jay" in label.text)
+
+
 def test_many_photos(browser, server, tmp_path):
     open_page(browser, server, 1280)
     wait_for(browser, "button[role=tab]", lambda tab: tab.text == "Many photos").click()
