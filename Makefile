@@ -3,17 +3,20 @@ PYTHON ?= python3
 BIN = .venv/bin
 STAMP = .venv/.installed
 LOWEST_STAMP = .venv-lowest/.installed
+SPACE_FOLDER = outputs/space
 
-.PHONY: help demo test test-lowest slow-test style quality
+.PHONY: help demo space space-folder test test-lowest slow-test style quality
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
+$(STAMP): EXTRAS = dev,demo
 $(STAMP): constraints.txt
+$(LOWEST_STAMP): EXTRAS = dev
 $(LOWEST_STAMP): constraints-lowest.txt
 %/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install -q -c $(filter %.txt,$^) -e ".[dev]"
+	$(@D)/bin/python -m pip install -q -c $(filter %.txt,$^) -e ".[$(EXTRAS)]"
 	touch $@
 
 # accelerate gives a process on a CPU one thread unless it is told otherwise.
@@ -21,13 +24,23 @@ demo: $(STAMP)  ## adapt a small CLIP to unlabelled rendered birds, without any 
 	rm -rf outputs/demo
 	OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/accelerate launch examples/adapt.py
 
+space: $(STAMP)  ## serve a page on this machine to try models on
+	$(BIN)/python examples/space/app.py
+
+space-folder:  ## gather what a Space needs in outputs/space, ready to upload
+	rm -rf $(SPACE_FOLDER)
+	mkdir -p $(SPACE_FOLDER)/birdworld
+	cp -r examples/space/. microclip_hf $(SPACE_FOLDER)/
+	cp -r examples/birdworld/clip examples/birdworld/bird.png $(SPACE_FOLDER)/birdworld/
+	find $(SPACE_FOLDER) -name __pycache__ -prune -exec rm -r {} +
+
 test: $(STAMP)  ## run the tests (minutes)
 	$(BIN)/python -m pytest
 
 test-lowest: $(LOWEST_STAMP)  ## run the tests with the lowest versions that setup.cfg allows (Python 3.10 or 3.11)
 	.venv-lowest/bin/python -m pytest
 
-slow-test: $(STAMP)  ## run the tests marked slow: transformers' own model tests, the built wheel, the demo
+slow-test: $(STAMP)  ## run the tests marked slow: transformers' own model tests, the wheel, the demo, pages in Chromium
 	$(BIN)/python -m pytest -m slow
 
 style: $(STAMP)  ## format the code

@@ -1,0 +1,303 @@
+"""The page of examples/space: gathered as a Space elsewhere, served, and used over HTTP and in a real browser."""
+
+import csv
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from configparser import ConfigParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+from odd_files import encode, picture, write_odd_files
+from PIL import Image, ImageOps
+
+
+pytestmark = pytest.mark.slow
+gradio_client = pytest.importorskip("gradio_client", reason="gradio isn't installed (make space-test)")
+ROOT = Path(__file__).parents[1]
+BIRD = ROOT / "examples" / "birdworld" / "bird.png"
+BIRD_MODEL = "rendered birds (built in)"
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory, clip_folder):
+    """A model whose card names its CLIP, and one without a card."""
+    from microclip_hf import MicroCLIPForImageClassification
+
+    folders = [tmp_path_factory.mktemp(name) for name in ("with_card", "without_card")]
+    for folder in folders:
+        names = ["red disc", "blue bar"]
+        MicroCLIPForImageClassification.from_clip(clip_folder, names, prior_weighting="uniform").save_pretrained(
+            folder
+        )
+    (folders[0] / "README.md").write_text(f"---\nbase_model: {clip_folder}\n---\n", encoding="utf-8")
+    return list(map(str, folders))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, adapted):
+    """Address and log of the page, which runs from the gathered folder alone."""
+    space = tmp_path_factory.mktemp("space") / "flat"
+    subprocess.run(["make", "space-folder", f"SPACE_FOLDER={space}"], cwd=ROOT, check=True, capture_output=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
+        "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_TEMP_DIR": str(space.parent / "cache"),
+        "MICROCLIP_MODELS": ",".join([*adapted, "/no/such/model"]),
+        "OMP_NUM_THREADS": "1",
+    }
+    log = space.parent / "log"
+    with open(log, "w") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "app.py"], cwd=space, env=environment, stdout=stream, stderr=stream
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            assert process.poll() is None, log.read_text()
+            try:
+                requests.get(address, timeout=5)
+                break
+            except requests.ConnectionError:
+                time.sleep(0.5)
+        yield address, log
+        assert process.poll() is None, log.read_text()
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return gradio_client.Client(server[0], verbose=False)
+
+
+def classify(client, path, model=BIRD_MODEL, alpha=0.5):
+    file = gradio_client.handle_file(str(path))
+    return client.predict(model, file, "[FG] attention", alpha, api_name="/classify")
+
+
+def scores(label):
+    return {entry["label"]: entry["confidence"] for entry in label["confidences"]}
+
+
+def test_both_labels_and_the_overlay_are_the_models(client):
+    """CLIP's bars are those of transformers' own zero-shot pipeline."""
+    from transformers import pipeline
+
+    microclip, clip, drawing, notes = classify(client, BIRD)
+    names = (ROOT / "examples" / "space" / "birds" / "names.txt").read_text().splitlines()
+    zero_shot = pipeline("zero-shot-image-classification", model=str(BIRD.parent / "clip"))
+    expected = zero_shot(str(BIRD), candidate_labels=names, hypothesis_template="a photo of a {}.")
+    for answer in expected[:5]:
+        assert scores(clip)[answer["label"]] == pytest.approx(answer["score"], abs=2e-2)
+    assert microclip["label"] == "tangerine-crowned jay" and "tangerine-crowned jay" in notes
+    assert Image.open(drawing).size == (512, 512)
+
+
+def test_strength_zero_is_the_photo(client):
+    shown = Image.open(classify(client, BIRD, alpha=0)[2]).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(shown), np.asarray(ImageOps.contain(Image.open(BIRD), (512, 512))))
+
+
+def test_odd_files_one_by_one(client, server, tmp_path):
+    """Each gets a prediction or a message that could be a person's."""
+    files = write_odd_files(tmp_path / "odd")
+    assert len(files) > 50
+    for path, good in files.items():
+        try:
+            answer = classify(client, path)[3]
+        except gradio_client.exceptions.AppError as error:  # noqa: PERF203
+            assert not good, (path.name, error)
+            assert len(str(error)) > 20 and not re.search(r"Traceback|/tmp|object at 0x|Error\b", str(error)), (
+                path.name
+            )
+        else:
+            assert good, (path.name, answer)
+            assert ("frames" in answer) == (path.name.startswith("animated") or path.name == "pages.tif")
+    assert "Traceback" not in server[1].read_text()
+
+
+def test_odd_files_as_csv(client, server, tmp_path):
+    files = write_odd_files(tmp_path / "odd")
+    _, file = client.predict(
+        BIRD_MODEL, list(map(gradio_client.handle_file, map(str, files))), api_name="/label_files"
+    )
+    with open(file, encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [bool(row["label"]) for row in rows] == list(files.values())
+    assert all(row["label"] or row["remark"] for row in rows)
+    assert "Traceback" not in server[1].read_text()
+
+
+def test_a_rotated_photo_is_upright(client, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "photo.jpg").write_bytes(encode(picture(64, 32), "JPEG", exif=exif))
+    assert Image.open(classify(client, tmp_path / "photo.jpg")[2]).size == (256, 512)
+
+
+def test_adapted_models(client, adapted):
+    """CLIP is shown where the card names it; else the page says why not."""
+    about, *_ = client.predict(adapted[0], api_name="/choose")
+    assert "2 classes" in about and "CLIP isn't shown" not in about
+    assert set(scores(classify(client, BIRD, adapted[0])[1])) == {"red disc", "blue bar"}
+    about, *_ = client.predict(adapted[1], api_name="/choose")
+    assert "the model's card doesn't name the CLIP" in about
+    assert set(scores(classify(client, BIRD, adapted[1])[0])) == {"red disc", "blue bar"}
+
+
+@pytest.mark.parametrize(("model", "message"), [("/no/such/model", "can't be loaded"), ("../..", "not in the list")])
+def test_models_that_are_none(client, model, message):
+    with pytest.raises(gradio_client.exceptions.AppError, match=message):
+        classify(client, BIRD, model)
+    assert classify(client, BIRD)[3]
+
+
+def test_requirements_are_the_packages():
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    needed = config["options"]["install_requires"].split("\n") + config["options.extras_require"]["demo"].split("\n")
+    lines = (ROOT / "examples" / "space" / "requirements.txt").read_text().splitlines()
+    assert sorted(lines[1:]) == sorted(line for line in needed if line and not line.startswith("gradio"))
+
+
+# In the browser
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium isn't installed (make space-test)")
+    if CHROMIUM is None or DRIVER is None:
+        pytest.skip("Chromium and chromedriver aren't installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for switch in (
+        *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"),
+        *("disable-component-update", "disable-sync", f"user-data-dir={tmp_path_factory.mktemp('profile')}"),
+    ):
+        options.add_argument(f"--{switch}")
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def open_page(browser, server, width, height=1000):
+    """At a width in CSS pixels, which a window can't go below 500 of."""
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(server[0])
+    wait_for(browser, "#photo input[type=file]")
+
+
+def wait_for(browser, selector, condition=lambda element: True):
+    from selenium.common.exceptions import StaleElementReferenceException
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def found(_):
+        return next((own for own in browser.find_elements(By.CSS_SELECTOR, selector) if condition(own)), False)
+
+    return WebDriverWait(browser, 60, ignored_exceptions=[StaleElementReferenceException]).until(found, selector)
+
+
+def upload(browser, path, selector="#photo input[type=file]"):
+    wait_for(browser, selector).send_keys(str(path))
+
+
+def overlay_of(browser, other_than=None):
+    shown = wait_for(browser, "#overlay img", lambda image: image.get_attribute("src") not in (None, "", other_than))
+    return shown.get_attribute("src")
+
+
+def console_errors(browser):
+    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_photo_slider_and_bad_file(browser, server, tmp_path, width):
+    """Upload, prediction, overlay; the slider changes it; a bad file gets a message, and the next photo works."""
+    open_page(browser, server, width)
+    upload(browser, BIRD)
+    wait_for(browser, "#microclip", lambda label: "tangerine-crowned jay" in label.text)
+    wait_for(browser, "#clip", lambda label: "tangerine-crowned jay" in label.text)
+    first = overlay_of(browser)
+    from selenium.webdriver.common.keys import Keys
+
+    wait_for(browser, "#alpha input[type=range]").send_keys(Keys.ARROW_RIGHT * 4)
+    assert Image.open(requests.get(overlay_of(browser, first), stream=True, timeout=30).raw).size == (512, 512)
+    overflow = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert browser.execute_script(overflow) <= 0
+    save_screenshot(browser, f"{width}.png")
+    assert console_errors(browser) == []
+    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    open_page(browser, server, width)
+    upload(browser, tmp_path / "bad.png")
+    wait_for(browser, "[data-testid=toast-body], .toast-body", lambda toast: "no picture" in toast.text)
+    save_screenshot(browser, f"{width}_error.png")
+    open_page(browser, server, width)
+    upload(browser, BIRD)
+    wait_for(browser, "#microclip", lambda label: "tangerine-crowned jay" in label.text)
+
+
+def save_screenshot(browser, name):
+    """Kept where somebody wants to look at them."""
+    if folder := os.environ.get("SPACE_SCREENSHOTS"):
+        import base64
+
+        shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
+        Path(folder, name).write_bytes(base64.b64decode(shot["data"]))
+
+
+def test_tab_reaches_everything(browser, server):
+    open_page(browser, server, 1280)
+    upload(browser, BIRD)
+    overlay_of(browser)
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    browser.execute_script("document.activeElement.blur()")
+    reached = []
+    for _ in range(60):
+        ActionChains(browser).send_keys(Keys.TAB).perform()
+        reached.append(
+            browser.execute_script("return (document.activeElement.closest('[id]:not([id^=component])') || {}).id")
+        )
+    order = [reached.index(name) for name in ("photo", "classify", "view", "alpha")]
+    assert order == sorted(order), reached
+
+
+def test_an_example_is_classified_at_a_click(browser, server):
+    open_page(browser, server, 1280)
+    wait_for(browser, "button.gallery-item").click()
+    wait_for(browser, "#microclip", lambda label: "tangerine-crowned jay" in label.text)
+
+
+def test_many_photos(browser, server, tmp_path):
+    open_page(browser, server, 1280)
+    wait_for(browser, "button[role=tab]", lambda tab: tab.text == "Many photos").click()
+    (tmp_path / "bad.png").write_bytes(b"")
+    upload(browser, f"{BIRD}\n{tmp_path / 'bad.png'}", "#files input[type=file]")
+    wait_for(browser, "#files", lambda files: "bad" in files.text and "bird" in files.text)
+    wait_for(browser, "#label_files").click()
+    wait_for(browser, "#table", lambda table: "The file is empty" in table.text and "tangerine" in table.text)
+    link = wait_for(browser, "#csv a[href]").get_attribute("href")
+    assert requests.get(link, timeout=30).text.splitlines()[0] == "file,label,score,runner_up,runner_up_score,remark"
+    save_screenshot(browser, "many.png")
+
+
+def test_nothing_is_fetched_from_elsewhere(browser, server):
+    open_page(browser, server, 1280)
+    script = "return performance.getEntriesByType('resource').map(entry => entry.name)"
+    assert [url for url in browser.execute_script(script) if not url.startswith((server[0], "data:", "blob:"))] == []
+    assert console_errors(browser) == []
