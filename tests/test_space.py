@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 
 pytestmark = pytest.mark.slow
-gradio_client = pytest.importorskip("gradio_client", reason="gradio isn't installed (make space-test)")
+gradio_client = pytest.importorskip("gradio_client", reason="gradio isn't installed; it is in the extra demo")
 ROOT = Path(__file__).parents[1]
 BIRD = ROOT / "examples" / "birdworld" / "bird.png"
 BIRD_MODEL = "rendered birds (built in)"
@@ -176,7 +176,7 @@ def test_requirements_are_the_packages():
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium isn't installed (make space-test)")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium isn't installed; it is in the extra dev")
     if CHROMIUM is None or DRIVER is None:
         pytest.skip("Chromium and chromedriver aren't installed")
     options = webdriver.ChromeOptions()
