@@ -102,7 +102,7 @@ def fits_text_tower(source: str) -> Fits:
         OSError, ValueError: if there is no such CLIP, or no tokenizer with it.
     """
     max_length = CLIPConfig.from_pretrained(source).text_config.max_position_embeddings
-    tokenizer = load_tokenizer(source, {}, "Pass the Hub id or the folder of a CLIP with its tokenizer.")
+    tokenizer = load_tokenizer(source, {}, "Pass a CLIP that was saved with its tokenizer.")
     return lambda text: len(tokenizer(text, verbose=False)["input_ids"]) <= max_length
 
 

@@ -172,7 +172,10 @@ def _load_fits(source: str | None) -> Fits | None:
     try:
         return fits_text_tower(source)
     except (OSError, ValueError) as error:
-        raise ValueError(f"--model_name_or_path {source} can't be loaded: {first_line(error)}") from error
+        raise ValueError(
+            f"--model_name_or_path {source} must be the Hub id or folder of a CLIP; it can't be loaded: "
+            f"{first_line(error)}"
+        ) from error
 
 
 def _load_chat(
