@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Valu
 from datasets.exceptions import DatasetsError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from .text_heads import abbreviate, check_class_names, normalize_name
+from .text_heads import abbreviate, check_class_names, normalize_name, suggest
 
 
 DataSource = TypeVar("DataSource", Dataset, IterableDataset)
@@ -242,8 +242,8 @@ def align_labels(dataset: DataSource, class_names: Sequence[str]) -> DataSource:
         unlabelled = [name for name in class_names if normalize_name(name) not in labels]
         lacking = f"; the classes {abbreviate(unlabelled)} have no label" if unlabelled else ""
         raise ValueError(
-            f"The labels {abbreviate(unknown)} are none of the {len(class_names)} classes{lacking}. Rename them, or "
-            "leave the column of labels out."
+            f"The labels {abbreviate(unknown)} are none of the {len(class_names)} classes{lacking}"
+            f"{suggest(unknown[0], class_names)} Rename them, folders or entries of a column, or leave the labels out."
         )
     numbers = [position[normalize_name(name)] for name in feature.names]
 

@@ -146,7 +146,7 @@ def ways_table(report: Mapping[str, Any]) -> str:
     """The ways side by side, as a table in Markdown, and what its numbers are."""
     columns = {"top5_accuracy": "top-5", "mean_class_accuracy": "mean per class"}
     columns["expected_calibration_error"] = "calibration error"
-    rows = [["in percent", "top-1 (95 % interval)", "difference", *columns.values()]]
+    rows = [["in percent", "top-1 (95 % interval)", "less the answer's", *columns.values()]]
     for own in report["ways"].values():
         difference = "-"
         if "difference" in own:

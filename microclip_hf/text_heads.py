@@ -3,6 +3,7 @@
 C classes, E joint embedding width.
 """
 
+import difflib
 import re
 import unicodedata
 import warnings
@@ -32,6 +33,13 @@ def normalize_name(name: str) -> str:
 def abbreviate(names: Sequence[str]) -> str:
     """The first names of a list, quoted, for an error's text."""
     return ", ".join([*map(repr, names[:5]), *(["..."] if len(names) > 5 else [])])
+
+
+def suggest(name: str, known: Sequence[str]) -> str:
+    """The known name nearest to a misspelt one, as a question for an error's text; a full stop if none is near."""
+    by_key = {normalize_name(own): own for own in known}
+    near = difflib.get_close_matches(normalize_name(name), by_key, 1, cutoff=0.75)
+    return f"; did you mean {by_key[near[0]]!r}?" if near else "."
 
 
 def check_class_names(class_names: Sequence[str]) -> list[str]:
@@ -108,7 +116,7 @@ def match_descriptions(
         if index is None:
             raise ValueError(
                 f"descriptions has the key {key!r}, which is none of the {len(class_names)} class names "
-                f"({abbreviate(class_names)}). Rename or remove it."
+                f"({abbreviate(class_names)}){suggest(str(key), class_names)} Rename or remove it."
             )
         if matched[index] is not None:
             raise ValueError(f"descriptions has two keys for the class {class_names[index]!r}; merge them into one.")

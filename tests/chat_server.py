@@ -91,9 +91,9 @@ class Handler(BaseHTTPRequestHandler):
         question = body["messages"][-1]["content"]
         time.sleep(chat.seconds)
         answer = chat.answer(question)
-        self.send(200, completion(answer) if isinstance(answer, str) else answer)
-        with chat.lock:
+        with chat.lock:  # first, so that whoever has the answer finds the question here
             chat.questions.append(question)
+        self.send(200, completion(answer) if isinstance(answer, str) else answer)
         return None
 
     def fail(self, status: int | str, headers: dict[str, str]) -> None:

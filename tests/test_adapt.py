@@ -64,6 +64,18 @@ def test_adapt_goes_on_after_an_unreadable_image(inputs, tmp_path):
     assert (tmp_path / "out" / "adaptation.png").exists()
 
 
+def test_an_interrupted_run_says_how_to_go_on(inputs, tmp_path, monkeypatch, capsys):
+    def train(trainer, **kwargs):
+        (tmp_path / "checkpoint-3").mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(adapt.MicroCLIPTrainer, "train", train)
+    with pytest.raises(SystemExit) as end:
+        adapt.main(flags(inputs, tmp_path, config_overrides=UNIFORM))
+    assert end.value.code == 130
+    assert f"--resume_from_checkpoint true the same command goes on from {tmp_path}" in capsys.readouterr().err
+
+
 def test_an_existing_result_is_not_overwritten(inputs, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(SystemExit, match="already holds a model"):
@@ -77,6 +89,8 @@ def test_an_existing_result_is_not_overwritten(inputs, tmp_path):
         ("class_names", "one\n", "at least two classes"),
         ("class_names", "a\nA\n", "duplicate"),
         ("descriptions", '{"yellow star": ["x"]}', "'yellow star', which is none of the 3 class names"),
+        ("descriptions", '{"red dics": ["x"]}', r"; did you mean 'red disc'\? Rename"),
+        ("model_name_or_path", "no/such/clip", "no/such/clip can't be loaded: there is no such folder here"),
         ("descriptions", "{", "isn't a JSON file"),
         ("train_dir", "no folder", "isn't a folder"),
         ("num_crops", -1, "num_crops is -1"),

@@ -329,5 +329,5 @@ def test_labels_that_are_no_class_and_classes_without_labels_are_both_named(tmp_
         load_images(str(tmp_path / "repo"), [*names[6:], "star"], hub=True, labels_required=True)
     assert str(caught.value).startswith(
         "The labels 'kind Aaa', 'kind Baa', 'kind Caa', 'kind Daa', 'kind Eaa', ... are none of the 3 classes; "
-        "the classes 'star' have no label. Rename them"
+        "the classes 'star' have no label; did you mean 'kind Haa'? Rename them"
     )

@@ -30,8 +30,8 @@ from ..text_heads import check_templates
 from ..trainer import MicroCLIPTrainer, check_classes
 from ..training_args import MicroCLIPTrainingArguments
 from ..view_datasets import UNREADABLE, decode
-from . import HelpFormatter, refuse_unknown
-from .loading import check_files, load_clip, read_overrides, read_preset, refuse_given
+from . import INTERRUPTED, HelpFormatter, refuse_unknown
+from .loading import check_files, load_clip, read_model_type, read_overrides, read_preset, refuse_given
 
 
 @dataclass
@@ -133,7 +133,11 @@ def main(arguments: list[str] | None = None) -> None:
     shown = _spread(test_dataset if test_dataset is not None else train_dataset)
     before = snapshot(model, shown)
 
-    result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    try:
+        result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    except KeyboardInterrupt:
+        _tell_interrupted(trainer)
+        sys.exit(INTERRUPTED)
     trainer.save_model()
     trainer.save_state()
     trainer.log_metrics("train", result.metrics)
@@ -173,6 +177,17 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"microclip adapt: {error}")
     finally:
         trainer.leave_group()
+
+
+def _tell_interrupted(trainer: MicroCLIPTrainer) -> None:
+    if not trainer.is_world_process_zero():
+        return
+    folder = trainer.args.output_dir
+    checkpoint = get_last_checkpoint(folder) if os.path.isdir(folder) else None
+    advice = f"with --resume_from_checkpoint true the same command goes on from {checkpoint}"
+    print(
+        f"\nmicroclip adapt: interrupted; {advice if checkpoint else 'there is no checkpoint yet'}.", file=sys.stderr
+    )
 
 
 def _expand_config(arguments: list[str]) -> list[str]:
@@ -232,6 +247,7 @@ def _check_input(
 ) -> tuple[dict[str, Any], dict[str, Any], Dataset | IterableDataset, Dataset | None]:
     """All that can be wrong is found before the model is loaded."""
     check_files(options, "class_names", "descriptions")
+    read_model_type(options.model_name_or_path)
     preset = None if options.preset is None else _apply_preset(options)
     if preset is None and options.class_names is None:
         raise ValueError("Pass the classes with --class_names, a text file with one name a line, or with --preset.")

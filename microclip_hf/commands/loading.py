@@ -37,7 +37,7 @@ def load_adapted(source: str, **kwargs: Any) -> MicroCLIPForImageClassification:
 
 
 def read_model_type(source: str, **kwargs: Any) -> str | None:
-    """The `model_type` of a saved model's configuration: "microclip", "clip", ...
+    """The `model_type` of a saved model's configuration: "microclip", "clip", ...; `None` where it has none.
 
     Raises:
         ValueError: if there is no configuration.
@@ -45,7 +45,8 @@ def read_model_type(source: str, **kwargs: Any) -> str | None:
     try:
         config = PreTrainedConfig.get_config_dict(source, **kwargs)[0]
     except (AttributeError, OSError, TypeError) as error:
-        raise ValueError(f"{source} can't be loaded: {error}") from error
+        where = "" if os.path.isdir(source) else "there is no such folder here, and from the Hub: "
+        raise ValueError(f"{source} can't be loaded: {where}{error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{source} can't be loaded: its configuration is a {type(config).__name__}.")
     return config.get("model_type")

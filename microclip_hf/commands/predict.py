@@ -29,7 +29,9 @@ SOME_UNREADABLE = 3  # the exit code if some photos couldn't be read
 class PredictArguments:
     """The model, the file, and what it is computed on."""
 
-    model: str = field(metadata={"help": "An adapted model: Hub id or folder."})
+    model: str = field(
+        metadata={"help": "An adapted model: Hub id or folder.", "aliases": ["--model_name_or_path"]},
+    )
     output: str | None = field(
         default=None, metadata={"help": "The CSV file to write, which mustn't exist. Default: print it."}
     )
@@ -50,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=HelpFormatter,
     )
     parser.add_argument(
-        "photos", nargs="+", help="A folder, which is searched at any depth; or photos, or patterns in quotes."
+        "photos", nargs="+", help="One folder, which is searched at any depth; or photos, or patterns in quotes."
     )
     try:
         options, sources, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
@@ -107,7 +109,11 @@ def _open_output(path: str | None) -> Iterator[TextIO]:
             yield file
         incomplete.replace(path)
     except BaseException:
-        print(f"microclip predict: the labels so far, if any, are in {incomplete}.", file=sys.stderr)
+        print(
+            f"microclip predict: the labels so far, if any, are in {incomplete}; rename it to keep them, since the "
+            "same command starts anew.",
+            file=sys.stderr,
+        )
         raise
 
 

@@ -154,7 +154,10 @@ def _name_labels(dataset: DataSource, preset: Preset, where: str) -> DataSource:
     elif label is not None and preset.class_names is None:
         found.append(f"its column {preset.label_column!r} holds {label}, without the names of classes")
     if found:
-        raise ValueError(f"{where} isn't the data set of the preset {preset.name!r}: {'; '.join(found)}.")
+        raise ValueError(
+            f"{where} isn't the data set of the preset {preset.name!r}: {'; '.join(found)}. For other "
+            "classes pass --class_names and leave the preset out."
+        )
     if isinstance(label, ClassLabel):
         names = check_class_names([preset.rename.get(name, readable_name(name)) for name in label.names])
         dataset = dataset.cast_column("label", ClassLabel(names=names))
