@@ -143,6 +143,8 @@ def _check(images: Any, batch_size: int) -> None:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
     if isinstance(images, Image.Image):
         raise TypeError("images is one picture; pass a list, explain(model, [image]).")
+    if not isinstance(images, Sequence):
+        raise TypeError(f"images is a {type(images).__name__}; pass a list of pictures.")
     for index, image in enumerate(images):
         if not isinstance(image, Image.Image):
             raise TypeError(

@@ -190,8 +190,8 @@ def plot_confusion(
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
     picture = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
-    axes.set_xticks(range(len(columns)), shown, rotation=90, fontsize=8)
-    axes.set_yticks(range(len(classes)), shown[:-1], fontsize=8)
+    axes.set_xticks(range(len(columns)), shown, rotation=90, fontsize=8, parse_math=False)
+    axes.set_yticks(range(len(classes)), shown[:-1], fontsize=8, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
     for row, column in zip(*counts.nonzero(), strict=True):
         color = "white" if shares[row, column] > 0.5 else "black"
@@ -208,7 +208,7 @@ def _plot_images(figure: SubFigure, before: Snapshot, after: Snapshot) -> None:
             axes.imshow((image * (0.4 + 0.6 * salient.unsqueeze(-1))).numpy())
             axes.set(xticks=[], yticks=[])
             color = "black" if truth is None else "tab:green" if truth == label else "tab:red"
-            axes.set_title(label, fontsize=8, color=color)
+            axes.set_title(label, fontsize=8, color=color, parse_math=False)
 
 
 def _plot_curves(axes: Axes, log_history: Sequence[dict[str, float]], names: Sequence[str], label: str) -> None:

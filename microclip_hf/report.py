@@ -22,11 +22,12 @@ from PIL import Image
 from .evaluation_report import confused_pairs, shown_classes
 from .model_card import METHODS
 from .plots import plot_class_sizes, plot_confusion, plot_curves
-from .run_record import LABELS, REPORT, REPORT_DIR, TEST_LABELS, ImageLabel, RunRecord, read_record, write_whole
+from .run_record import LABELS, REPORT, REPORT_DIR, ImageLabel, RunRecord, read_record, write_whole
 from .view_datasets import UNREADABLE, ViewDataset, decode
 from .views import to_rgb
 
 
+EARLIER = "report-earlier.html"
 TEMPLATE = Path(__file__).with_name("report_template.html")
 # Most and least confident images of a class; classes; images that changed; pairs of classes, and those with images.
 NUM_EACH, NUM_CLASSES, NUM_CHANGED, NUM_PAIRS, NUM_SHOWN_PAIRS = 4, 40, 24, 20, 8
@@ -85,13 +86,16 @@ ACCURACY_CURVE = (
 )
 
 
-def write_report(folder: str | os.PathLike, dataset: Any = None) -> None:
+def write_report(folder: str | os.PathLike, dataset: Any = None) -> int:
     """Write `report.html`, and its curves as PNGs in `report/`, from what a run left in its folder.
 
     Args:
         folder (`str` or `os.PathLike`): the run's output folder, after [`~run_record.write_record`].
         dataset (*optional*): the trainer's `train_dataset`. Default: images are read from their files, where they
-            still are.
+            still are. Where some aren't, a page that is there already is kept as `report-earlier.html`.
+
+    Returns:
+        `int`: how many of the images that it would show couldn't be read.
 
     Raises:
         ValueError: if the folder is no run's.
@@ -123,10 +127,12 @@ def write_report(folder: str | os.PathLike, dataset: Any = None) -> None:
             if any(image.truth and image.label for image in labels)
         ],
         num_missing=len(thumbnails.missing),
-        limits={"classes": NUM_CLASSES, "pairs": NUM_PAIRS, "each": NUM_EACH, "rows": NUM_ROWS},
-        files={"labels": LABELS, "tests": TEST_LABELS, "folder": REPORT_DIR},
+        files={"labels": LABELS, "folder": REPORT_DIR},
     )
+    if thumbnails.missing and (folder / REPORT).exists() and not (folder / EARLIER).exists():
+        (folder / REPORT).replace(folder / EARLIER)
     write_whole(folder / REPORT, page)
+    return len(thumbnails.missing)
 
 
 class Thumbnails:
@@ -359,7 +365,7 @@ def _measured(folder: Path, kind: str, images: Sequence[ImageLabel], class_names
     ]
     shown = shown_classes(truths, labels)
     content = io.BytesIO()
-    plot_confusion(content, truths, labels, shown, [shorten(name, 30).replace("$", r"\$") for name in class_names])
+    plot_confusion(content, truths, labels, shown, [shorten(name, 30) for name in class_names])
     width, height = Image.open(content).size
     write_whole(folder / f"confusion_{kind.replace(' ', '_')}.png", content.getvalue())
     return {

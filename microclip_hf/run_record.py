@@ -18,6 +18,7 @@ from transformers.trainer_utils import PredictionOutput
 from transformers.utils import CONFIG_NAME
 
 from .model_card import run_settings, versions
+from .text_heads import abbreviate
 from .view_datasets import ViewDataset, image_files
 
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 LABELS = "pseudo_labels.csv"
 REPORT, REPORT_DIR = "report.html", "report"
 SWAPS, TEST_LABELS, FACTS = (os.path.join(REPORT_DIR, name) for name in ("swaps.csv", "test_labels.csv", "run.json"))
-RESULTS = "all_results.json"
+FACT_NAMES = ("model", "images", "num_images", "root", "settings", "versions", "finished", "results")
 COLUMNS = ("file", "label", "confidence", "changes", "truth")
 
 
@@ -58,7 +59,7 @@ class RunRecord:
     Args:
         class_names (`list[str]`): the model's.
         log_history (`list[dict[str, float]]`): the Trainer's.
-        results (`dict[str, float]`): measured with labels.
+        results (`dict[str, float]`): measured with labels, by the names of a card's.
         images (`list[ImageLabel]`): adapted to, in the data set's order.
         tests (`list[ImageLabel]`): test images, as the adapted model labels them.
         swaps (`list[tuple[str, str, int]]`): old class, new class, and how often.
@@ -91,6 +92,19 @@ def write_record(trainer: "MicroCLIPTrainer", tested: PredictionOutput | None = 
     dataset = trainer.train_dataset.dataset if isinstance(trainer.train_dataset, ViewDataset) else None
     files, are_files = image_files(dataset)
     (folder / REPORT_DIR).mkdir(exist_ok=True)
+    for name in (REPORT, LABELS, TEST_LABELS):  # of an earlier run that this one went on from
+        (folder / name).unlink(missing_ok=True)
+    facts = {
+        "model": trainer.card_facts.base_model,
+        "images": trainer.card_facts.dataset,
+        "num_images": len(dataset) if dataset is not None else None,
+        "root": os.getcwd() if are_files else None,
+        "settings": [(name, str(value)) for name, value in run_settings(trainer.model.config, trainer.args)],
+        "versions": versions(),
+        "finished": datetime.datetime.now().astimezone().isoformat(" ", "minutes"),
+        "results": trainer.card_facts.results,
+    }
+    write_whole(folder / FACTS, json.dumps(facts, indent=1, ensure_ascii=False))
     if num_labelled := len(seen.pseudo_labels):
         num_images = max(num_labelled, len(files))
         known = [*zip(seen.pseudo_labels.tolist(), seen.confidences.tolist(), seen.changes.tolist(), strict=True)]
@@ -105,17 +119,8 @@ def write_record(trainer: "MicroCLIPTrainer", tested: PredictionOutput | None = 
         known = [(int(own.argmax()), float(own.max()), 0) for own in probabilities]
         test_files, _ = image_files(trainer.eval_dataset)
         truths = np.asarray(tested.label_ids).tolist() if tested.label_ids is not None else [-1] * len(known)
-        _write_labels(folder / TEST_LABELS, test_files or [""] * len(known), known, truths, names)
-    facts = {
-        "model": trainer.card_facts.base_model,
-        "images": trainer.card_facts.dataset,
-        "num_images": len(dataset) if dataset is not None else None,
-        "root": os.getcwd() if are_files else None,
-        "settings": [(name, str(value)) for name, value in run_settings(trainer.model.config, trainer.args)],
-        "versions": versions(),
-        "finished": datetime.datetime.now().astimezone().isoformat(" ", "minutes"),
-    }
-    write_whole(folder / FACTS, json.dumps(facts, indent=1, ensure_ascii=False))
+        test_files = (test_files or [""] * len(known))[: len(known)]  # a last batch may have been dropped
+        _write_labels(folder / TEST_LABELS, test_files, known, truths, names)
 
 
 def read_record(folder: str | os.PathLike) -> RunRecord:
@@ -128,15 +133,24 @@ def read_record(folder: str | os.PathLike) -> RunRecord:
     for name in (TRAINER_STATE_NAME, CONFIG_NAME):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} holds no {name}; pass the --output_dir of a finished `microclip adapt`.")
-    id2label = _read_json(folder / CONFIG_NAME).get("id2label", {})
+    try:
+        id2label = _read_json(folder / CONFIG_NAME)["id2label"]
+        class_names = [id2label[key] for key in sorted(id2label, key=int)]
+        log_history = [dict(entry) for entry in _read_json(folder / TRAINER_STATE_NAME)["log_history"]]
+        facts = _read_json(folder / FACTS)
+        results = {name: float(value) for name, value in facts["results"].items()} if facts else {}
+        if facts and (missing := set(FACT_NAMES) - facts.keys()):
+            raise ValueError(f"{folder / FACTS} lacks {', '.join(sorted(missing))}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder} isn't as the run left it: {error!r}. Take the files from a copy of it.") from error
     return RunRecord(
-        class_names=[id2label[key] for key in sorted(id2label, key=int)],
-        log_history=_read_json(folder / TRAINER_STATE_NAME)["log_history"],
-        results=_read_json(folder / RESULTS),
-        images=_read_labels(folder / LABELS),
-        tests=_read_labels(folder / TEST_LABELS),
+        class_names=class_names,
+        log_history=log_history,
+        results=results,
+        images=_read_labels(folder / LABELS, class_names),
+        tests=_read_labels(folder / TEST_LABELS, class_names),
         swaps=[(old, new, int(count)) for old, new, count in _read_csv(folder / SWAPS, ("old", "new", "count"))],
-        facts=_read_json(folder / FACTS),
+        facts=facts,
     )
 
 
@@ -183,15 +197,20 @@ def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     incomplete.replace(path)
 
 
-def _read_labels(path: Path) -> list[ImageLabel]:
+def _read_labels(path: Path, class_names: Sequence[str]) -> list[ImageLabel]:
     rows = _read_csv(path, COLUMNS[:-1])
     try:
-        return [
+        labels = [
             ImageLabel(file, label, float(confidence or math.nan), int(changes), *truth)
             for file, label, confidence, changes, *truth in rows
         ]
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} isn't as the run wrote it: {error}") from error
+    if unknown := {name for image in labels for name in (image.label, image.truth)} - {"", *class_names}:
+        raise ValueError(
+            f"{path} isn't as the run wrote it: {abbreviate(sorted(unknown))} are no classes of the model."
+        )
+    return labels
 
 
 def _read_csv(path: Path, columns: Sequence[str]) -> list[list[str]]:
@@ -199,7 +218,10 @@ def _read_csv(path: Path, columns: Sequence[str]) -> list[list[str]]:
     if not path.exists():
         return []
     with open(path, encoding="utf-8", newline="") as file:
-        first, *rows = list(csv.reader(file)) or [[]]
+        try:
+            first, *rows = list(csv.reader(file)) or [[]]
+        except csv.Error as error:
+            raise ValueError(f"{path} isn't as the run wrote it: {error}") from error
     if tuple(first[: len(columns)]) != tuple(columns):
         raise ValueError(
             f"{path} begins with {','.join(first)!r}; expected {','.join(columns)!r}, as the run wrote it."
@@ -211,6 +233,9 @@ def _read_csv(path: Path, columns: Sequence[str]) -> list[list[str]]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
         raise ValueError(f"{path} isn't JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not an object")
+    return content

@@ -23,8 +23,12 @@ from .views import make_views, to_rgb
 
 VIEW_NAMES = ("weak", "strong", "crops")
 NONE_KEPT = -1
-# What Pillow raises for a file that is truncated, corrupt, missing, far too large, or no image at all.
-UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
+# What Pillow raises for a file that is truncated, corrupt, missing, far too large, or no image at all; on the second
+# line for damaged AVIF, TIFF and JPEG 2000 files.
+UNREADABLE = (
+    *(OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError),
+    *(RuntimeError, TypeError, KeyError, MemoryError),
+)
 NUM_NAMES = 3
 # A label that isn't known; cross-entropy ignores it.
 UNKNOWN = -100

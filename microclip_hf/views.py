@@ -5,6 +5,7 @@ random resized crop, flip, RandAugment. Every random choice comes from the gener
 depends on (seed, epoch, image index) and not on the process that makes it. S is the input size in pixels.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 
@@ -32,8 +33,9 @@ Box = tuple[float, float, float, float]
 def to_rgb(image: Image.Image) -> Image.Image:
     """An upright 8-bit RGB image from any PIL image: EXIF orientation applied, 16-bit grey scaled, alpha dropped."""
     image.load()  # metadata may come after the pixels
-    if image.getexif().get(ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    with contextlib.suppress(KeyError, SyntaxError, TypeError):  # of damaged metadata; the pixels are there
+        if image.getexif().get(ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         values = np.asarray(image).clip(0, 65535)
         sixteen_bit = image.mode != "I" or values.max(initial=0) > 255

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
 
 # Whether the file holds a picture that can be classified.
@@ -126,6 +126,9 @@ def _broken() -> OddFiles:
         "truncated.webp": lambda: encode(picture(), "WEBP")[:60],
         "truncated.gif": lambda: encode(picture(), "GIF")[:40],
     }
+    if features.check("avif"):
+        avif = encode(picture(), "AVIF")
+        encoders["damaged.avif"] = lambda: avif[:268] + bytes(52) + avif[320:]
     return {name: (make(), False) for name, make in encoders.items()}
 
 

@@ -89,7 +89,14 @@ def write_run(folder, names, rows, swaps=(), history=(), noise=None, **facts):
     columns = ["file", "label", "confidence", "changes", "truth"][: len(rows[0])]
     write_csv(folder / "pseudo_labels.csv", [columns, *rows])
     write_csv(folder / "report" / "swaps.csv", [["old", "new", "count"], *swaps])
-    facts = {"settings": [["seed", "3"]], "versions": "torch 9", "finished": "today", "root": str(folder), **facts}
+    facts = {
+        "results": {},
+        "settings": [["seed", "3"]],
+        "versions": "torch 9",
+        "finished": "today",
+        "root": str(folder),
+        **facts,
+    }
     facts = {"model": "some/clip", "images": "photos", "num_images": len(rows), **facts}
     (folder / "report" / "run.json").write_text(json.dumps(facts))
     rng = np.random.default_rng(0)
@@ -177,7 +184,9 @@ def test_a_thousand_classes(tmp_path):
 def test_what_is_not_there_is_left_out(tmp_path):
     """Images that were moved; an older run's folder; no folder of a run at all."""
     write_run(tmp_path / "moved", ["cat", "dog"], [["a.png", "cat", 0.9, 1]], [["dog", "cat", 1]], HISTORY)
+    (tmp_path / "moved" / "report.html").write_text("with pictures")
     report_command.main([str(tmp_path / "moved")])
+    assert (tmp_path / "moved" / "report-earlier.html").read_text() == "with pictures"
     page = read_page(tmp_path / "moved")
     assert "1 of the images to show can't be read" in page.words and "left out" in page.words
     for name in ("pseudo_labels.csv", "report/swaps.csv", "report/run.json"):
@@ -197,11 +206,20 @@ def test_what_is_not_there_is_left_out(tmp_path):
         ("file;label\n", "begins with 'file;label'; expected 'file,label,confidence,changes'"),
         ("file,label,confidence,changes\na,b\n", "a row of 2 cells; expected 4"),
         ("file,label,confidence,changes\na,b,high,0\n", "isn't as the run wrote it"),
+        ("file,label,confidence,changes\na,fox,0.5,0\n", "isn't as the run wrote it: 'fox' are no classes"),
+        (f"file,label,confidence,changes\n{'a' * 200_000},cat,0.5,0\n", "field larger than"),
+        ({"trainer_state.json": {}}, "isn't as the run left it: KeyError.'log_history'"),
+        ({"trainer_state.json": {"log_history": None}}, "isn't as the run left it"),
+        ({"config.json": []}, "config.json holds a list"),
+        ({"config.json": {"id2label": {"a": "b"}}}, "isn't as the run left it"),
+        ({"report/run.json": {"results": {}}}, "run.json lacks finished, images, "),
+        ({"report/run.json": {"results": {"adapted_accuracy": "high"}}}, "isn't as the run left it"),
     ],
 )
 def test_files_that_were_changed(tmp_path, text, message):
     write_run(tmp_path, ["cat", "dog"], [["a.png", "cat", 0.9, 0]])
-    (tmp_path / "pseudo_labels.csv").write_text(text)
+    for name, content in ({"pseudo_labels.csv": text} if isinstance(text, str) else text).items():
+        (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(SystemExit, match=message):
         report_command.main([str(tmp_path)])
 

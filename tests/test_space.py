@@ -16,6 +16,7 @@ import pytest
 import requests
 from odd_files import encode, picture, write_odd_files
 from PIL import Image, ImageOps
+from transformers import AutoProcessor, CLIPModel
 
 
 pytestmark = pytest.mark.slow
@@ -28,16 +29,17 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory, clip_folder):
-    """A model whose card names its CLIP, and one without a card."""
+    """A model whose card names its CLIP, one without a card, and one whose card can't be read."""
     from microclip_hf import MicroCLIPForImageClassification
 
-    folders = [tmp_path_factory.mktemp(name) for name in ("with_card", "without_card")]
+    folders = [tmp_path_factory.mktemp(name) for name in ("with_card", "without_card", "odd_card")]
     for folder in folders:
         names = ["red disc", "blue bar"]
         MicroCLIPForImageClassification.from_clip(clip_folder, names, prior_weighting="uniform").save_pretrained(
             folder
         )
     (folders[0] / "README.md").write_text(f"---\nbase_model: {clip_folder}\n---\n", encoding="utf-8")
+    (folders[2] / "README.md").write_text("---\nbase_model: [\n---\n", encoding="utf-8")
     return list(map(str, folders))
 
 
@@ -146,13 +148,21 @@ def test_a_rotated_photo_is_upright(client, tmp_path):
     assert Image.open(classify(client, tmp_path / "photo.jpg")[2]).size == (256, 512)
 
 
-def test_adapted_models(client, adapted):
+def test_adapted_models(client, adapted, clip_folder):
     """CLIP is shown where the card names it; else the page says why not."""
     about, *_ = client.predict(adapted[0], api_name="/choose")
     assert "2 classes" in about and "CLIP isn't shown" not in about
-    assert set(scores(classify(client, BIRD, adapted[0])[1])) == {"red disc", "blue bar"}
-    about, *_ = client.predict(adapted[1], api_name="/choose")
-    assert "the model's card doesn't name the CLIP" in about
+    names = ["red disc", "blue bar"]  # not in the order of the alphabet
+    processor = AutoProcessor.from_pretrained(clip_folder, backend="pil")
+    texts = [f"a photo of a {name}." for name in names]
+    inputs = processor(text=texts, images=Image.open(BIRD).convert("RGB"), return_tensors="pt", padding=True)
+    expected = CLIPModel.from_pretrained(clip_folder)(**inputs).logits_per_image[0].softmax(-1).tolist()
+    assert abs(expected[0] - expected[1]) > 0.01
+    shown = scores(classify(client, BIRD, adapted[0])[1])
+    assert shown == pytest.approx(dict(zip(names, expected, strict=True)), abs=1e-3)
+    for model in adapted[1:]:
+        about, *_ = client.predict(model, api_name="/choose")
+        assert "the model's card doesn't name the CLIP" in about
     assert set(scores(classify(client, BIRD, adapted[1])[0])) == {"red disc", "blue bar"}
 
 

@@ -20,6 +20,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 import numpy as np
+import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import StrictDataclassError
 from photos import check_photo, read_photo
@@ -103,7 +104,7 @@ def load_choice(name: str) -> Choice:
         model = load_adapted(name)
     except (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError) as error:
         raise refusal(f"The model {name} can't be loaded: {error}") from error
-    clip, why_not = _load_base(name, list(model.config.label2id))
+    clip, why_not = _load_base(name, [model.config.id2label[index] for index in range(model.num_labels)])
     return Choice(model, clip, f"{model.num_labels} classes.{why_not}")
 
 
@@ -111,13 +112,13 @@ def _load_base(name: str, class_names: list[str]) -> tuple[MicroCLIPForImageClas
     """The CLIP that a model's card names, with these classes, or why there is none."""
     try:
         base = ModelCard.load(Path(name, "README.md") if os.path.isdir(name) else name).data.base_model
-    except (OSError, ValueError):
+    except (OSError, TypeError, ValueError, yaml.YAMLError):
         base = None
     if not isinstance(base, str):
         return None, " CLIP isn't shown beside it, since the model's card doesn't name the CLIP that it was made of."
     try:
         return MicroCLIPForImageClassification.from_clip(base, class_names), ""
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError, SafetensorError, StrictDataclassError) as error:
         return None, f" CLIP isn't shown beside it, since {base} can't be loaded: {str(error).splitlines()[0]}"
 
 

@@ -4,7 +4,7 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-from ..report import write_report
+from ..report import EARLIER, write_report
 from ..run_record import REPORT
 from . import HelpFormatter, refuse_unknown
 
@@ -18,7 +18,9 @@ def main(arguments: list[str] | None = None) -> None:
     options, unknown = parser.parse_known_args(arguments)
     try:
         refuse_unknown(unknown, parser)
-        write_report(options.folder)
+        num_missing = write_report(options.folder)
     except (OSError, ValueError) as error:
         sys.exit(f"microclip report: {error}")
     print(f"Written: {Path(options.folder, REPORT)}")
+    if num_missing:
+        print(f"{num_missing} images can't be read any more; the page of before, if any, is {EARLIER}.")
