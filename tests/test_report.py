@@ -303,6 +303,20 @@ def test_a_run_writes_its_labels_and_its_report(inputs, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:1 of 49 images can't be read")
+def test_a_run_that_goes_on_keeps_nothing_of_before(inputs, tmp_path):
+    """Test images of the first part, whose last batch was dropped, don't count for the second, which has none."""
+    batches = {"per_device_train_batch_size": 8, "per_device_eval_batch_size": 8, "dataloader_drop_last": "true"}
+    options = {"train_dir": inputs / "photos", **batches}
+    run(inputs, tmp_path, test_dir=inputs / "test", num_train_epochs=1, **options)
+    assert len(read_record(tmp_path).tests) == 8
+    assert "Accuracy on the test images" in read_page(tmp_path).words
+    run(inputs, tmp_path, num_train_epochs=2, resume_from_checkpoint="true", **options)
+    record = read_record(tmp_path)
+    assert not record.tests and not record.results and record.images[1].label
+    assert "Accuracy on the test images" not in read_page(tmp_path).words
+
+
+@pytest.mark.filterwarnings("ignore:1 of 49 images can't be read")
 def test_a_report_that_fails_loses_nothing(inputs, tmp_path, monkeypatch, capsys):
     run(inputs, tmp_path / "without", report="false", num_train_epochs=1)
     assert (tmp_path / "without" / "pseudo_labels.csv").exists()
