@@ -5,6 +5,8 @@ import importlib
 import sys
 from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, ArgumentParser
 
+from transformers import HfArgumentParser
+
 
 INTERRUPTED = 130  # the exit code after Ctrl-C
 # What each does, and the extra that it needs.
@@ -43,6 +45,23 @@ class HelpFormatter(ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: Action) -> str | None:
         silent = action.default in (None, SUPPRESS, "", []) or "efault" in (action.help or "")
         return action.help if silent else super()._get_help_string(action)
+
+
+def make_parser(options: type | tuple[type, ...], command: str, description: str | None) -> HfArgumentParser:
+    """The parser of a command.
+
+    Args:
+        options (`type` or `tuple[type, ...]`): dataclasses, whose fields are the options.
+        command (`str`): its name.
+        description (`str`, *optional*): for `--help`.
+    """
+    return HfArgumentParser(
+        options,
+        prog=f"microclip {command}",
+        description=description,
+        allow_abbrev=False,
+        formatter_class=HelpFormatter,
+    )
 
 
 def refuse_unknown(options: list[str], parser: ArgumentParser) -> None:

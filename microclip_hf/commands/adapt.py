@@ -15,7 +15,7 @@ import torch
 import yaml
 from datasets import Dataset, IterableDataset
 from huggingface_hub.errors import StrictDataclassError
-from transformers import HfArgumentParser, pipeline
+from transformers import pipeline
 from transformers.trainer_utils import PredictionOutput, get_last_checkpoint, has_length
 
 from ..data import load_images, read_class_names
@@ -30,7 +30,7 @@ from ..text_heads import check_templates
 from ..trainer import MicroCLIPTrainer, check_classes
 from ..training_args import MicroCLIPTrainingArguments
 from ..view_datasets import UNREADABLE, decode
-from . import INTERRUPTED, HelpFormatter, refuse_unknown
+from . import INTERRUPTED, make_parser, refuse_unknown
 from .loading import check_files, load_clip, read_model_type, read_overrides, read_preset, refuse_given
 
 
@@ -99,13 +99,7 @@ class AdaptArguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Check the input, build the model, adapt it, save it, and show that the saved model predicts."""
-    parser = HfArgumentParser(
-        (AdaptArguments, MicroCLIPTrainingArguments),
-        prog="microclip adapt",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=HelpFormatter,
-    )
+    parser = make_parser((AdaptArguments, MicroCLIPTrainingArguments), "adapt", __doc__)
     parser.add_argument("--config", help="YAML file of settings named like these options, which override it.")
     try:
         arguments = _expand_config(sys.argv[1:] if arguments is None else arguments)

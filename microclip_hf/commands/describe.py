@@ -18,7 +18,6 @@ from typing import Any
 import huggingface_hub
 import torch
 import transformers
-from transformers import HfArgumentParser
 
 from .. import __version__
 from ..answers import AnswerFile
@@ -26,7 +25,7 @@ from ..chat import EndpointChat, LocalChat, first_line
 from ..data import read_class_names
 from ..describe import Outcome, Questions, ask, write_descriptions
 from ..sentences import Fits, fits_text_tower
-from . import HelpFormatter, refuse_unknown
+from . import make_parser, refuse_unknown
 
 
 LONGEST_TIMEOUT = 86400.0  # seconds; far more overflows in the sockets
@@ -81,13 +80,7 @@ class DescribeArguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Check the input, ask what wasn't answered before, write the file."""
-    parser = HfArgumentParser(
-        DescribeArguments,
-        prog="microclip describe",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=HelpFormatter,
-    )
+    parser = make_parser(DescribeArguments, "describe", __doc__)
     stop = threading.Event()
     try:
         options, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)

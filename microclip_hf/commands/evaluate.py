@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from datasets import ClassLabel, Dataset, Value
 from huggingface_hub.errors import StrictDataclassError
-from transformers import HfArgumentParser
 
 from ..card_results import add_results, read_card
 from ..configuration_microclip import MicroCLIPConfig
@@ -36,7 +35,7 @@ from ..modeling_microclip import MicroCLIPForImageClassification
 from ..presets import Preset, load_split
 from ..text_heads import check_templates, encode_heads
 from ..views import NUM_CROPS
-from . import INTERRUPTED, HelpFormatter, refuse_unknown
+from . import INTERRUPTED, make_parser, refuse_unknown
 from .loading import (
     check_files,
     choose_device,
@@ -124,13 +123,7 @@ class Subject:
 
 def main(arguments: list[str] | None = None) -> None:
     """Check the input, load the model, predict in every way, and write and print what was found."""
-    parser = HfArgumentParser(
-        EvaluateArguments,
-        prog="microclip evaluate",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=HelpFormatter,
-    )
+    parser = make_parser(EvaluateArguments, "evaluate", __doc__)
     try:
         options, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
         refuse_unknown(unknown, parser)

@@ -10,11 +10,10 @@ import onnxruntime
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from onnx.checker import ValidationError
-from transformers import HfArgumentParser
 
 from ..export import export_onnx
 from ..modeling_microclip import MicroCLIPForImageClassification
-from . import HelpFormatter, refuse_unknown
+from . import make_parser, refuse_unknown
 from .loading import load_adapted
 
 
@@ -29,13 +28,7 @@ class ExportArguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Load the model, write the file, and show that onnxruntime and PyTorch agree on it."""
-    parser = HfArgumentParser(
-        ExportArguments,
-        prog="microclip export",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=HelpFormatter,
-    )
+    parser = make_parser(ExportArguments, "export", __doc__)
     try:
         options, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
         refuse_unknown(unknown, parser)

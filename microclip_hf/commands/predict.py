@@ -13,11 +13,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from tqdm import tqdm
-from transformers import HfArgumentParser
 
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..prediction import find_photos, predict_photos
-from . import INTERRUPTED, HelpFormatter, refuse_unknown
+from . import INTERRUPTED, make_parser, refuse_unknown
 from .loading import choose_device, load_adapted
 
 
@@ -43,13 +42,11 @@ class PredictArguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Label the photos; exit with 3 if some can't be read, whose rows then have no label."""
-    parser = HfArgumentParser(
+    parser = make_parser(
         PredictArguments,
-        prog="microclip predict",
-        description=f"{__doc__} Its columns: {', '.join(COLUMNS)}. Photos that can't be read have a row without a "
+        "predict",
+        f"{__doc__} Its columns: {', '.join(COLUMNS)}. Photos that can't be read have a row without a "
         "label, and make the exit code 3.",
-        allow_abbrev=False,
-        formatter_class=HelpFormatter,
     )
     parser.add_argument(
         "photos", nargs="+", help="One folder, which is searched at any depth; or photos, or patterns in quotes."

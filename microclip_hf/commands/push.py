@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from huggingface_hub import get_token
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
-from transformers import HfArgumentParser
 
 from ..hub import check_model_folder, push_folder
-from . import HelpFormatter, refuse_unknown
+from . import make_parser, refuse_unknown
 
 
 @dataclass
@@ -24,14 +23,12 @@ class PushArguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Check the folder, and push it."""
-    parser = HfArgumentParser(
+    parser = make_parser(
         PushArguments,
-        prog="microclip push",
-        description=f"{__doc__} The model, its code, image processor, card, descriptions, picture, training settings, "
+        "push",
+        f"{__doc__} The model, its code, image processor, card, descriptions, picture, training settings, "
         "results and TensorBoard logs are pushed; checkpoints and whatever else lies in the folder stay here. Log in "
         "before with 'hf auth login'.",
-        allow_abbrev=False,
-        formatter_class=HelpFormatter,
     )
     parser.add_argument("folder", help="The folder that the model was saved in.")
     try:
