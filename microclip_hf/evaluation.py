@@ -54,14 +54,12 @@ class EvaluationSettings:
 
     Args:
         num_crops (`int`): K; 0 leaves the way `multi_crop` out.
-        crop_ratio: least and greatest side of a crop, as shares of the shorter side.
         seed (`int`): with the index of an image it seeds the crops.
         batch_size (`int`): images a forward pass.
         num_workers (`int`): processes that read images; 0 reads them in this one.
     """
 
     num_crops: int = NUM_CROPS
-    crop_ratio: Sequence[float] = CROP_RATIO
     seed: int = 0
     batch_size: int = 64
     num_workers: int = 0
@@ -170,7 +168,7 @@ class PreparedImages(torch.utils.data.Dataset):
         except UNREADABLE:
             return {"index": index}
         rng = np.random.default_rng((self.settings.seed, index))
-        boxes = [crop_box(*image.size, self.settings.crop_ratio, rng) for _ in range(self.settings.num_crops)]
+        boxes = [crop_box(*image.size, CROP_RATIO, rng) for _ in range(self.settings.num_crops)]
         prepared = [processor(image, return_tensors="pt")["pixel_values"][0] for processor in self.processors]
         crops = self._normalize(torch.from_numpy(cut_squares(image, boxes, self.size)))
         return {"index": index, "label": example["label"], "pixel_values": prepared, "crops": crops}

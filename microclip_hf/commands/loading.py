@@ -15,35 +15,34 @@ from ..presets import Preset, load_preset
 from ..text_heads import encode_heads
 
 
-def load_adapted(source: str, **kwargs: Any) -> MicroCLIPForImageClassification:
+def load_adapted(source: str) -> MicroCLIPForImageClassification:
     """A saved microCLIP, in float32 and evaluation mode; a plain CLIP, which would get random heads, is refused.
 
     Args:
         source (`str`): Hub id or folder.
-        kwargs: handed on to `from_pretrained` (`revision`, `token`, `dtype`, ...).
 
     Raises:
         ValueError: if there is no such model, or it is of another type.
     """
-    if (model_type := read_model_type(source, **kwargs)) != MicroCLIPConfig.model_type:
+    if (model_type := read_model_type(source)) != MicroCLIPConfig.model_type:
         raise ValueError(
             f"{source} is a model of type {model_type!r}; pass a microCLIP, which brings its class names: one written "
             "by microclip adapt, or made by from_clip and saved."
         )
     try:
-        return MicroCLIPForImageClassification.from_pretrained(source, **{"dtype": torch.float32, **kwargs})
+        return MicroCLIPForImageClassification.from_pretrained(source, dtype=torch.float32)
     except (OSError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise ValueError(f"{source} can't be loaded: {error}") from error
 
 
-def read_model_type(source: str, **kwargs: Any) -> str | None:
+def read_model_type(source: str) -> str | None:
     """The `model_type` of a saved model's configuration: "microclip", "clip", ...; `None` where it has none.
 
     Raises:
         ValueError: if there is no configuration.
     """
     try:
-        config = PreTrainedConfig.get_config_dict(source, **kwargs)[0]
+        config = PreTrainedConfig.get_config_dict(source)[0]
     except (AttributeError, OSError, TypeError) as error:
         where = "" if os.path.isdir(source) else "there is no such folder here, and from the Hub: "
         raise ValueError(f"{source} can't be loaded: {where}{error}") from error
