@@ -39,6 +39,7 @@ SETTINGS = (
     "num_crops",
     "crop_ratio",
     "prior_ratio",
+    "label_fusion_ratio",
     "prior_refresh",
     "distribution_alignment",
     "autocast_pseudo_labels",

@@ -26,9 +26,13 @@ def composite_embeds(crop_embeds: torch.Tensor, cls_embeds: torch.Tensor) -> tor
     return normalize((relevance * crop_embeds).sum(1), dim=-1)
 
 
-def fuse_embeds(cls_embeds: torch.Tensor, fg_embeds: torch.Tensor, fusion_ratio: float = 0.5) -> torch.Tensor:
-    """The fused embedding `unit(lambda g + (1 - lambda) l)` of [CLS] and [FG], both `(batch_size, embed_dim)`."""
-    return normalize(fusion_ratio * cls_embeds + (1 - fusion_ratio) * fg_embeds, dim=-1)
+def fuse_embeds(cls_embeds: torch.Tensor, fg_embeds: torch.Tensor, cls_ratio: float) -> torch.Tensor:
+    """The fused embedding `h = unit(ratio g + (1 - ratio) l)` of [CLS] and [FG], both `(batch_size, embed_dim)`.
+
+    Pseudo-labels compare it with the learnable head. Its ratio isn't lambda, by which logits are fused: as published
+    it is 0.5 (arXiv:2510.02270, section 3.4) whatever lambda is.
+    """
+    return normalize(cls_ratio * cls_embeds + (1 - cls_ratio) * fg_embeds, dim=-1)
 
 
 def align_distribution(

@@ -289,7 +289,7 @@ class MicroCLIPTrainer(Trainer):
         prior_scores = inputs.get("prior_scores")
         if prior_scores is None:
             prior_scores = self._prior_scores(model, inputs.get("crops"), cls_embeds)
-        fused_scores = model.classifier(fuse_embeds(cls_embeds, fg_embeds, model.config.fusion_ratio))
+        fused_scores = model.classifier(fuse_embeds(cls_embeds, fg_embeds, self.args.label_fusion_ratio))
         if self.args.distribution_alignment:
             prior_scores, fused_scores = self._align_heads(
                 model.logit_scale * torch.stack([prior_scores, fused_scores])

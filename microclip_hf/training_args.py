@@ -36,6 +36,9 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             Least and greatest side of a crop, as shares of the image's shorter side.
         prior_ratio (`float`, *optional*, defaults to 0.5):
             gamma, the share of the frozen head in the pseudo-labels, in [0, 1].
+        label_fusion_ratio (`float`, *optional*, defaults to 0.5):
+            Share of [CLS] in the fused embedding that the learnable head labels, in [0, 1]: `unit(0.5 g + 0.5 l)` as
+            published (section 3.4), whatever `MicroCLIPConfig.fusion_ratio` classifies with.
         distribution_alignment (`bool`, *optional*, defaults to `False`):
             Mix probabilities in place of cosines, each divided by the mean probability that its head gives the class,
             over the last 32 batches or so, so that neither head's favourite classes take over. The fused head's mean
@@ -76,6 +79,9 @@ class MicroCLIPTrainingArguments(TrainingArguments):
         default_factory=lambda: list(CROP_RATIO), metadata={"help": "Least and greatest side of a crop (share)."}
     )
     prior_ratio: float = field(default=0.5, metadata={"help": "gamma, share of the frozen head in pseudo-labels."})
+    label_fusion_ratio: float = field(
+        default=0.5, metadata={"help": "Share of [CLS] in the fused embedding that pseudo-labels compare."}
+    )
     distribution_alignment: bool = field(
         default=False, metadata={"help": "Mix both heads' probabilities, each divided by its class means."}
     )
@@ -117,8 +123,10 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             raise ValueError(f"num_crops is {self.num_crops}; it must be 0 or more.")
         if len(self.crop_ratio) != 2 or not 0 < self.crop_ratio[0] <= self.crop_ratio[1] <= 1:
             raise ValueError(f"crop_ratio is {self.crop_ratio}; it must be two ascending numbers in (0, 1].")
-        if not 0 <= self.prior_ratio <= 1:
-            raise ValueError(f"prior_ratio is {self.prior_ratio}; it must lie in [0, 1].")
+        for name in ("prior_ratio", "label_fusion_ratio", "max_corrupt_share"):
+            share = vars(self)[name]
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} is {share}; it must lie in [0, 1].")
         if self.fairness_weight < 0:
             raise ValueError(f"fairness_weight is {self.fairness_weight}; it must be 0 or more.")
         if self.prior_refresh not in get_args(PriorRefresh):
@@ -127,8 +135,6 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             )
         if self.autocast_pseudo_labels and not (self.bf16 or self.fp16):
             raise ValueError("autocast_pseudo_labels needs bf16 or fp16, the precision to label images in.")
-        if not 0 <= self.max_corrupt_share <= 1:
-            raise ValueError(f"max_corrupt_share is {self.max_corrupt_share}; it must lie in [0, 1].")
         if self.push_to_hub and self.hub_strategy != "end":
             raise ValueError(
                 f'hub_strategy is "{self.hub_strategy}"; only "end" pushes what a model needs to be loaded.'

@@ -45,7 +45,7 @@ def test_golden_stages(golden, golden_model, tmp_path):
     stage["global"], stage["local"] = output.cls_embeds, output.fg_embeds
     stage["patch_tokens"], stage["attention"] = output.patch_embeds, output.fg_attention
     stage["fiedler_abs"] = fiedler_vector(patch_affinity(output.patch_embeds)).abs()
-    stage["fused"] = fuse_embeds(output.cls_embeds, output.fg_embeds)
+    stage["fused"] = fuse_embeds(output.cls_embeds, output.fg_embeds, 0.5)
     crops = [golden_model.coarse_embeds(trainer.normalize(crop)) for crop in views[:, 2:].unbind(1)]
     stage["composite"] = composite_embeds(torch.stack(crops, 1), output.cls_embeds)
     stage["pseudo_logits"] = aggregate_scores(

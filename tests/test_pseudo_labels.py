@@ -40,7 +40,9 @@ def test_composite_without_crops_is_the_weak_view():
 
 def test_fused_embedding_and_aggregation():
     g, l = embeds(5, 6), embeds(5, 6, seed=1)  # noqa: E741
-    np.testing.assert_allclose(fuse_embeds(g, l), unit(0.5 * g.double().numpy() + 0.5 * l.double().numpy()), atol=1e-6)
+    np.testing.assert_allclose(
+        fuse_embeds(g, l, 0.5), unit(0.5 * g.double().numpy() + 0.5 * l.double().numpy()), atol=1e-6
+    )
     expected = unit(0.8 * g.double().numpy() + 0.2 * l.double().numpy())
     np.testing.assert_allclose(fuse_embeds(g, l, 0.8), expected, atol=1e-6)
     prior, fused = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])

@@ -336,7 +336,8 @@ EACH_EPOCH = {"eval_strategy": "epoch", "save_strategy": "epoch"}
         ({"num_crops": -1}, "num_crops is -1"),
         ({"crop_ratio": [0.9, 0.5]}, "two ascending numbers"),
         ({"crop_ratio": [0.0, 0.5]}, "two ascending numbers"),
-        ({"prior_ratio": 2.0}, "must lie in"),
+        ({"prior_ratio": 2.0}, "prior_ratio is 2.0; it must lie in"),
+        ({"label_fusion_ratio": -0.1}, "label_fusion_ratio is -0.1; it must lie in"),
         ({"fairness_weight": -1.0}, "0 or more"),
         ({"remove_unused_columns": True}, "must be False"),
         ({"load_best_model_at_end": True, **EACH_EPOCH}, "labels only measure"),
@@ -359,5 +360,6 @@ def test_defaults_are_the_published_ones(tmp_path):
     assert (args.per_device_train_batch_size, args.num_train_epochs, args.learning_rate) == (64, 15, 1e-4)
     assert (args.weight_decay, args.max_grad_norm, args.warmup_steps, args.dataloader_drop_last) == (0.1, 0, 0, False)
     assert (args.num_crops, args.crop_ratio, args.prior_ratio, args.fairness_weight) == (8, [0.5, 0.9], 0.5, 1)
+    assert args.label_fusion_ratio == 0.5
     assert (config.fusion_ratio, config.saliency_threshold, config.logit_scale) == (0.5, 0.2, None)
     assert (config.saliency_affinity, config.saliency_cut, config.fg_query) == ("dot", "std", "saliency")
