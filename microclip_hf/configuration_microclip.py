@@ -33,8 +33,7 @@ class MicroCLIPConfig(PreTrainedConfig):
         fg_pooling (`"attention"`, `"masked_mean"` or `"mean"`, *optional*, defaults to `"attention"`):
             How patches become the [FG] token: attention to the query, mean of the salient patches, mean of all.
         fusion_ratio (`float`, *optional*, defaults to 0.5):
-            Share of the [CLS] logits in the fused logits, in [0, 1] (lambda of the paper's TokenFusion), and of [CLS]
-            in the fused embedding that labels images in training.
+            Share of the [CLS] logits in the fused logits, in [0, 1]: lambda of the paper's TokenFusion (section 3.2).
         logit_scale (`float`, *optional*):
             What cosines are multiplied by to become logits. `None` takes the checkpoint's own `exp(logit_scale)`.
         prior_weighting (`"name"` or `"uniform"`, *optional*, defaults to `"name"`):

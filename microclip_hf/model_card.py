@@ -1,6 +1,7 @@
 """The card that a saved model brings along: what it is, how it was made, what it reached."""
 
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Mapping
@@ -64,6 +65,7 @@ class CardFacts:
         language (`str`, *optional*): of names and descriptions, as the Hub calls it.
         test_dataset (`str`, *optional*): what the results were measured on.
         results (`dict[str, float]`): fractions by the names in `METHODS` and, as `adapted_*`, in `METRICS`.
+        descriptions (`str`, *optional*): the file in the output folder that holds the sentences about the classes.
     """
 
     base_model: str | None = None
@@ -72,18 +74,22 @@ class CardFacts:
     language: str | None = None
     test_dataset: str | None = None
     results: dict[str, float] = field(default_factory=dict)
+    descriptions: str | None = None
 
 
 def write_model_card(
     config: MicroCLIPConfig, args: MicroCLIPTrainingArguments, facts: CardFacts, num_images: int | None
-) -> None:
-    """Write `README.md` into the output folder; what else lies there (picture, descriptions) is mentioned.
+) -> str:
+    """Write `README.md` into the output folder; a picture that lies there is shown.
 
     Args:
         config ([`MicroCLIPConfig`]): the adapted model's.
         args ([`MicroCLIPTrainingArguments`]): settings, with the output folder and perhaps the Hub id.
         facts ([`CardFacts`]): the rest.
         num_images (`int`, *optional*): images adapted to, `None` for a stream.
+
+    Returns:
+        `str`: what was written.
     """
     folder, results = Path(args.output_dir), facts.results
     model_id = args.hub_model_id or os.path.basename(os.path.abspath(folder))
@@ -108,6 +114,14 @@ def write_model_card(
         settings=_settings(config, args, facts),
     )
     save_card(card, folder)
+    return str(card)
+
+
+def keep_card(folder: str | os.PathLike) -> None:
+    """Give a card that somebody else wrote, or edited, another name: `README.old.md`, or `README.old-2.md`, ..."""
+    numbers = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    names = (Path(folder, f"README.old{number}.md") for number in numbers)
+    Path(folder, CARD).replace(next(name for name in names if not name.exists()))
 
 
 def save_card(card: ModelCard, folder: Path) -> None:
@@ -164,10 +178,9 @@ def _settings(config: MicroCLIPConfig, args: MicroCLIPTrainingArguments, facts: 
     settings = run_settings(config, args)
     if facts.dataset:
         settings.append(("images", _link(facts.dataset, "https://huggingface.co/datasets/")))
-    descriptions = Path(args.output_dir, DESCRIPTIONS)
-    if descriptions.exists():
-        digest = hashlib.sha256(descriptions.read_bytes()).hexdigest()
-        settings.append(("descriptions", f"[{DESCRIPTIONS}]({DESCRIPTIONS}), SHA-256 {digest}"))
+    if facts.descriptions:
+        digest = hashlib.sha256(Path(args.output_dir, facts.descriptions).read_bytes()).hexdigest()
+        settings.append(("descriptions", f"[{facts.descriptions}]({facts.descriptions}), SHA-256 {digest}"))
     return [*settings, ("versions", versions())]
 
 

@@ -29,6 +29,10 @@ def is_exporting() -> bool:
     return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
 
 
+class NonFiniteError(ValueError):
+    """Values that must be finite aren't: a model's input or weights, or what a layer made of them."""
+
+
 def check_finite(values: torch.Tensor, name: str, advice: str) -> None:
     """Refuse NaN and infinite values.
 
@@ -36,7 +40,7 @@ def check_finite(values: torch.Tensor, name: str, advice: str) -> None:
     synchronisation. Switched off in exported programs.
 
     Raises:
-        ValueError: on the CPU, in eager mode (otherwise a `RuntimeError` from the device).
+        NonFiniteError: on the CPU, in eager mode (otherwise a `RuntimeError` from the device).
     """
     if is_exporting():
         return
@@ -45,7 +49,7 @@ def check_finite(values: torch.Tensor, name: str, advice: str) -> None:
         # Without the shape: where it is dynamic, compiled code can't say it.
         torch._assert_async(finite, f"{name} holds NaN or infinite values. {advice}")
     elif not finite:
-        raise ValueError(f"{name} of shape {tuple(values.shape)} holds NaN or infinite values. {advice}")
+        raise NonFiniteError(f"{name} of shape {tuple(values.shape)} holds NaN or infinite values. {advice}")
 
 
 def gram(rows: torch.Tensor) -> torch.Tensor:

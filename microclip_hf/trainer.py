@@ -1,19 +1,20 @@
 """Self-training without labels (arXiv:2510.02270, sections 3.3 and 3.4) on transformers' Trainer."""
 
 import contextlib
-import itertools
 import math
 import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import BaseImageProcessor, Trainer, TrainerCallback, TrainerControl, TrainerState
@@ -21,16 +22,18 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, has_length, sort_checkpoints
 from transformers.utils import CONFIG_NAME
 
+from .checks import STATE_NAME, check_checkpoint, check_room, check_training, check_writable, image_facts
 from .configuration_microclip import MicroCLIPConfig
 from .data import align_labels, undecoded
 from .diagnostics import Diagnostics
 from .hub import check_repository, push_folder
 from .kept_prior import KeptPrior
 from .metrics import compute_metrics
-from .model_card import PICTURE, CardFacts, split_results, write_model_card
+from .model_card import CARD, PICTURE, CardFacts, keep_card, split_results, write_model_card
 from .modeling_microclip import MicroCLIPForImageClassification, MicroCLIPOutput, default_image_processor
 from .plots import plot_adaptation
 from .pseudo_labels import aggregate_scores, align_distribution, composite_embeds, fairness_loss, fuse_embeds
+from .saliency import NonFiniteError
 from .training_args import MicroCLIPTrainingArguments
 from .view_datasets import (
     ViewCollator,
@@ -47,8 +50,6 @@ from .view_datasets import (
 INCOMPLETE = "_incomplete"
 # In the output folder: the multi-view prior, where it isn't computed at every step.
 PRIOR_DIR = "_prior"
-# In a checkpoint: what self-training remembers besides weights.
-STATE_NAME = "self_training.safetensors"
 # Images are labelled a few at a time: so many that the largest activations of a layer have this size in bytes. On a
 # CPU it stays below the 32 MiB from which on glibc maps, and Linux clears, new pages for each tensor; with more images
 # a small CLIP's activations would leave the cache.
@@ -113,6 +114,8 @@ class MicroCLIPTrainer(Trainer):
         if not isinstance(processing_class, BaseImageProcessor):
             raise TypeError(f"processing_class is a {type(processing_class).__name__}; pass an image processor.")
         eval_dataset = _align(eval_dataset, model.config)
+        if train_dataset is not None:
+            check_training(model, args, train_dataset)
         if train_dataset is not None and data_collator is None:
             train_dataset = _with_views(train_dataset, model, args)
         if train_dataset is not None and args.prior_refresh != "step" and not isinstance(train_dataset, ViewDataset):
@@ -149,6 +152,7 @@ class MicroCLIPTrainer(Trainer):
         self._log_head_means: torch.Tensor | None = None  # (2, C), of the prior and the fused probabilities
         self._epoch: int | None = None
         self._checkpoint: str | None = None
+        self._card: bytes | None = None  # as this Trainer wrote it
         self._prior_batches: torch.utils.data.DataLoader | None = None
         self._num_unreadable = 0
         # Of the current optimiser step: log sums of class probabilities and the number of images of each part, where
@@ -160,7 +164,7 @@ class MicroCLIPTrainer(Trainer):
         """As in the base class; `True` continues from the newest checkpoint in `output_dir`.
 
         Raises:
-            ValueError: if there is no checkpoint, or it was made for other classes or another order of them.
+            ValueError: see [`check_run`]; if there is no checkpoint to continue from; if training diverges.
         """
         checkpoint = resume_from_checkpoint
         if checkpoint is True:
@@ -168,8 +172,7 @@ class MicroCLIPTrainer(Trainer):
             if checkpoint is None:
                 raise ValueError(f"There is no checkpoint to resume from in {self.args.output_dir}.")
         self._checkpoint = checkpoint or None
-        if self._checkpoint is not None:
-            check_classes(self._checkpoint, list(self.model.config.id2label.values()))
+        self.check_run(self._checkpoint)
         if self.args.prior_refresh != "step":
             folder = os.path.join(self.args.output_dir, PRIOR_DIR)
             settings = {name: getattr(self.args, name) for name in ("num_crops", "crop_ratio", "seed")}
@@ -179,7 +182,31 @@ class MicroCLIPTrainer(Trainer):
                 self.train_dataset.kept_prior.remove(from_epoch=0)
         if self.args.prior_refresh == "never":  # before a checkpoint brings adapted weights
             self._keep_prior(0)
-        return super().train(self._checkpoint, **kwargs)
+        try:
+            return super().train(self._checkpoint, **kwargs)
+        except (NonFiniteError, RuntimeError) as error:
+            # On a GPU the check is an assertion of the device's.
+            if not isinstance(error, NonFiniteError) and "device-side assert" not in str(error):
+                raise
+            raise ValueError(
+                f"Training diverged: {error} Start again with a lower learning_rate; it is {self.args.learning_rate}."
+            ) from error
+
+    def check_run(self, checkpoint: str | None = None) -> None:
+        """What [`train`] would refuse, so that it is known before any other work.
+
+        Args:
+            checkpoint (`str`, *optional*): where the run is to go on from.
+
+        Raises:
+            ValueError: if `output_dir` can't be written or has no room for the checkpoints, or the checkpoint is of
+                other classes, texts, images or architecture.
+        """
+        check_writable(self.args.output_dir)
+        num_images = len(self.train_dataset) if has_length(self.train_dataset) else None
+        check_room(self.accelerator.unwrap_model(self.model), self.args, num_images, checkpoint)
+        if checkpoint is not None:
+            check_checkpoint(checkpoint, self.model, image_facts(self.train_dataset))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -424,6 +451,7 @@ class MicroCLIPTrainer(Trainer):
 
     def finish_epoch(self) -> None:
         """Bring labels up to date, and tell which images couldn't be read, over all processes, if any are new."""
+        self._check_weights()
         self.diagnostics.flush(self.accelerator)
         if not isinstance(self.train_dataset, ViewDataset):
             return
@@ -435,6 +463,14 @@ class MicroCLIPTrainer(Trainer):
             found = describe_unreadable(self.train_dataset.dataset, unreadable)
             warnings.warn(f"{found}; others stood in for them.", stacklevel=2)
         self._num_unreadable = int(unreadable.sum())
+
+    def _check_weights(self) -> None:
+        """Weights that aren't finite are neither saved in place of good ones nor called a result; on all processes."""
+        trained = [parameter.detach() for parameter in self.model.parameters() if parameter.requires_grad]
+        parts = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in trained]
+        finite = torch.stack([part.isfinite().all() for part in parts]).all()
+        if self.accelerator.reduce(finite.float(), "sum") < self.accelerator.num_processes:
+            raise NonFiniteError(f"the weights hold NaN or infinite values after step {self.state.global_step}.")
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         """As in the base class, with labels numbered as the model's classes are."""
@@ -451,16 +487,19 @@ class MicroCLIPTrainer(Trainer):
     def create_model_card(self, finetuned_from: str | None = None, **kwargs: Any) -> None:
         """Write the card and, where there is none yet, a picture of the curves; for the results see `card_facts`.
 
-        A Trainer that has neither trained nor evaluated keeps the card that it finds.
+        A Trainer that has neither trained nor evaluated keeps the card that it finds; otherwise one that it didn't
+        write itself is kept as `README.old.md`.
 
         Args:
             finetuned_from (`str`, *optional*): the CLIP that was adapted.
             kwargs: `dataset`, `license` and `language` as in [`CardFacts`]; the base class's other arguments have no
                 part in this card.
         """
-        has_card = os.path.exists(os.path.join(self.args.output_dir, "README.md"))
-        if not self.is_world_process_zero() or (has_card and not self.state.log_history):
+        card = Path(self.args.output_dir, CARD)
+        if not self.is_world_process_zero() or (card.exists() and not self.state.log_history):
             return
+        if card.exists() and card.read_bytes() != self._card:
+            keep_card(self.args.output_dir)
         facts = {"base_model": finetuned_from, **kwargs}
         known = [field.name for field in fields(CardFacts) if facts.get(field.name) is not None]
         self.card_facts = replace(self.card_facts, **{name: facts[name] for name in known})
@@ -472,7 +511,8 @@ class MicroCLIPTrainer(Trainer):
         if self.state.log_history and not os.path.exists(picture):
             plot_adaptation(picture, self.state.log_history, self.card_facts.results)
         num_images = len(self.train_dataset) if has_length(self.train_dataset) else None
-        write_model_card(self.model.config, self.args, self.card_facts, num_images)
+        text = write_model_card(self.model.config, self.args, self.card_facts, num_images)
+        self._card = text.encode()
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """As in the base class; a repository that exists is also checked, as it will be when pushing.
@@ -546,6 +586,8 @@ class MicroCLIPTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As in the base class, with the means of this period's training metrics."""
         if "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise NonFiniteError(f"the loss is {logs['loss']} at step {self.state.global_step}.")
             logs.update(self.diagnostics.summarize(self.accelerator))
         super().log(logs, *args, **kwargs)
 
@@ -562,6 +604,7 @@ class MicroCLIPTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """As in the base class, with self-training's state; a checkpoint has its final name once it is complete."""
+        self._check_weights()
         self.diagnostics.flush(self.accelerator)
         incomplete = self._get_output_dir(trial)
         folder = os.path.join(incomplete, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
@@ -570,7 +613,7 @@ class MicroCLIPTrainer(Trainer):
             state = {"epoch": torch.tensor(self._epoch), **self.diagnostics.state_dict()}
             means = {"log_class_mean": self._log_class_mean, "log_head_means": self._log_head_means}
             state |= {name: mean for name, mean in means.items() if mean is not None}
-            save_file(state, os.path.join(folder, STATE_NAME))
+            save_file(state, os.path.join(folder, STATE_NAME), metadata=image_facts(self.train_dataset))
         super()._save_checkpoint(model, trial)
         for has_turn in self._turns():
             if has_turn and os.path.exists(folder):
@@ -624,23 +667,6 @@ class _EpochCallback(TrainerCallback):
         self, args: MicroCLIPTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trainer.finish_epoch()
-
-
-def check_classes(checkpoint: str, class_names: list[str]) -> None:
-    """Heads of other classes, or of another order, aren't taken over from a checkpoint.
-
-    Raises:
-        ValueError: if the checkpoint's classes aren't these.
-    """
-    saved = list(MicroCLIPConfig.from_pretrained(checkpoint).id2label.values())
-    if saved == class_names:
-        return
-    pairs = itertools.zip_longest(saved, class_names)
-    index, (old, new) = next((index, pair) for index, pair in enumerate(pairs) if pair[0] != pair[1])
-    raise ValueError(
-        f"The checkpoint {checkpoint} has {len(saved)} classes, this run {len(class_names)}; number {index + 1} is "
-        f"{old!r} there and {new!r} here. Resume with the class names that the run began with, in their order."
-    )
 
 
 def _chunk_size(config: MicroCLIPConfig, device: torch.device) -> int:

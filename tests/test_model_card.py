@@ -74,8 +74,26 @@ def test_what_lies_beside_it_is_told(model, args):
         with open(os.path.join(args.output_dir, name), "w") as file:
             file.write("{}")
     write_model_card(model.config, args, CardFacts(), 12)
-    assert f"SHA-256 {hashlib.sha256(b'{}').hexdigest()}" in read(args).text
     assert "](adaptation.png)" in read(args).text
+    assert "SHA-256" not in read(args).text  # descriptions of somebody else
+    write_model_card(model.config, args, CardFacts(descriptions="descriptions.json"), 12)
+    assert f"SHA-256 {hashlib.sha256(b'{}').hexdigest()}" in read(args).text
+
+
+def test_a_card_of_somebody_else_is_kept(clip_folder, tmp_path):
+    """Also one that was edited; what the Trainer wrote itself it may write again."""
+    trainer = adapt(clip_folder, tmp_path, num_train_epochs=1)
+    trainer.save_model()
+    (tmp_path / "README.md").write_text("# My notes")
+    trainer.create_model_card()
+    trainer.create_model_card(license="mit")
+    assert (tmp_path / "README.old.md").read_text() == "# My notes"
+    assert read(trainer.args).data.license == "mit"
+    edited = (tmp_path / "README.md").read_text() + "My notes"
+    (tmp_path / "README.md").write_text(edited)
+    trainer.create_model_card()
+    assert (tmp_path / "README.old-2.md").read_text() == edited
+    assert sorted(path.name for path in tmp_path.glob("README*")) == ["README.md", "README.old-2.md", "README.old.md"]
 
 
 def test_a_trainer_writes_its_card(clip_folder, tmp_path):

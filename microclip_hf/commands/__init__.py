@@ -1,14 +1,22 @@
 """The command line: `microclip <command>`; `microclip <command> --help` explains one."""
 
+import contextlib
 import difflib
 import importlib
+import io
+import os
 import sys
 from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, ArgumentParser
+from collections.abc import Iterator
 
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
 
 INTERRUPTED = 130  # the exit code after Ctrl-C
+# What is wrong with the input, the machine or the network; any other exception is a mistake of ours.
+EXPECTED = (ImportError, OSError, RuntimeError, TypeError, ValueError, SafetensorError, StrictDataclassError)
 # What each does, and the extra that it needs.
 COMMANDS = {
     "adapt": ("adapt a CLIP to a folder of images without labels", "train"),
@@ -37,6 +45,42 @@ def main() -> None:
         extra = COMMANDS[arguments[0]][1]
         sys.exit(f'microclip: {error.name} is missing; pip install "microclip_hf[{extra}]" brings it.')
     command.main(arguments[1:])
+
+
+@contextlib.contextmanager
+def command_frame(command: str, interrupted: str) -> Iterator[None]:
+    r"""The frame of a command: what is expected to go wrong ends it with one line and an exit code, not a traceback.
+
+    Printing doesn't fail for want of a letter in the terminal's encoding, which is then written as `\\uXXXX`.
+
+    Args:
+        command (`str`): its name.
+        interrupted (`str`): what Ctrl-C leaves behind, unless the `KeyboardInterrupt` says so itself.
+
+    Raises:
+        SystemExit: with the error's text; with 130 after Ctrl-C; with 1 where nobody reads the output any more.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        print(f"\nmicroclip {command}: interrupted; {str(interrupt) or interrupted}.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # as of `| head`; what is still buffered has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except EXPECTED as error:
+        sys.exit(f"microclip {command}: {_describe(error)}")
+
+
+def _describe(error: Exception) -> str:
+    """What an error says; of one that a process which reads images hands on with its traceback, the last line."""
+    text = str(error).strip() or type(error).__name__
+    if "Original Traceback (most recent call last)" in text:
+        text = text.splitlines()[-1].partition(": ")[2] or text.splitlines()[-1]
+    return text
 
 
 class HelpFormatter(ArgumentDefaultsHelpFormatter):

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 import yaml
 from datasets import Dataset, IterableDataset
-from huggingface_hub.errors import StrictDataclassError
 from transformers import pipeline
 from transformers.trainer_utils import PredictionOutput, get_last_checkpoint, has_length
+from transformers.utils import CONFIG_NAME
 
+from ..checks import check_classes, check_unused, check_writable
 from ..data import load_images, read_class_names
 from ..descriptions import load_descriptions, read_descriptions, save_descriptions
 from ..model_card import DESCRIPTIONS, PICTURE, CardFacts, split_results
@@ -27,10 +28,10 @@ from ..presets import Preset, list_presets, load_split
 from ..report import write_report
 from ..run_record import REPORT, write_record
 from ..text_heads import check_templates
-from ..trainer import MicroCLIPTrainer, check_classes
+from ..trainer import MicroCLIPTrainer
 from ..training_args import MicroCLIPTrainingArguments
 from ..view_datasets import UNREADABLE, decode
-from . import INTERRUPTED, make_parser, refuse_unknown
+from . import command_frame, make_parser, refuse_unknown
 from .loading import check_files, load_clip, read_model_type, read_overrides, read_preset, refuse_given
 
 
@@ -97,23 +98,18 @@ class AdaptArguments:
     license: str | None = field(default=None, metadata={"help": "The result's licence, for its card, as in 'mit'."})
 
 
+@command_frame("adapt", "nothing was trained yet")
 def main(arguments: list[str] | None = None) -> None:
     """Check the input, build the model, adapt it, save it, and show that the saved model predicts."""
     parser = make_parser((AdaptArguments, MicroCLIPTrainingArguments), "adapt", __doc__)
     parser.add_argument("--config", help="YAML file of settings named like these options, which override it.")
-    try:
-        arguments = _expand_config(sys.argv[1:] if arguments is None else arguments)
-        options, training_args, _, unknown = parser.parse_args_into_dataclasses(
-            arguments, return_remaining_strings=True
-        )
-        refuse_unknown(unknown, parser)
-        texts, overrides, train_dataset, test_dataset = _check_input(options, training_args)
-        model, zero_shot_head = load_clip(options.model_name_or_path, texts, overrides)
-        trainer = MicroCLIPTrainer(
-            model=model, args=training_args, train_dataset=train_dataset, eval_dataset=test_dataset
-        )
-    except (OSError, RuntimeError, TypeError, ValueError, StrictDataclassError) as error:
-        sys.exit(f"microclip adapt: {error}")
+    arguments = _expand_config(sys.argv[1:] if arguments is None else arguments)
+    options, training_args, _, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    refuse_unknown(unknown, parser)
+    texts, overrides, train_dataset, test_dataset = _check_input(options, training_args)
+    model, zero_shot_head = load_clip(options.model_name_or_path, texts, overrides)
+    trainer = MicroCLIPTrainer(model=model, args=training_args, train_dataset=train_dataset, eval_dataset=test_dataset)
+    trainer.check_run(_find_checkpoint(training_args))
     if trainer.is_world_process_zero():
         print(
             f"Adapting to {len(train_dataset) if has_length(train_dataset) else 'a stream of'} images of "
@@ -130,8 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     except KeyboardInterrupt:
-        _tell_interrupted(trainer)
-        sys.exit(INTERRUPTED)
+        raise KeyboardInterrupt(_how_to_go_on(training_args.output_dir)) from None
     trainer.save_model()
     trainer.save_state()
     trainer.log_metrics("train", result.metrics)
@@ -154,6 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
         trainer.card_facts = CardFacts(
             base_model=options.model_name_or_path,
             dataset=dataset,
+            descriptions=DESCRIPTIONS if "descriptions" in texts else None,
             license=options.license,
             test_dataset=options.test_dir or dataset,
             results=results,
@@ -167,21 +163,16 @@ def main(arguments: list[str] | None = None) -> None:
             pushed = trainer.push_to_hub()
             if trainer.is_world_process_zero():
                 print(f"Pushed to {pushed}")
-    except RuntimeError as error:
-        sys.exit(f"microclip adapt: {error}")
     finally:
         trainer.leave_group()
 
 
-def _tell_interrupted(trainer: MicroCLIPTrainer) -> None:
-    if not trainer.is_world_process_zero():
-        return
-    folder = trainer.args.output_dir
+def _how_to_go_on(folder: str) -> str:
+    """What a run that was interrupted leaves."""
     checkpoint = get_last_checkpoint(folder) if os.path.isdir(folder) else None
-    advice = f"with --resume_from_checkpoint true the same command goes on from {checkpoint}"
-    print(
-        f"\nmicroclip adapt: interrupted; {advice if checkpoint else 'there is no checkpoint yet'}.", file=sys.stderr
-    )
+    if checkpoint is None:
+        return "there is no checkpoint yet"
+    return f"with --resume_from_checkpoint true the same command goes on from {checkpoint}"
 
 
 def _expand_config(arguments: list[str]) -> list[str]:
@@ -338,19 +329,32 @@ def _load_preset(
 
 
 def _check_output(training_args: MicroCLIPTrainingArguments) -> str | None:
-    """The checkpoint to resume, if any; a finished run isn't overwritten, and there is something to resume."""
-    folder, resume = training_args.output_dir, str(training_args.resume_from_checkpoint)
+    """The checkpoint to resume, if any; only the run that wrote what lies in the folder may write over it."""
+    folder = training_args.output_dir
+    resume = str(training_args.resume_from_checkpoint)
     if resume.lower() in ("none", "true", "false"):
         training_args.resume_from_checkpoint = resume.lower() == "true"
-    checkpoint = get_last_checkpoint(folder) if os.path.isdir(folder) else None
-    if training_args.resume_from_checkpoint is True and checkpoint is None:
+    check_writable(folder)
+    newest = get_last_checkpoint(folder) if os.path.isdir(folder) else None
+    if training_args.resume_from_checkpoint is True and newest is None:
         raise ValueError(f"--resume_from_checkpoint true, but {folder} holds no checkpoint; leave the option out.")
-    if training_args.resume_from_checkpoint:
-        return checkpoint if training_args.resume_from_checkpoint is True else resume
-    if checkpoint or os.path.exists(os.path.join(folder, "config.json")):
-        advice = ", or continue that run with --resume_from_checkpoint true" if checkpoint else ""
+    checkpoint = _find_checkpoint(training_args)
+    if checkpoint is not None:
+        if not os.path.isdir(checkpoint):
+            raise ValueError(f"--resume_from_checkpoint {checkpoint}: there is no such folder; pass a checkpoint's.")
+        return checkpoint
+    if newest or os.path.exists(os.path.join(folder, CONFIG_NAME)):
+        advice = ", or continue that run with --resume_from_checkpoint true" if newest else ""
         raise ValueError(f"--output_dir {folder} already holds a model. Choose another folder{advice}.")
+    check_unused(folder)
     return None
+
+
+def _find_checkpoint(training_args: MicroCLIPTrainingArguments) -> str | None:
+    """The folder to resume from, if any."""
+    if training_args.resume_from_checkpoint is True:
+        return get_last_checkpoint(training_args.output_dir)
+    return training_args.resume_from_checkpoint or None
 
 
 def _report(trainer: MicroCLIPTrainer, tested: PredictionOutput | None, page: bool) -> None:

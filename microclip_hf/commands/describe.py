@@ -25,7 +25,7 @@ from ..chat import EndpointChat, LocalChat, first_line
 from ..data import read_class_names
 from ..describe import Outcome, Questions, ask, write_descriptions
 from ..sentences import Fits, fits_text_tower
-from . import make_parser, refuse_unknown
+from . import command_frame, make_parser, refuse_unknown
 
 
 LONGEST_TIMEOUT = 86400.0  # seconds; far more overflows in the sockets
@@ -78,22 +78,17 @@ class DescribeArguments:
     )
 
 
+@command_frame("describe", "the replies are kept; the same command goes on")
 def main(arguments: list[str] | None = None) -> None:
     """Check the input, ask what wasn't answered before, write the file."""
     parser = make_parser(DescribeArguments, "describe", __doc__)
     stop = threading.Event()
-    try:
-        options, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-        refuse_unknown(unknown, parser)
-        with _first_interrupt_sets(stop):
-            outcome = _describe(options, stop)
-    except KeyboardInterrupt:
-        outcome = None
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
-        sys.exit(f"microclip describe: {error}")
+    options, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    refuse_unknown(unknown, parser)
+    with _first_interrupt_sets(stop):
+        outcome = _describe(options, stop)
     if outcome is None:
-        print("microclip describe: interrupted. The replies are kept; the same command goes on.", file=sys.stderr)
-        sys.exit(130)
+        raise KeyboardInterrupt
     described = len(read_class_names(options.class_names)) - len(outcome.missing)
     print(f"Saved to {options.output}: {outcome.num_sentences} sentences about {described} classes.")
 

@@ -1,7 +1,6 @@
 """`microclip evaluate`: a model + images with labels -> how well each way of predicting does, and where it fails."""
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 
 import torch
 from datasets import ClassLabel, Dataset, Value
-from huggingface_hub.errors import StrictDataclassError
 
 from ..card_results import add_results, read_card
 from ..configuration_microclip import MicroCLIPConfig
@@ -35,7 +33,7 @@ from ..modeling_microclip import MicroCLIPForImageClassification
 from ..presets import Preset, load_split
 from ..text_heads import check_templates, encode_heads
 from ..views import NUM_CROPS
-from . import INTERRUPTED, make_parser, refuse_unknown
+from . import command_frame, make_parser, refuse_unknown
 from .loading import (
     check_files,
     choose_device,
@@ -121,44 +119,39 @@ class Subject:
     left_out: dict[str, str]
 
 
+@command_frame("evaluate", "nothing was written")
 def main(arguments: list[str] | None = None) -> None:
     """Check the input, load the model, predict in every way, and write and print what was found."""
     parser = make_parser(EvaluateArguments, "evaluate", __doc__)
-    try:
-        options, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-        refuse_unknown(unknown, parser)
-        device = _check_options(options)
-        adapted = read_model_type(options.model_name_or_path) == MicroCLIPConfig.model_type
-        class_names, overrides = _read_classes(options, adapted)
-        preset = None if options.preset is None else _apply_preset(options)
+    options, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    refuse_unknown(unknown, parser)
+    device = _check_options(options)
+    adapted = read_model_type(options.model_name_or_path) == MicroCLIPConfig.model_type
+    class_names, overrides = _read_classes(options, adapted)
+    preset = None if options.preset is None else _apply_preset(options)
+    descriptions = _read_descriptions(options, class_names)
+    card = read_card(options.model_name_or_path) if options.update_card else None
+    dataset, num_unlabelled = _load_data(options, preset, class_names)
+    if class_names is None:
+        class_names = dataset.features["label"].names
         descriptions = _read_descriptions(options, class_names)
-        card = read_card(options.model_name_or_path) if options.update_card else None
-        dataset, num_unlabelled = _load_data(options, preset, class_names)
-        if class_names is None:
-            class_names = dataset.features["label"].names
-            descriptions = _read_descriptions(options, class_names)
-        texts = {"class_names": class_names, "templates": options.templates, "descriptions": descriptions}
-        subject = _load_adapted(options, texts) if adapted else _load_plain(options, texts, overrides)
-        for model in (subject.model, *([subject.plain.model] if subject.plain else [])):
-            model.to(device)
-        settings = EvaluationSettings(
-            options.num_crops, seed=options.seed, batch_size=options.batch_size, num_workers=options.num_workers
-        )
-        Path(options.output_dir).mkdir(parents=True, exist_ok=True)
-        predictions = predict_all_ways(subject.model, dataset, subject.plain, settings)
-        facts = _facts(options, class_names, subject, num_unlabelled)
-        report = make_report(predictions, facts, options.seed)
-        _print(report)
-        write_report(options.output_dir, report, predictions)
-        print(f"\nSaved to {options.output_dir}: {RESULTS}, {PAGE}, {PICTURE}.")
-        if card is not None:
-            add_results(card, options.model_name_or_path, report, **_dataset_facts(options))
-            print(f"Added to the card: {Path(options.model_name_or_path, 'README.md')}")
-    except KeyboardInterrupt:
-        print("microclip evaluate: interrupted; nothing was written", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except (OSError, RuntimeError, TypeError, ValueError, StrictDataclassError) as error:
-        sys.exit(f"microclip evaluate: {error}")
+    texts = {"class_names": class_names, "templates": options.templates, "descriptions": descriptions}
+    subject = _load_adapted(options, texts) if adapted else _load_plain(options, texts, overrides)
+    for model in (subject.model, *([subject.plain.model] if subject.plain else [])):
+        model.to(device)
+    settings = EvaluationSettings(
+        options.num_crops, seed=options.seed, batch_size=options.batch_size, num_workers=options.num_workers
+    )
+    Path(options.output_dir).mkdir(parents=True, exist_ok=True)
+    predictions = predict_all_ways(subject.model, dataset, subject.plain, settings)
+    report = make_report(predictions, _facts(options, class_names, subject, num_unlabelled), options.seed)
+    write_report(options.output_dir, report, predictions)
+    if card is not None:
+        add_results(card, options.model_name_or_path, report, **_dataset_facts(options))
+    _print(report)
+    print(f"\nSaved to {options.output_dir}: {RESULTS}, {PAGE}, {PICTURE}.")
+    if card is not None:
+        print(f"Added to the card: {Path(options.model_name_or_path, 'README.md')}")
 
 
 def _check_options(options: EvaluateArguments) -> torch.device:

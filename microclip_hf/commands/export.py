@@ -1,19 +1,17 @@
 """`microclip export`: an adapted model -> one ONNX file that classifies photos without torch and transformers."""
 
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from onnx.checker import ValidationError
 
 from ..export import export_onnx
 from ..modeling_microclip import MicroCLIPForImageClassification
-from . import make_parser, refuse_unknown
+from . import command_frame, make_parser, refuse_unknown
 from .loading import load_adapted
 
 
@@ -26,18 +24,19 @@ class ExportArguments:
     int8: bool = field(default=False, metadata={"help": "Linear layers in 8 bits: a quarter of the size."})
 
 
+@command_frame("export", "no file was written")
 def main(arguments: list[str] | None = None) -> None:
     """Load the model, write the file, and show that onnxruntime and PyTorch agree on it."""
     parser = make_parser(ExportArguments, "export", __doc__)
+    options, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    refuse_unknown(unknown, parser)
+    if os.path.exists(options.output):
+        raise ValueError(f"--output {options.output} exists already; choose another name.")
+    model = load_adapted(options.model_name_or_path)
     try:
-        options, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-        refuse_unknown(unknown, parser)
-        if os.path.exists(options.output):
-            raise ValueError(f"--output {options.output} exists already; choose another name.")
-        model = load_adapted(options.model_name_or_path)
         export_onnx(model, options.output, options.int8)
-    except (OSError, RuntimeError, ValueError, StrictDataclassError, ValidationError) as error:
-        sys.exit(f"microclip export: {error}")
+    except ValidationError as error:
+        raise ValueError(f"The exported model isn't valid ONNX: {error}") from error
     size = sum(file.stat().st_size for file in map(Path, (options.output, f"{options.output}.data")) if file.exists())
     print(f"Saved to {options.output} ({size / 1e6:.1f} MB).")
     print(_compare(model, options.output))

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import TextIO
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from tqdm import tqdm
 
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..prediction import find_photos, predict_photos
-from . import INTERRUPTED, make_parser, refuse_unknown
+from . import command_frame, make_parser, refuse_unknown
 from .loading import choose_device, load_adapted
 
 
@@ -40,6 +38,7 @@ class PredictArguments:
     )
 
 
+@command_frame("predict", "the same command starts anew")
 def main(arguments: list[str] | None = None) -> None:
     """Label the photos; exit with 3 if some can't be read, whose rows then have no label."""
     parser = make_parser(
@@ -51,22 +50,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "photos", nargs="+", help="One folder, which is searched at any depth; or photos, or patterns in quotes."
     )
-    try:
-        options, sources, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-        refuse_unknown(unknown, parser)
-        device = _check(options)
-        photos = find_photos(sources.photos)
-        model = load_adapted(options.model).to(device)
-        with _open_output(options.output) as file:
-            unreadable = _write_labels(file, photos, model, options.batch_size)
-    except KeyboardInterrupt:
-        print("microclip predict: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # as of `| head`; what is still buffered has nowhere to go
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError) as error:
-        sys.exit(f"microclip predict: {error}")
+    options, sources, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    refuse_unknown(unknown, parser)
+    device = _check(options)
+    photos = find_photos(sources.photos)
+    model = load_adapted(options.model).to(device)
+    with _open_output(options.output) as file:
+        unreadable = _write_labels(file, photos, model, options.batch_size)
     if options.output is not None:
         print(f"Saved the labels of {len(photos) - unreadable} photos to {options.output}.")
     if unreadable:

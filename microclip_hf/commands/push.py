@@ -1,14 +1,12 @@
 """`microclip push`: a saved model folder -> a repository on the Hub, in one commit."""
 
-import sys
 from dataclasses import dataclass, field
 
 from huggingface_hub import get_token
-from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 
 from ..hub import check_model_folder, push_folder
-from . import make_parser, refuse_unknown
+from . import command_frame, make_parser, refuse_unknown
 
 
 @dataclass
@@ -21,6 +19,7 @@ class PushArguments:
     commit_message: str = field(default="Push a microCLIP", metadata={"help": "The commit's title."})
 
 
+@command_frame("push", "the repository holds all of a commit or nothing of it")
 def main(arguments: list[str] | None = None) -> None:
     """Check the folder, and push it."""
     parser = make_parser(
@@ -31,19 +30,13 @@ def main(arguments: list[str] | None = None) -> None:
         "before with 'hf auth login'.",
     )
     parser.add_argument("folder", help="The folder that the model was saved in.")
-    try:
-        options, rest, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-        refuse_unknown(unknown, parser)
-        validate_repo_id(options.repo_id)
-        if get_token() is None:
-            raise ValueError("The Hub doesn't know you here; log in with 'hf auth login', or set HF_TOKEN.")
-        check_model_folder(rest.folder)
-        pushed = push_folder(
-            rest.folder, options.repo_id, options.commit_message, options.private or None, options.revision
-        )
-    except KeyboardInterrupt:
-        print("microclip push: interrupted; the repository holds all of a commit or nothing of it", file=sys.stderr)
-        sys.exit(130)
-    except (OSError, RuntimeError, ValueError, StrictDataclassError) as error:
-        sys.exit(f"microclip push: {error}")
+    options, rest, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    refuse_unknown(unknown, parser)
+    validate_repo_id(options.repo_id)
+    if get_token() is None:
+        raise ValueError("The Hub doesn't know you here; log in with 'hf auth login', or set HF_TOKEN.")
+    check_model_folder(rest.folder)
+    pushed = push_folder(
+        rest.folder, options.repo_id, options.commit_message, options.private or None, options.revision
+    )
     print(f"Pushed to {pushed.repo_url}")

@@ -1,14 +1,14 @@
 """`microclip report`: a run's folder -> a page that shows what was learned: curves, images, labels that changed."""
 
-import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
 from ..report import EARLIER, write_report
 from ..run_record import REPORT
-from . import HelpFormatter, refuse_unknown
+from . import HelpFormatter, command_frame, refuse_unknown
 
 
+@command_frame("report", "the page of before, if any, is still there")
 def main(arguments: list[str] | None = None) -> None:
     """Write the page anew from what the run left in its folder, and from the images where they still are."""
     parser = ArgumentParser(
@@ -16,11 +16,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("folder", help=f"The --output_dir of a finished run; {REPORT} in it is written anew.")
     options, unknown = parser.parse_known_args(arguments)
-    try:
-        refuse_unknown(unknown, parser)
-        num_missing = write_report(options.folder)
-    except (OSError, ValueError) as error:
-        sys.exit(f"microclip report: {error}")
+    refuse_unknown(unknown, parser)
+    num_missing = write_report(options.folder)
     print(f"Written: {Path(options.folder, REPORT)}")
     if num_missing:
         print(f"{num_missing} images can't be read any more; the page of before, if any, is {EARLIER}.")

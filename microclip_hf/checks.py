@@ -1,0 +1,252 @@
+"""What can be known of a run before it trains: batches, optimiser, room on the disk, and whether a checkpoint fits."""
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import Trainer, get_scheduler
+from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.trainer_utils import IntervalStrategy, has_length
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from . import modeling_microclip
+from .configuration_microclip import MicroCLIPConfig
+from .hub import MODEL
+from .model_card import CARD
+from .modeling_microclip import MicroCLIPForImageClassification
+from .run_record import LABELS, REPORT, REPORT_DIR
+from .text_heads import abbreviate
+from .training_args import MicroCLIPTrainingArguments
+from .view_datasets import ViewDataset, image_files
+
+
+# In a checkpoint: what self-training remembers besides weights.
+STATE_NAME = "self_training.safetensors"
+PRIOR_HEAD = "prior_head.weight"
+# Unit vectors of the same texts, encoded on two machines, differ by far less, those of other texts by far more.
+SAME_HEAD = 1e-3
+BYTES = 4  # of a float32
+
+
+def check_writable(folder: str | os.PathLike) -> None:
+    """Whether files can be written into a folder, or into the nearest one that exists, where it isn't there yet.
+
+    Raises:
+        ValueError: if they can't, or a file stands in the way.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=_nearest_folder(folder)):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"output_dir {os.fspath(folder)} can't be written: {error.strerror or error}. Choose another folder, or "
+            "change its permissions."
+        ) from error
+
+
+def check_unused(folder: str | os.PathLike) -> None:
+    """Whether a folder holds nothing under the names that a run writes.
+
+    Raises:
+        ValueError: if it does; it says what.
+    """
+    code = [modeling_microclip.__file__, *get_relative_import_files(modeling_microclip.__file__)]
+    patterns = (*MODEL, CARD, LABELS, REPORT, REPORT_DIR, *map(os.path.basename, code))
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    kept = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    if kept:
+        raise ValueError(
+            f"output_dir {os.fspath(folder)} holds {abbreviate(kept)}, which this run would overwrite. Choose another "
+            "folder, or move them away."
+        )
+
+
+def _nearest_folder(folder: str | os.PathLike) -> Path:
+    """The folder, or what exists of its parents."""
+    path = Path(folder).absolute()
+    return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
+def check_training(model: MicroCLIPForImageClassification, args: MicroCLIPTrainingArguments, dataset: Any) -> None:
+    """Whether a run of these settings has a step to take, and an optimiser and a schedule to take it with.
+
+    Raises:
+        ImportError: if the optimiser's package is missing.
+        ValueError: if there are too few images for a batch, or a setting of optimiser or schedule is wrong.
+    """
+    batch = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and has_length(dataset) and len(dataset) < batch:
+        raise ValueError(
+            f"dataloader_drop_last leaves out batches that aren't full, and {len(dataset)} images don't fill one of "
+            f"{batch}. Lower per_device_train_batch_size ({args.per_device_train_batch_size}), or leave out "
+            "dataloader_drop_last."
+        )
+    if not 0 <= args.learning_rate < math.inf:
+        raise ValueError(f"learning_rate is {args.learning_rate}; it must be 0 or more, and finite.")
+    if args.max_steps <= 0 and not 0 < args.num_train_epochs < math.inf:
+        raise ValueError(f"num_train_epochs is {args.num_train_epochs}; it must be more than 0, and finite.")
+    Trainer.get_optimizer_cls_and_kwargs(args, model)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    try:
+        get_scheduler(
+            args.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=0,
+            num_training_steps=1,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"lr_scheduler_type {args.lr_scheduler_type!r} can't be used with lr_scheduler_kwargs "
+            f"{args.lr_scheduler_kwargs}: {error}"
+        ) from error
+
+
+def check_room(
+    model: MicroCLIPForImageClassification,
+    args: MicroCLIPTrainingArguments,
+    num_images: int | None,
+    checkpoint: str | None = None,
+) -> None:
+    """Whether the disk has room for the checkpoints that will be kept, one more while it's written, and the model.
+
+    Args:
+        model ([`MicroCLIPForImageClassification`]): prepared for adaptation.
+        args ([`MicroCLIPTrainingArguments`]): the run's.
+        num_images (`int`, *optional*): `None` for a stream.
+        checkpoint (`str`, *optional*): where the run goes on from; then the checkpoints to keep are there already.
+
+    Raises:
+        ValueError: if it hasn't.
+    """
+    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    moments = 2 * BYTES * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    num_kept = _num_saves(args, num_images)
+    if args.save_total_limit is not None:
+        num_kept = min(num_kept, args.save_total_limit + 1)
+    if checkpoint is not None:
+        num_kept = min(num_kept, 1)
+    needed = weights + num_kept * (weights + (0 if args.save_only_model else moments))
+    free = shutil.disk_usage(_nearest_folder(args.output_dir)).free
+    if needed > free:
+        raise ValueError(
+            f"The model and {num_kept} checkpoints need about {needed / 1e9:.1f} GB in {args.output_dir}, where "
+            f"{free / 1e9:.1f} GB are free. Make room, lower save_total_limit ({args.save_total_limit}), or use "
+            "save_strategy='no'."
+        )
+
+
+def _num_saves(args: MicroCLIPTrainingArguments, num_images: int | None) -> int:
+    """How many checkpoints a run writes."""
+    if args.save_strategy == IntervalStrategy.NO:
+        return 0
+    images_a_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    steps_an_epoch = math.inf if num_images is None else math.ceil(num_images / images_a_step)
+    num_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_an_epoch)
+    if args.save_strategy == IntervalStrategy.EPOCH:
+        return math.ceil(num_steps / steps_an_epoch)
+    return math.ceil(1 / args.save_steps if args.save_steps < 1 else num_steps / args.save_steps)
+
+
+def image_facts(dataset: Any) -> dict[str, str]:
+    """What a checkpoint says of the images, as text: `num_images`, and `image_names`, a SHA-256.
+
+    Names are those of files below what all of them have in common, so that a folder can be moved; a stream has no
+    facts, and images without names only their number.
+    """
+    if not has_length(dataset):
+        return {}
+    facts = {"num_images": str(len(dataset))}
+    names, _ = image_files(dataset.dataset) if isinstance(dataset, ViewDataset) else ([], False)
+    if any(names):
+        start = len(os.path.commonprefix(names))  # noqa: RUF071, by letters: names needn't be paths
+        text = "\n".join(name[start:] for name in names)
+        facts["image_names"] = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+    return facts
+
+
+def check_checkpoint(checkpoint: str, model: MicroCLIPForImageClassification, images: Mapping[str, str]) -> None:
+    """Whether a run can go on from a checkpoint: it has the same classes, texts, architecture and images.
+
+    Args:
+        checkpoint (`str`): its folder.
+        model ([`MicroCLIPForImageClassification`]): as it was before any training.
+        images (`Mapping[str, str]`): by [`image_facts`].
+
+    Raises:
+        ValueError: if not; it says what differs.
+    """
+    config = MicroCLIPConfig.from_pretrained(checkpoint)
+    check_classes(checkpoint, list(model.config.id2label.values()))
+    for name in config.architecture_names():
+        saved = vars(config)[name]
+        wanted = vars(model.config)[name]
+        if saved != wanted:
+            raise ValueError(
+                f"The checkpoint {checkpoint} has {name}={saved!r}, this run {wanted!r}. Resume with the settings "
+                "that the run began with."
+            )
+    head = _read_weight(checkpoint, PRIOR_HEAD)
+    if head is not None and (head - model.prior_head.weight.cpu()).abs().max() > SAME_HEAD:
+        raise ValueError(
+            f"The checkpoint {checkpoint} has another frozen head than this run: its CLIP, its descriptions or its "
+            "templates were others. Resume with those that the run began with."
+        )
+    _check_images(checkpoint, images)
+
+
+def _check_images(checkpoint: str, images: Mapping[str, str]) -> None:
+    path = os.path.join(checkpoint, STATE_NAME)
+    if not os.path.exists(path):
+        return
+    with safe_open(path, "pt") as file:
+        saved = file.metadata() or {}
+    advice = "Resume with the images that it began with, or start a new run in another folder."
+    if saved.get("num_images", images.get("num_images")) != images.get("num_images"):
+        raise ValueError(
+            f"The checkpoint {checkpoint} was made with {saved['num_images']} images, and there are "
+            f"{images.get('num_images', 'a stream of them')} now. {advice}"
+        )
+    if saved.get("image_names", images.get("image_names")) != images.get("image_names"):
+        raise ValueError(
+            f"The checkpoint {checkpoint} was made with other images, or in another order: names differ. {advice}"
+        )
+
+
+def _read_weight(checkpoint: str, name: str) -> torch.Tensor | None:
+    """One tensor of a checkpoint; `None` where it isn't in safetensors, as of a model that is split over processes."""
+    path = Path(checkpoint, SAFE_WEIGHTS_NAME)
+    index = Path(checkpoint, SAFE_WEIGHTS_INDEX_NAME)
+    if index.exists():
+        path = path.with_name(json.loads(index.read_text(encoding="utf-8"))["weight_map"][name])
+    if not path.exists():
+        return None
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(name)
+
+
+def check_classes(checkpoint: str, class_names: list[str]) -> None:
+    """Heads of other classes, or of another order, aren't taken over from a checkpoint.
+
+    Raises:
+        ValueError: if the checkpoint's classes aren't these.
+    """
+    saved = list(MicroCLIPConfig.from_pretrained(checkpoint).id2label.values())
+    if saved == class_names:
+        return
+    pairs = itertools.zip_longest(saved, class_names)
+    index, (old, new) = next((index, pair) for index, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise ValueError(
+        f"The checkpoint {checkpoint} has {len(saved)} classes, this run {len(class_names)}; number {index + 1} is "
+        f"{old!r} there and {new!r} here. Resume with the class names that the run began with, in their order."
+    )
