@@ -14,6 +14,7 @@ from adaptation import CLASS_NAMES, adapt, draw_images
 from datasets import load_dataset
 from safetensors.torch import load_file
 from test_adapt import UNIFORM, flags
+from tiny_inputs import make_clip, make_tokenizer
 
 from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
 from microclip_hf.commands import INTERRUPTED, command_frame
@@ -88,19 +89,23 @@ def test_an_output_folder_below_a_file(inputs, tmp_path):
         command.main(flags(inputs, tmp_path / "file" / "out"))
 
 
-def test_a_disk_that_is_too_small_for_the_checkpoints(clip_folder, tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_for_the_checkpoints(tokenizer, tmp_path, monkeypatch):
     """What two checkpoints, a third while it is written, and the model weigh, measured on files."""
-    folder = tmp_path / "measured"
-    adapt(clip_folder, folder, num_train_epochs=1, save_strategy="epoch").save_model()
-    checkpoint = sum(path.stat().st_size for path in (folder / "checkpoint-3").glob("*.[sp][at]*"))
-    model = (folder / "model.safetensors").stat().st_size
-    trainer = make_trainer(clip_folder, tmp_path / "new", num_train_epochs=9)
+    make_tokenizer().save_pretrained(tmp_path / "wide")
+    make_clip(tokenizer, width=256).save_pretrained(tmp_path / "wide")
+    measured = make_trainer(tmp_path / "wide", tmp_path / "measured", num_train_epochs=1, num_crops=0)
+    measured.train()
+    measured.save_model()
+    (checkpoint,) = (tmp_path / "measured").glob("checkpoint-*")
+    checkpoint_bytes = sum(path.stat().st_size for path in checkpoint.iterdir())
+    model_bytes = (tmp_path / "measured" / "model.safetensors").stat().st_size
+    trainer = make_trainer(tmp_path / "wide", tmp_path / "new", num_train_epochs=9)
     for limit, kept in ((2, 3), (1, 2), (None, 9)):
         trainer.args.save_total_limit = limit
-        needed = model + kept * checkpoint
-        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=int(1.1 * needed): Usage(free, 0, free))
+        needed = model_bytes + kept * checkpoint_bytes
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=1.1 * needed: Usage(free, 0, free))
         trainer.check_run()
-        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=int(0.9 * needed): Usage(free, 0, free))
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=0.9 * needed: Usage(free, 0, free))
         with pytest.raises(ValueError, match=f"{kept} checkpoints need about .* Make room, lower save_total_limit"):
             trainer.train()
     trainer.args.save_strategy = "no"
@@ -187,7 +192,9 @@ def test_resuming_on_a_stream_or_in_memory_is_as_before(clip_folder, tmp_path):
 
 def test_divergence_names_the_learning_rate(inputs, tmp_path):
     with pytest.raises(SystemExit, match=r"Training diverged: .*lower learning_rate; it is 1e\+30"):
-        command.main(flags(inputs, tmp_path, learning_rate=1e30, per_device_train_batch_size=8, config_overrides=UNIFORM))
+        command.main(
+            flags(inputs, tmp_path, learning_rate=1e30, per_device_train_batch_size=8, config_overrides=UNIFORM)
+        )
     assert not (tmp_path / "config.json").exists()
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from tqdm import tqdm
 from transformers import HfArgumentParser
 
 
@@ -66,13 +67,21 @@ def command_frame(command: str, interrupted: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        print(f"\nmicroclip {command}: interrupted; {str(interrupt) or interrupted}.", file=sys.stderr)
+        _close_bars()
+        print(f"microclip {command}: interrupted; {str(interrupt) or interrupted}.", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # as of `| head`; what is still buffered has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except EXPECTED as error:
+        _close_bars()
         sys.exit(f"microclip {command}: {_describe(error)}")
+
+
+def _close_bars() -> None:
+    """End the line of progress bars that an error cut short, so that the next text begins a line of its own."""
+    for bar in list(tqdm._instances):
+        bar.close()
 
 
 def _describe(error: Exception) -> str:
