@@ -15,6 +15,7 @@ from datasets import load_dataset
 from safetensors.torch import load_file
 from test_adapt import UNIFORM, flags
 from tiny_inputs import make_clip, make_tokenizer
+from tqdm import tqdm
 
 from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
 from microclip_hf.commands import INTERRUPTED, command_frame
@@ -191,10 +192,9 @@ def test_resuming_on_a_stream_or_in_memory_is_as_before(clip_folder, tmp_path):
 
 
 def test_divergence_names_the_learning_rate(inputs, tmp_path):
+    options = {"per_device_train_batch_size": 8, "config_overrides": UNIFORM}
     with pytest.raises(SystemExit, match=r"Training diverged: .*lower learning_rate; it is 1e\+30"):
-        command.main(
-            flags(inputs, tmp_path, learning_rate=1e30, per_device_train_batch_size=8, config_overrides=UNIFORM)
-        )
+        command.main(flags(inputs, tmp_path, learning_rate=1e30, **options))
     assert not (tmp_path / "config.json").exists()
 
 
@@ -248,6 +248,15 @@ def test_too_many_unreadable_photos_are_one_line(inputs, tmp_path, workers):
 def test_expected_errors_are_one_line(error, message):
     with pytest.raises(SystemExit, match=message), command_frame("try", "nothing"):
         raise error
+
+
+def test_an_error_has_a_line_of_its_own(capsys):
+    """Also where it cuts a progress bar short."""
+    with pytest.raises(SystemExit), command_frame("try", "nothing"):
+        bar = tqdm([1, 2])
+        next(iter(bar))
+        raise ValueError
+    assert capsys.readouterr().err.endswith("\n")
 
 
 def test_a_mistake_of_ours_keeps_its_traceback():
