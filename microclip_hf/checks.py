@@ -91,8 +91,6 @@ def check_training(model: MicroCLIPForImageClassification, args: MicroCLIPTraini
             f"{batch}. Lower per_device_train_batch_size ({args.per_device_train_batch_size}), or leave out "
             "dataloader_drop_last."
         )
-    if not 0 <= args.learning_rate < math.inf:
-        raise ValueError(f"learning_rate is {args.learning_rate}; it must be 0 or more, and finite.")
     if args.max_steps <= 0 and not 0 < args.num_train_epochs < math.inf:
         raise ValueError(f"num_train_epochs is {args.num_train_epochs}; it must be more than 0, and finite.")
     Trainer.get_optimizer_cls_and_kwargs(args, model)

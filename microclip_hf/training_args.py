@@ -1,5 +1,6 @@
 """Settings of optimisation and pseudo-labelling; the defaults are the published ones (arXiv:2510.02270, section 4)."""
 
+import math
 import multiprocessing
 import os
 from dataclasses import dataclass, field
@@ -127,8 +128,15 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             share = vars(self)[name]
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} is {share}; it must lie in [0, 1].")
-        if self.fairness_weight < 0:
-            raise ValueError(f"fairness_weight is {self.fairness_weight}; it must be 0 or more.")
+        for name in ("learning_rate", "weight_decay", "fairness_weight"):
+            number = vars(self)[name]
+            if not 0 <= number < math.inf:
+                raise ValueError(f"{name} is {number}; it must be 0 or more, and finite.")
+        counts = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+        for name in (*counts, "save_steps"):
+            number = vars(self)[name]
+            if not number > 0:
+                raise ValueError(f"{name} is {number}; it must be more than 0.")
         if self.prior_refresh not in get_args(PriorRefresh):
             raise ValueError(
                 f"prior_refresh is {self.prior_refresh!r}; it must be one of {', '.join(get_args(PriorRefresh))}."
