@@ -50,7 +50,7 @@ class AdaptArguments:
         },
     )
     class_names: str | None = field(
-        default=None, metadata={"help": "Text file with one class name a line. Default: the preset's."}
+        default=None, metadata={"help": "Text file with one class name a line, or JSON. Default: the preset's."}
     )
     train_dir: str | None = field(
         default=None,

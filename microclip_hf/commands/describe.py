@@ -36,7 +36,7 @@ LONGEST_TIMEOUT = 86400.0  # seconds; far more overflows in the sockets
 class DescribeArguments:
     """The classes, the language model, and what to ask it."""
 
-    class_names: str = field(metadata={"help": "Text file with one class name a line."})
+    class_names: str = field(metadata={"help": "Text file with one class name a line, or JSON."})
     output: str = field(metadata={"help": "The JSON file to write, for --descriptions of microclip adapt."})
     llm: str = field(
         metadata={
