@@ -10,23 +10,11 @@ from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Valu
 from datasets.exceptions import DatasetsError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from .text_heads import abbreviate, check_class_names, normalize_name, suggest
+from .class_names import read_class_names as read_class_names  # for callers, with the images
+from .text_heads import abbreviate, normalize_name, suggest
 
 
 DataSource = TypeVar("DataSource", Dataset, IterableDataset)
-
-
-def read_class_names(path: str | os.PathLike) -> list[str]:
-    """Class names from a text file in UTF-8, one a line; empty lines don't count.
-
-    Raises:
-        ValueError: if it isn't UTF-8, or there are fewer than two names or duplicates.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} isn't text in UTF-8; save it in that encoding. ({error})") from error
-    return check_class_names([line.strip() for line in lines if line.strip()])
 
 
 def load_images(

@@ -19,7 +19,7 @@ from .answers import AnswerFile
 from .chat import EndpointChat, LocalChat
 from .descriptions import save_descriptions
 from .sentences import Fits, extract_sentences, sentence_key, unique_sentences
-from .text_heads import abbreviate, check_templates, normalize_name
+from .text_heads import abbreviate, check_templates, check_whole, normalize_name
 
 
 # The last one sets a class apart from those that its name is similar to.
@@ -88,7 +88,7 @@ class Questions(Sequence[str]):
         num_sentences (`int`): sentences asked for by the questions about one class together.
 
     Raises:
-        ValueError: if a template has no `{}`.
+        ValueError: if a template has no `{}`, or a text holds half a character.
     """
 
     def __init__(
@@ -100,6 +100,7 @@ class Questions(Sequence[str]):
     ) -> None:
         self.class_names = class_names
         self.templates = check_templates(DEFAULT_QUESTIONS if templates is None else templates)
+        check_whole("domain", domain or "")
         self.domain = domain and domain.strip().rstrip(".")
         self.num_sentences = num_sentences
         self._similar = SimilarNames(class_names)

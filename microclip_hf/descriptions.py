@@ -5,12 +5,12 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 
+from .files import parse_json, read_text
 from .text_heads import abbreviate, match_descriptions, normalize_name
 
 
@@ -18,7 +18,7 @@ def read_descriptions(path: str | os.PathLike, class_names: Sequence[str]) -> di
     """Read and check a descriptions file.
 
     Args:
-        path (`str` or `os.PathLike`): a file in UTF-8: JSON, or (`.txt`) lines `class: sentence`, several a class.
+        path (`str` or `os.PathLike`): JSON, or (`.txt`) lines `class: sentence`, several a class.
         class_names (`Sequence[str]`): the classes; keys match them whatever their case, `_` and `-`. Where a line of
             text begins with several, as in `iris: dwarf: ...`, the longest is meant.
 
@@ -31,12 +31,7 @@ def read_descriptions(path: str | os.PathLike, class_names: Sequence[str]) -> di
     """
     if os.fspath(path).lower().endswith(".txt"):
         return _by_class(class_names, _read_lines(path, class_names))
-    with open(path, encoding="utf-8-sig") as file:
-        try:
-            content = json.load(file, object_pairs_hook=_refuse_duplicates)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f'{path} isn\'t a JSON file {{"class": ["sentence", ...]}}: {error}') from error
-    return _by_class(class_names, content)
+    return _by_class(class_names, parse_json(path, read_text(path), '{"class": ["sentence", ...]}'))
 
 
 def load_descriptions(source: str, class_names: Sequence[str], columns: Sequence[str] | None) -> dict[str, list[str]]:
@@ -124,8 +119,9 @@ def save_descriptions(path: str | os.PathLike, described: Iterable[tuple[str, Se
     with open(path, "wb") as file:
 
         def write(text: str) -> None:
-            file.write(text.encode())
-            digest.update(text.encode())
+            data = text.encode("utf-8", "backslashreplace")  # halves of characters as JSON's escapes
+            file.write(data)
+            digest.update(data)
 
         for index, (name, sentences) in enumerate(described):
             item = json.dumps({name: list(sentences)}, ensure_ascii=False, indent=1)
@@ -140,13 +136,9 @@ def _by_class(class_names: Sequence[str], content: Any) -> dict[str, list[str]]:
 
 
 def _read_lines(path: str | os.PathLike, class_names: Sequence[str]) -> dict[str, list[str]]:
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} isn't text in UTF-8; save it in that encoding. ({error})") from error
     known = {normalize_name(name) for name in class_names}
     descriptions: dict[str, list[str]] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         parts = line.split(":")
@@ -160,12 +152,3 @@ def _read_lines(path: str | os.PathLike, class_names: Sequence[str]) -> dict[str
                 f"{len(class_names)} class names ({abbreviate(class_names)})."
             )
     return descriptions
-
-
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """JSON keeps the last of equal keys, and the sentences of the others would be lost."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"A descriptions file has the key {max(keys, key=keys.count)!r} twice; merge its lists.")
-    return content

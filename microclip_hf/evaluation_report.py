@@ -240,11 +240,12 @@ def write_report(folder: str | os.PathLike, report: Mapping[str, Any], predictio
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     incomplete = {name: folder / f"_{name}" for name in (PICTURE, PAGE, RESULTS)}
+    text = {"encoding": "utf-8", "errors": "backslashreplace"}  # a folder's name may be any bytes
     labels, predicted = predictions.labels, predictions.logits[ANSWER].argmax(1)
     classes = shown_classes(labels, predicted)
     plot_confusion(incomplete[PICTURE], labels, predicted, classes, report["class_names"])
-    incomplete[PAGE].write_text(report_page(report), encoding="utf-8")
-    incomplete[RESULTS].write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    incomplete[PAGE].write_text(report_page(report), **text)
+    incomplete[RESULTS].write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", **text)
     for name, path in incomplete.items():
         path.replace(folder / name)
 

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from .explain import Explanation, overlay
+from .fonts import readable
 
 
 BAR = 0.27  # of the place between two classes
@@ -54,7 +55,8 @@ def _plot_scores(axes: Axes, explanation: Explanation, num_classes: int) -> None
     paths = {"fused": explanation.scores, "[CLS] alone": explanation.cls_scores, "[FG] alone": explanation.fg_scores}
     for number, (name, scores) in enumerate(paths.items()):
         axes.barh(places + (number - 1) * BAR, scores[best], BAR, label=name)
-    axes.set_yticks(places, [explanation.class_names[index] for index in best], parse_math=False)
+    texts, style = readable(explanation.class_names)
+    axes.set_yticks(places, [texts[index] for index in best], **style)
     axes.invert_yaxis()
     axes.set(xlim=(0, 1), xlabel="score")
     axes.legend(frameon=False, fontsize=8)

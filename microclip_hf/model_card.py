@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from . import __version__
 from .configuration_microclip import MicroCLIPConfig
+from .files import write_whole
 from .training_args import MicroCLIPTrainingArguments
 
 
@@ -126,9 +127,7 @@ def keep_card(folder: str | os.PathLike) -> None:
 
 def save_card(card: ModelCard, folder: Path) -> None:
     """Write `README.md` as a whole or not at all."""
-    incomplete = folder / "_README.md"
-    incomplete.write_text(str(card), encoding="utf-8")
-    incomplete.replace(folder / "README.md")
+    write_whole(folder / CARD, str(card))
 
 
 def _metadata(facts: CardFacts, model_id: str, args: MicroCLIPTrainingArguments) -> ModelCardData:

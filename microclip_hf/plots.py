@@ -14,6 +14,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
+from .fonts import readable
 from .modeling_microclip import MicroCLIPForImageClassification
 from .view_datasets import ViewCollator
 
@@ -49,12 +50,14 @@ class Snapshot:
         saliency (`torch.Tensor` of shape `(num_images, height, width)`): True where a patch is salient.
         labels (`list[str]`): the predicted class names.
         truths (`list[str | None]`): the true ones, where known.
+        class_names (`list[str]`): of all classes.
     """
 
     images: torch.Tensor
     saliency: torch.Tensor
     labels: list[str]
     truths: list[str | None]
+    class_names: list[str]
 
 
 @torch.no_grad()
@@ -79,6 +82,7 @@ def snapshot(model: MicroCLIPForImageClassification, examples: Iterable[dict[str
         saliency=mask.repeat_interleave(side, 1).repeat_interleave(side, 2),
         labels=[names[index] for index in output.logits.argmax(-1).tolist()],
         truths=[names[example["label"]] if example.get("label", -1) >= 0 else None for example in examples],
+        class_names=[names[index] for index in range(model.config.num_labels)],
     )
 
 
@@ -184,14 +188,15 @@ def plot_confusion(
     """
     columns = [*(predicted == shown for shown in classes), ~np.isin(predicted, classes)]
     counts = np.array([[np.sum((labels == row) & column) for column in columns] for row in classes])
-    shown = [*(names[index] for index in classes), "others"]
+    texts, style = readable(names)
+    shown = [*(texts[index] for index in classes), "others"]
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = 2.5 + 0.45 * len(classes)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
     picture = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
-    axes.set_xticks(range(len(columns)), shown, rotation=90, fontsize=8, parse_math=False)
-    axes.set_yticks(range(len(classes)), shown[:-1], fontsize=8, parse_math=False)
+    axes.set_xticks(range(len(columns)), shown, rotation=90, fontsize=8, **style)
+    axes.set_yticks(range(len(classes)), shown[:-1], fontsize=8, **style)
     axes.set(xlabel="predicted", ylabel="true")
     for row, column in zip(*counts.nonzero(), strict=True):
         color = "white" if shares[row, column] > 0.5 else "black"
@@ -202,13 +207,17 @@ def plot_confusion(
 
 def _plot_images(figure: SubFigure, before: Snapshot, after: Snapshot) -> None:
     rows = figure.subplots(2, len(before.labels), squeeze=False)
+    texts, style = readable(before.class_names)
+    shown = dict(zip(before.class_names, texts, strict=True))
     for row, title, shot in zip(rows, ("before", "after"), (before, after), strict=True):
         row[0].set_ylabel(title)
-        for axes, image, salient, label, truth in zip(row, *vars(shot).values(), strict=True):
+        for axes, image, salient, label, truth in zip(
+            row, shot.images, shot.saliency, shot.labels, shot.truths, strict=True
+        ):
             axes.imshow((image * (0.4 + 0.6 * salient.unsqueeze(-1))).numpy())
             axes.set(xticks=[], yticks=[])
             color = "black" if truth is None else "tab:green" if truth == label else "tab:red"
-            axes.set_title(label, fontsize=8, color=color, parse_math=False)
+            axes.set_title(shown[label], fontsize=8, color=color, **style)
 
 
 def _plot_curves(axes: Axes, log_history: Sequence[dict[str, float]], names: Sequence[str], label: str) -> None:

@@ -20,9 +20,10 @@ import numpy as np
 from PIL import Image
 
 from .evaluation_report import confused_pairs, shown_classes
+from .files import write_whole
 from .model_card import METHODS
 from .plots import plot_class_sizes, plot_confusion, plot_curves
-from .run_record import LABELS, REPORT, REPORT_DIR, ImageLabel, RunRecord, read_record, write_whole
+from .run_record import LABELS, REPORT, REPORT_DIR, ImageLabel, RunRecord, read_record
 from .view_datasets import UNREADABLE, ViewDataset, decode
 from .views import to_rgb
 

@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import io
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PredictionOutput
 from transformers.utils import CONFIG_NAME
 
+from .files import write_whole
 from .model_card import run_settings, versions
 from .text_heads import abbreviate
 from .view_datasets import ViewDataset, image_files
@@ -154,13 +156,6 @@ def read_record(folder: str | os.PathLike) -> RunRecord:
     )
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file as a whole or not at all."""
-    incomplete = path.with_name(f"_{path.name}")
-    incomplete.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace"))
-    incomplete.replace(path)
-
-
 def _known_labels(dataset: Any, num_images: int) -> list[int]:
     """The data set's own labels, -1 where there are none."""
     labels = [-1] * num_images
@@ -191,10 +186,9 @@ def _name(names: Sequence[str], index: int) -> str:
 
 
 def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    incomplete = path.with_name(f"_{path.name}")
-    with open(incomplete, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
-    incomplete.replace(path)
+    content = io.StringIO()
+    csv.writer(content, lineterminator="\n").writerows(rows)
+    write_whole(path, content.getvalue())
 
 
 def _read_labels(path: Path, class_names: Sequence[str]) -> list[ImageLabel]:

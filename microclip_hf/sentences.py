@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from transformers import CLIPConfig
 
-from .text_heads import load_tokenizer
+from .text_heads import load_tokenizer, whole_characters
 
 
 Fits = Callable[[str], bool]
@@ -136,8 +136,8 @@ def _json_items(text: str) -> list[str] | None:
 
 
 def _clean(line: str) -> str:
-    """One line without emphasis, quotes around it and runs of spaces."""
-    line = " ".join(_MARKUP.sub("", line).split())
+    """One line without emphasis, quotes around it, runs of spaces and lost characters."""
+    line = " ".join(_MARKUP.sub("", whole_characters(line)).split())
     quoted = re.fullmatch(r"[\"'“”«„](.*?)[\"'“”»],?", line)
     return quoted[1].strip() if quoted and not re.search(r"[\"“”«»]", quoted[1]) else line
 

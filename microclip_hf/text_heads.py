@@ -30,6 +30,16 @@ def normalize_name(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", name)).strip().casefold()
 
 
+def whole_characters(text: str) -> str:
+    """The text without lost characters, of which language models and JSON's escapes sometimes leave a half.
+
+    Two surrogates that belong together become their character. A lone one, which no tokenizer takes and no file in
+    UTF-8 can hold, is left out with the space before it, and so is U+FFFD, the sign for a lost character.
+    """
+    joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return re.sub(r"\s*\ufffd+", "", joined)
+
+
 def abbreviate(names: Sequence[str]) -> str:
     """The first names of a list, quoted, for an error's text."""
     return ", ".join([*map(repr, names[:5]), *(["..."] if len(names) > 5 else [])])
@@ -47,13 +57,15 @@ def check_class_names(class_names: Sequence[str]) -> list[str]:
 
     Raises:
         TypeError: if it isn't a sequence of strings.
-        ValueError: if there are fewer than two, one is empty, or two are equal under [`normalize_name`].
+        ValueError: if there are fewer than two, one is empty or holds half a character (a surrogate), or two are equal
+            under [`normalize_name`].
     """
     if isinstance(class_names, (str, Mapping)) or not isinstance(class_names, Sequence):
         raise TypeError(f"class_names is a {type(class_names).__name__}; pass a list of strings, one a class.")
     for name in class_names:
         if not isinstance(name, str):
             raise TypeError(f"class_names holds {name!r}, a {type(name).__name__}; every class name must be a string.")
+        check_whole("class_names", name)
     if len(class_names) < 2:
         raise ValueError(f"class_names is {list(class_names)!r}; a classifier needs at least two classes.")
     seen: dict[str, str] = {}
@@ -75,7 +87,7 @@ def check_templates(templates: str | Sequence[str] | None) -> list[str]:
 
     Raises:
         TypeError: if one isn't a string.
-        ValueError: if there is none, or one has no `{}` for the class name.
+        ValueError: if there is none, or one has no `{}` for the class name or holds half a character (a surrogate).
     """
     if templates is None:
         return list(DEFAULT_TEMPLATES)
@@ -85,15 +97,26 @@ def check_templates(templates: str | Sequence[str] | None) -> list[str]:
     for template in templates:
         if not isinstance(template, str):
             raise TypeError(f"templates holds {template!r}, a {type(template).__name__}; pass strings.")
+        check_whole("templates", template)
         if "{}" not in template:
             raise ValueError(f"The template {template!r} has no '{{}}' for the class name, as in 'a photo of a {{}}.'")
     return templates
 
 
+def check_whole(argument: str, text: str) -> None:
+    """Refuse half a character, which no tokenizer takes.
+
+    Raises:
+        ValueError: if the text holds a surrogate.
+    """
+    if re.search("[\ud800-\udfff]", text):
+        raise ValueError(f"{argument} holds {text!r} with half a character (a surrogate); write that text anew.")
+
+
 def match_descriptions(
     class_names: Sequence[str], descriptions: Mapping[str, Sequence[str]] | None
 ) -> list[list[str] | None]:
-    """For each class its descriptions, or `None` where there are none.
+    """For each class its descriptions by [`whole_characters`], or `None` where there are none.
 
     Args:
         class_names (`Sequence[str]`): the C class names.
@@ -133,9 +156,9 @@ def _check_sentences(key: str, sentences: Sequence[str]) -> list[str]:
         if not isinstance(sentence, str):
             kind = type(sentence).__name__
             raise TypeError(f"descriptions[{key!r}] holds {sentence!r}, a {kind}; pass strings.")
-        if not sentence.strip():
+        if not whole_characters(sentence).strip():
             raise ValueError(f"descriptions[{key!r}] holds an empty sentence; remove it.")
-    return list(sentences)
+    return [whole_characters(sentence) for sentence in sentences]
 
 
 def load_tokenizer(

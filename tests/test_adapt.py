@@ -184,6 +184,8 @@ def test_settings_from_a_file(inputs, tmp_path, capsys):
     saved = json.loads((tmp_path / "out" / "training_args.json").read_text())
     assert (saved["learning_rate"], saved["crop_ratio"], saved["seed"]) == (1e-3, [0.4, 0.6], 5)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["prior_weighting"] == "uniform"
+    (tmp_path / "settings.yaml").write_bytes(text.encode("utf-16"))  # as Notepad saves it
+    assert adapt._expand_config(["--config", str(tmp_path / "settings.yaml")])[-2:] == ["--seed", "3"]
     for content, message in (
         ("a: [", "isn't a YAML file"),
         ("- 1", "holds a list"),

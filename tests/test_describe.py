@@ -15,7 +15,7 @@ import pytest
 import torch
 from chat_server import ChatServer, completion, describe
 from datasets import ClassLabel, Dataset, Features, Value
-from tiny_inputs import DESCRIPTIONS, write_inputs
+from tiny_inputs import DESCRIPTIONS, save_clip, write_inputs
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -336,6 +336,23 @@ def test_classes_about_which_nothing_is_said(server, run, tmp_path):
         assert run() == {"blue bar": expected("blue bar")}
     meta = json.loads((tmp_path / "out.json.meta.json").read_text())
     assert meta["classes_without_sentences"] == ["red disc", "green_square"]
+
+
+def test_half_a_character_in_a_reply(server, run, tmp_path):
+    """The reply is kept as it came; the half is left out, also where a reply is JSON with escapes."""
+
+    def answer(question):
+        name = next(name for name in NAMES if question.startswith(name.replace("_", " "))).replace("_", " ")
+        sentences = [f"{name} has a fine rim \ud83d.", f"{name} \ufffd has a \udf4e fine edge."]
+        return json.dumps(sentences) if name == "red disc" else "\n".join(sentences)
+
+    server.answer = answer
+    save_clip(tmp_path / "clip")
+    assert run(model_name_or_path=tmp_path / "clip") == {
+        name: [f"{name.replace('_', ' ')} has a fine {part}." for part in ("rim", "edge")] for name in NAMES
+    }
+    with pytest.raises(SystemExit, match=r"domain holds 'caf\\udce9' with half a character"):
+        run(domain="caf\udce9", output=tmp_path / "other.json")
 
 
 def test_nothing_is_said_at_all(server, run):

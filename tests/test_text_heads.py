@@ -15,7 +15,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from microclip_hf import MicroCLIPForImageClassification
 from microclip_hf.data import read_class_names
 from microclip_hf.descriptions import read_descriptions
-from microclip_hf.text_heads import build_heads, encode_texts, normalize_name
+from microclip_hf.text_heads import build_heads, encode_heads, encode_texts, normalize_name
 
 
 def unit(x):
@@ -109,6 +109,15 @@ def test_names_alone_are_enough_and_silent(clip, tokenizer):
         MicroCLIPForImageClassification.from_clip(clip, CLASS_NAMES, tokenizer=tokenizer)
 
 
+def test_half_characters_in_descriptions_are_left_out(clip, tokenizer):
+    whole = {"red": ["A red disc, 🍎."], "blue": ["It is blue."]}
+    halves = {"red": ["A red \udf4e disc, \ud83c\udf4e."], "blue": ["It is blue \ud83c."]}
+    heads = [
+        torch.cat(encode_heads(clip, tokenizer, ["red", "blue"], None, own, "uniform")) for own in (whole, halves)
+    ]
+    assert torch.equal(*heads)
+
+
 def test_long_descriptions_are_cut_with_one_warning(clip, tokenizer):
     with pytest.warns(UserWarning, match="2 of 3 texts are longer than the 77 positions") as caught:
         features = encode_texts(clip, tokenizer, ["short", "long " * 60, "longer " * 99], batch_size=1)
@@ -151,6 +160,9 @@ BAD_TEXTS = {
     "number as sentence": ({"descriptions": {"a": ["x", 3]}}, TypeError, "holds 3, a int"),
     "list as descriptions": ({"descriptions": [["x"]]}, TypeError, "is a list; pass a dictionary"),
     "one class twice": ({"descriptions": {"a": ["x"], "A": ["y"]}}, ValueError, "two keys for the class 'a'"),
+    "half a character": ({"class_names": ["a", "caf\udce9"]}, ValueError, r"holds 'caf\\udce9' with half a character"),
+    "half a character in a template": ({"templates": ["\ud83d {}"]}, ValueError, "templates holds .*half a character"),
+    "half a character as sentence": ({"descriptions": {"a": ["\ud83d"]}}, ValueError, "empty sentence"),
     "no template": ({"templates": []}, ValueError, "templates is empty"),
     "template without name": ({"templates": ["a photo"]}, ValueError, "has no '{}'"),
     "template no string": ({"templates": [3]}, TypeError, "holds 3"),

@@ -21,6 +21,7 @@ from transformers.utils import CONFIG_NAME
 from ..checks import check_classes, check_unused, check_writable
 from ..data import load_images, read_class_names
 from ..descriptions import load_descriptions, read_descriptions, save_descriptions
+from ..files import read_text
 from ..model_card import DESCRIPTIONS, PICTURE, CardFacts, split_results
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..plots import plot_adaptation, snapshot
@@ -50,7 +51,7 @@ class AdaptArguments:
         },
     )
     class_names: str | None = field(
-        default=None, metadata={"help": "Text file with one class name a line. Default: the preset's."}
+        default=None, metadata={"help": "Text file with one class name a line, or JSON. Default: the preset's."}
     )
     train_dir: str | None = field(
         default=None,
@@ -183,8 +184,8 @@ def _expand_config(arguments: list[str]) -> list[str]:
     if (path := known.config) is None:
         return arguments
     try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        settings = yaml.safe_load(read_text(path)) or {}
+    except yaml.YAMLError as error:
         raise ValueError(f"--config {path} isn't a YAML file: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"--config {path} holds a {type(settings).__name__}; expected lines such as 'seed: 1'.")

@@ -24,6 +24,7 @@ from ..answers import AnswerFile
 from ..chat import EndpointChat, LocalChat, first_line
 from ..data import read_class_names
 from ..describe import Outcome, Questions, ask, write_descriptions
+from ..files import write_whole
 from ..sentences import Fits, fits_text_tower
 from . import command_frame, make_parser, refuse_unknown
 
@@ -35,7 +36,7 @@ LONGEST_TIMEOUT = 86400.0  # seconds; far more overflows in the sockets
 class DescribeArguments:
     """The classes, the language model, and what to ask it."""
 
-    class_names: str = field(metadata={"help": "Text file with one class name a line."})
+    class_names: str = field(metadata={"help": "Text file with one class name a line, or JSON."})
     output: str = field(metadata={"help": "The JSON file to write, for --descriptions of microclip adapt."})
     llm: str = field(
         metadata={
@@ -215,9 +216,7 @@ def _write_meta(options: DescribeArguments, settings: dict[str, Any], outcome: O
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "sha256": outcome.sha256,
     }
-    unfinished = Path(f"{_meta(options)}.incomplete")
-    unfinished.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(_meta(options))
+    write_whole(Path(_meta(options)), json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
 def _partial(options: DescribeArguments) -> str:

@@ -77,8 +77,8 @@ class EvaluateArguments:
     class_names: str | None = field(
         default=None,
         metadata={
-            "help": "For a CLIP: text file with one class name a line. Default: the preset's. An adapted model has "
-            "its own."
+            "help": "For a CLIP: text file with one class name a line, or JSON. Default: the preset's. An adapted "
+            "model has its own."
         },
     )
     descriptions: str | None = field(

@@ -1,0 +1,174 @@
+"""Text files as people save them, and files that are written as a whole or not at all."""
+
+import codecs
+import json
+import os
+import re
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+
+SIGNATURES = {
+    b"PK\x03\x04": "a ZIP archive, as .docx, .xlsx and .odt documents are",
+    b"%PDF": "a PDF document",
+    b"{\\rtf": "an RTF document",
+    b"\xd0\xcf\x11\xe0": "an Office document (.doc, .xls)",
+    b"\x1f\x8b": "packed with gzip",
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"PAR1": "a Parquet file",
+}
+UTF8 = "utf-8-sig"  # with a byte-order mark or without
+BYTE_ORDER_MARKS = {  # UTF-32's first, since UTF-16's is its beginning
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+    codecs.BOM_UTF8: UTF8,
+}
+WIDE_ENCODINGS = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
+# Older encodings, by their names in Python, with what the bytes of their common letters look like.
+LEGACY_ENCODINGS = {
+    "cp932": ("Shift-JIS", rb"(?:[\x82\x83\x88-\x97][\x40-\xfc])"),
+    "euc_kr": ("EUC-KR", rb"(?:[\xb0-\xc8][\xa1-\xfe])"),
+    "gb18030": ("GBK", rb"(?:[\xb0-\xd7][\xa1-\xfe])"),
+    "big5": ("Big5", rb"(?:[\xa4-\xc6][\x40-\x7e\xa1-\xfe])"),
+    "cp1251": ("Windows-1251", rb"[\xc0-\xff]{2,}"),
+    "cp1252": ("Windows-1252", rb"[\xc0-\xff]"),
+}
+CONTROL_BYTES = bytes(byte for byte in range(32) if byte not in b"\t\n\r\f")
+
+
+def read_text(path: str | os.PathLike) -> str:
+    r"""The text of a file in UTF-8, UTF-16 or UTF-32, with or without a byte-order mark; lines end with `\n`.
+
+    Raises:
+        ValueError: if it is a document, a picture, a page of HTML or text in another encoding.
+        OSError: if it can't be read.
+    """
+    data = Path(path).read_bytes()
+    for signature, kind in SIGNATURES.items():
+        if data.startswith(signature):
+            raise ValueError(f"{path} is {kind}, not plain text. Export its text as a plain file in UTF-8.")
+    text = _decode(path, data)
+    if re.match(r"\s*(<!doctype html|<html)", text, re.IGNORECASE):
+        raise ValueError(
+            f"{path} is a page of HTML, not plain text. Save the file itself, not the page that shows it."
+        )
+    return text.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def parse_json(path: str | os.PathLike, text: str, form: str = "") -> Any:
+    """What a text holds as JSON.
+
+    Args:
+        path (`str` or `os.PathLike`): where the text is from, for the error's text.
+        text (`str`): by [`read_text`].
+        form (`str`): what is expected, as in `{"class": ["sentence", ...]}`.
+
+    Raises:
+        ValueError: if it isn't JSON, or an object has a key twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_refuse_duplicates)
+    except (RecursionError, ValueError) as error:
+        raise ValueError(f"{path} isn't a JSON file {form}".rstrip() + f": {error}") from error
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file as a whole or not at all, text in UTF-8.
+
+    Halves of characters (surrogates, as names of files may hold) are written as JSON's escapes.
+    """
+    data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
+    incomplete = path.with_name(f"_{path.name}")
+    try:
+        incomplete.write_bytes(data)
+        incomplete.replace(path)
+    except BaseException:
+        incomplete.unlink(missing_ok=True)
+        raise
+
+
+def _decode(path: str | os.PathLike, data: bytes) -> str:
+    marked = [encoding for mark, encoding in BYTE_ORDER_MARKS.items() if data.startswith(mark)]
+    if not marked and b"\x00" in data:
+        return _decode_wide(path, data)
+    encoding = marked[0] if marked else UTF8
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        if encoding == UTF8:
+            raise _other_encoding(path, data, error) from error
+        raise ValueError(
+            f"{path} begins like text in {encoding.upper()} but isn't ({error.reason} at byte {error.start}). Save it "
+            "anew, in UTF-8."
+        ) from error
+
+
+def _decode_wide(path: str | os.PathLike, data: bytes) -> str:
+    """Text in UTF-16 or UTF-32 without a byte-order mark: of the readings without strange characters the plainest."""
+    readings = []
+    for encoding in WIDE_ENCODINGS if _may_be_wide(data) else ():
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        kinds = {unicodedata.category(character) for character in set(text) - set("\t\n\r\f")}
+        if not kinds & {"Cc", "Cn", "Co"}:
+            readings.append(text)
+    if not readings:
+        line = data[: data.index(b"\x00")].count(b"\n") + 1
+        raise ValueError(f"{path} has NUL bytes, the first in line {line}, so it isn't text. Save it as UTF-8.")
+    return max(readings, key=lambda text: sum(character < "\x80" for character in text) / len(text))
+
+
+def _may_be_wide(data: bytes) -> bool:
+    """False for text in UTF-8 with a stray NUL byte, of which UTF-16 would make Chinese."""
+    num_control = len(data) - len(data.translate(None, CONTROL_BYTES))
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return True
+    return 5 * num_control >= len(data)
+
+
+def _other_encoding(path: str | os.PathLike, data: bytes, error: UnicodeDecodeError) -> ValueError:
+    line_number = data[: error.start].count(b"\n") + 1
+    line = data.split(b"\n")[line_number - 1].strip()
+    encoding = _likely_encoding(b"\n".join(line for line in data.split(b"\n") if not line.isascii()))
+    message = f"{path} isn't text in UTF-8: line {line_number} is {line[:80]!r}. Save the file in UTF-8."
+    if encoding is not None:
+        name, _ = LEGACY_ENCODINGS[encoding]
+        message = (
+            f"{path} isn't text in UTF-8, but probably in {name}, in which line {line_number} is "
+            f"{line.decode(encoding, 'replace')[:80]!r}. Save the file in UTF-8, with an editor or `iconv -f {name} "
+            "-t UTF-8`."
+        )
+    return ValueError(message)
+
+
+def _likely_encoding(lines: bytes) -> str | None:
+    """The older encoding that lines with bytes above 127 look most like; `None` where they look like none."""
+    num_high = len(re.findall(rb"[\x80-\xff]", lines))
+    is_mostly_ascii = num_high < 0.3 * len(b"".join(lines.split()))
+    candidates = ["cp1252"] if is_mostly_ascii else LEGACY_ENCODINGS
+    shares = {}
+    for encoding in candidates:
+        try:
+            lines.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        common = b"".join(re.findall(LEGACY_ENCODINGS[encoding][1], lines))
+        shares[encoding] = len(common) / len(re.sub(rb"[\x00-\x40]", b"", lines))
+    return max(shares, key=shares.__getitem__, default=None)
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON keeps the last of equal keys, and what the others hold would be lost."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"it has the key {max(keys, key=keys.count)!r} twice; merge them into one.")
+    return content
