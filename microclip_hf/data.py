@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
+from .images import holds_photos, photo_files, refuse_undecodable
 from .text_heads import abbreviate, check_class_names, normalize_name, suggest
 
 
@@ -117,7 +117,7 @@ def _file_kind(source: str) -> tuple[str | None, list[str]]:
         files = sorted(glob.glob(pattern)) if pattern.endswith(ending) else []
         if not files or os.path.exists(os.path.join(source, "state.json")):
             continue
-        if os.path.isdir(source) and image_files(source):
+        if os.path.isdir(source) and holds_photos(source):
             raise ValueError(
                 f"{source} holds both images and {ending} files; pass '{os.path.join(source, '*' + ending)}' for "
                 "these, or move them away."
@@ -168,8 +168,8 @@ def load_image_folder(path: str | os.PathLike, class_names: Sequence[str], label
     """The images below a folder, each with its label if every image lies in a sub-folder named like a class.
 
     Args:
-        path (`str` or `os.PathLike`): images at any depth, in one sub-folder a class or not. Links are followed;
-            hidden files and what isn't an image by its ending are passed over.
+        path (`str` or `os.PathLike`): images at any depth, in one sub-folder a class or not; which files count, says
+            [`photo_files`].
         class_names (`Sequence[str]`): folder names match whatever their case, `_` and `-`.
         labels_required (`bool`): folders that aren't classes are an error; otherwise the images count as unlabelled.
 
@@ -177,7 +177,8 @@ def load_image_folder(path: str | os.PathLike, class_names: Sequence[str], label
         `Dataset` with `image`, and `label` (an index into `class_names`) where folders are classes.
 
     Raises:
-        ValueError: if there is no such folder, no image in it, or `labels_required` and folders aren't classes.
+        ValueError: if there is no such folder, no image in it, a folder in it that can't be listed, a name that isn't
+            Unicode, or `labels_required` and folders aren't classes.
     """
     return _number_labels(_open_image_folder(path, labels_required), class_names, labels_required)
 
@@ -186,10 +187,10 @@ def _open_image_folder(path: str | os.PathLike, labels_required: bool) -> Datase
     """The images below a folder, each with the sub-folder that it lies in as its `label`, if every one lies in one."""
     if not os.path.isdir(path):
         raise ValueError(f"{path} isn't a folder; pass the folder that holds the images.")
-    files = image_files(path)
-    if not files:
-        raise ValueError(f"{path} holds no image files; pass the folder that holds the images (JPEG, PNG, ...).")
-    dataset = Dataset.from_dict({"image": [str(Path(path, file)) for file in files]}).cast_column("image", Image())
+    files = photo_files(path)
+    paths = [str(Path(path, file)) for file in files]
+    refuse_undecodable(paths)
+    dataset = Dataset.from_dict({"image": paths}).cast_column("image", Image())
     if any(len(file.parts) == 1 for file in files):
         if labels_required:
             raise ValueError(
@@ -199,22 +200,6 @@ def _open_image_folder(path: str | os.PathLike, labels_required: bool) -> Datase
     folders = sorted({file.parts[0] for file in files})
     dataset = dataset.add_column("label", [folders.index(file.parts[0]) for file in files])
     return dataset.cast_column("label", ClassLabel(names=folders))
-
-
-def image_files(path: str | os.PathLike) -> list[Path]:
-    """The images below a folder, at any depth: paths relative to it, sorted.
-
-    Links are followed; hidden files and what isn't an image by its ending are passed over.
-    """
-    files = []
-    for folder, folders, names in os.walk(path, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [
-            Path(folder, name).relative_to(path)
-            for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in ImageFolder.EXTENSIONS
-        ]
-    return sorted(files)
 
 
 def align_labels(dataset: DataSource, class_names: Sequence[str]) -> DataSource:

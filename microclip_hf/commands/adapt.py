@@ -20,6 +20,7 @@ from transformers.trainer_utils import PredictionOutput, get_last_checkpoint, ha
 
 from ..data import load_images, read_class_names
 from ..descriptions import load_descriptions, read_descriptions, save_descriptions
+from ..images import UNREADABLE, cut_strip, decode, to_rgb
 from ..model_card import DESCRIPTIONS, PICTURE, CardFacts, split_results
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..plots import plot_adaptation, snapshot
@@ -29,7 +30,6 @@ from ..run_record import REPORT, write_record
 from ..text_heads import check_templates
 from ..trainer import MicroCLIPTrainer, check_classes
 from ..training_args import MicroCLIPTrainingArguments
-from ..view_datasets import UNREADABLE, decode
 from . import INTERRUPTED, make_parser, refuse_unknown
 from .loading import check_files, load_clip, read_model_type, read_overrides, read_preset, refuse_given
 
@@ -230,7 +230,7 @@ def _spread(dataset: Dataset | IterableDataset, count: int = 8) -> list[dict[str
     for fetch in fetches:
         with contextlib.suppress(*UNREADABLE):
             example = fetch()
-            readable.append({**example, "image": decode(example["image"])})
+            readable.append({**example, "image": to_rgb(decode(example["image"]))})
         if len(readable) == count:
             break
     return readable
@@ -371,5 +371,5 @@ def _show_prediction(folder: str, image: Any) -> None:
     """Reload the saved model as a user would."""
     classify = pipeline("image-classification", model=folder, top_k=3)
     print(f"Saved to {folder}. pipeline('image-classification', model={folder!r}) says of the first image:")
-    for prediction in classify(image):
+    for prediction in classify(cut_strip(image)):
         print(f"  {prediction['score']:6.1%}  {prediction['label']}")
