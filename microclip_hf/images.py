@@ -38,11 +38,11 @@ OPTIONAL_FORMATS = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
 JPEG_ENDINGS = {".mpo", ".jif", ".pjp", ".pjpeg"}
 # Pictures that Pillow doesn't open, or not every one, raw ones of cameras, drawings, and films: they are told of.
 PICTURE_ENDINGS = "avif avifs dcm exr fit fits hdr heic heif hif j2k jp2 jpx jxl jxr webp xcf"
-RAW_ENDINGS = """3fr ari arw bay braw cap cr2 cr3 crw dcr dcs dng drf eip erf fff gpr iiq k25 kdc mdc mef mos mrw nef nrw
-    orf ori pef ptx pxn r3d raf raw rw2 rwl rwz sr2 srf srw x3f"""
+RAW_ENDINGS = """3fr ari arw bay braw cap cr2 cr3 crw dcr dcs dng drf eip erf fff gpr iiq k25 kdc mdc mef mos mrw nef
+    nrw orf ori pef ptx pxn r3d raf raw rw2 rwl rwz sr2 srf srw x3f"""
 DRAWING_ENDINGS = "ai emf eps ps svg svgz wmf"
-FILM_ENDINGS = """3g2 3gp asf avi divx flc fli flv insv lrv m2t m2ts m2v m4v mkv mov mp4 mpe mpeg mpg mts mxf ogv rm rmvb
-    vob webm wmv"""
+FILM_ENDINGS = """3g2 3gp asf avi divx flc fli flv insv lrv m2t m2ts m2v m4v mkv mov mp4 mpe mpeg mpg mts mxf ogv rm
+    rmvb vob webm wmv"""
 TOLD_ENDINGS = {
     f".{name}" for names in (PICTURE_ENDINGS, RAW_ENDINGS, DRAWING_ENDINGS, FILM_ENDINGS) for name in names.split()
 }

@@ -35,6 +35,7 @@ def check_photo(path: str | os.PathLike) -> str | None:
             f"The picture has {width} x {height} pixels, more than the {MAX_PIXELS // 10**6} million that are read "
             "here. Upload a smaller copy."
         )
+    # Of a longer strip the model would see no more than the middle.
     if max(width, height) > MAX_RATIO * min(width, height):
         raise ValueError(
             f"The picture is {width} x {height} pixels, a strip more than {MAX_RATIO} times as long as wide. Crop it "

@@ -246,6 +246,12 @@ def _check_input(
     if preset is None and options.class_names is None:
         raise ValueError("Pass the classes with --class_names, a text file with one name a line, or with --preset.")
     checkpoint = _check_output(training_args)
+    for folder in filter(None, (options.train_dir, options.test_dir)):
+        if os.path.realpath(folder) == os.path.realpath(training_args.output_dir):
+            raise ValueError(
+                f"--output_dir {training_args.output_dir} is the folder of the images, among which pictures of the "
+                "run would count; choose another folder, which may lie in it."
+            )
     check_templates(options.templates)
     if options.descriptions is not None and options.descriptions_dataset is not None:
         raise ValueError("Pass the descriptions with either --descriptions or --descriptions_dataset.")
