@@ -32,8 +32,6 @@ ORIENTATION = 0x0112  # of EXIF
 
 # Formats that Pillow lists among its images: films, documents, drawings and data.
 NO_PHOTOS = {"BUFR", "EPS", "FITS", "FLI", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}
-# Formats that some builds of Pillow list but can't open, and what Pillow calls them among its features.
-OPTIONAL_FORMATS = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
 # JPEGs by other names, of stereo cameras and browsers.
 JPEG_ENDINGS = {".mpo", ".jif", ".pjp", ".pjpeg"}
 # Pictures that Pillow doesn't open, or not every one, raw ones of cameras, drawings, and films: they are told of.
@@ -60,8 +58,8 @@ NEARLY_BLACK = 16
 
 def photo_endings() -> set[str]:
     """The endings, `.jpg` and so on, of the pictures that the installed Pillow opens, its plug-ins included."""
-    endings = Image.registered_extensions()
-    lacking = {name for name, feature in OPTIONAL_FORMATS.items() if not features.check(feature)}
+    endings = Image.registered_extensions()  # AVIF's and WebP's are among them where they are supported
+    lacking = set() if features.check("jpg_2000") else {"JPEG2000"}
     opened = Image.OPEN.keys() - NO_PHOTOS - lacking
     return JPEG_ENDINGS | {ending for ending, name in endings.items() if name in opened}
 

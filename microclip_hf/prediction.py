@@ -66,7 +66,7 @@ def predict_photos(
 ) -> Iterator[Prediction | Exception]:
     """Classify photo after photo; the scores are those of transformers' pipeline with the model's own processor.
 
-    While the model works on a batch, threads prepare the next one. Grey images of 16 bits are scaled to 8, as in
+    While the model works on a batch, threads prepare the next one. Grey of more than 8 bits is scaled to 8, as in
     adaptation, where the pipeline clips them.
 
     Args:
