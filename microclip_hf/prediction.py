@@ -67,7 +67,7 @@ def predict_photos(
     """Classify photo after photo; the scores are those of transformers' pipeline with the model's own processor.
 
     While the model works on a batch, threads prepare the next one. Grey of more than 8 bits is scaled to 8, as in
-    adaptation, where the pipeline clips them.
+    adaptation, where the pipeline clips it.
 
     Args:
         model ([`MicroCLIPForImageClassification`]): in evaluation mode, on any device.
