@@ -197,9 +197,18 @@ def _open_image_folder(path: str | os.PathLike, labels_required: bool) -> Datase
                 f"{path} has images that lie in no sub-folder; put every image into a sub-folder named like its class."
             )
         return dataset
-    folders = sorted({file.parts[0] for file in files})
+    folders = _class_folders(path, files)
     dataset = dataset.add_column("label", [folders.index(file.parts[0]) for file in files])
     return dataset.cast_column("label", ClassLabel(names=folders))
+
+
+def _class_folders(path: str | os.PathLike, files: Sequence[Path]) -> list[str]:
+    """The sub-folders that hold images, sorted; also links to these, whose images count by the other name."""
+    folders = {file.parts[0] for file in files}
+    real_paths = {os.path.realpath(os.path.join(path, folder)) for folder in folders}
+    links = {entry.name for entry in os.scandir(path) if entry.is_symlink() and not entry.name.startswith(".")}
+    folders |= {link for link in links if os.path.realpath(os.path.join(path, link)) in real_paths}
+    return sorted(folders)
 
 
 def align_labels(dataset: DataSource, class_names: Sequence[str]) -> DataSource:

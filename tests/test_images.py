@@ -79,6 +79,16 @@ def test_links_to_the_outside_count_once(photos, tmp_path):
     assert len(found(photos)) == 7
 
 
+def test_each_name_of_a_folder_of_a_class_must_be_a_class(photos):
+    """Though its photos count once."""
+    (photos / "0.png").unlink()
+    (photos / "c").symlink_to("b")
+    for number, names in enumerate((["a", "b"], ["a", "b", "c"])):
+        dataset = load_image_folder(photos, names)
+        assert len(dataset) == 3 and ("label" in dataset.features) == (number == 1)
+    assert dataset["label"] == [0, 0, 1]
+
+
 def test_links_that_lead_nowhere_are_told_of(photos):
     """One by the name of a photo is a photo that can't be read."""
     (photos / "nas").symlink_to("/mnt/not mounted")
