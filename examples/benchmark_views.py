@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from microclip_hf.images import to_rgb
 from microclip_hf.view_datasets import ViewCollator, ViewDataset, ViewSettings
-from microclip_hf.views import augment, crop_box, cut, cut_squares, draft, strong_box, to_rgb, weak_box
+from microclip_hf.views import augment, crop_box, cut, cut_squares, draft, strong_box, weak_box
 
 
 def photo(width: int, height: int) -> bytes:

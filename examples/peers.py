@@ -22,9 +22,10 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.utils.data import DataLoader
 
 from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer
+from microclip_hf.images import cut_strip, to_rgb
 from microclip_hf.pseudo_labels import composite_embeds
 from microclip_hf.text_heads import DEFAULT_TEMPLATES, encode_texts, match_descriptions
-from microclip_hf.views import crop_box, cut_squares, to_rgb
+from microclip_hf.views import crop_box, cut_squares
 
 
 BATCH_SIZE = 64
@@ -73,7 +74,7 @@ def encode_test(task: Task, model: MicroCLIPForImageClassification) -> torch.Ten
 def load_test(task: Task, model: MicroCLIPForImageClassification) -> Iterator[torch.Tensor]:
     """The test images as the model takes them, a few at a time."""
     for start in range(0, len(task.test), BATCH_SIZE):
-        images = [to_rgb(image) for image in task.test[start : start + BATCH_SIZE]["image"]]
+        images = [cut_strip(to_rgb(image)) for image in task.test[start : start + BATCH_SIZE]["image"]]
         yield model.image_processor(images, return_tensors="pt")["pixel_values"].to(model.device)
 
 

@@ -27,7 +27,7 @@ from .modeling_microclip import MicroCLIPForImageClassification
 from .run_record import LABELS, REPORT, REPORT_DIR
 from .text_heads import abbreviate
 from .training_args import MicroCLIPTrainingArguments
-from .view_datasets import ViewDataset, image_files
+from .view_datasets import ViewDataset, image_names
 
 
 # In a checkpoint: what self-training remembers besides weights.
@@ -165,7 +165,7 @@ def image_facts(dataset: Any) -> dict[str, str]:
     if not has_length(dataset):
         return {}
     facts = {"num_images": str(len(dataset))}
-    names, _ = image_files(dataset.dataset) if isinstance(dataset, ViewDataset) else ([], False)
+    names, _ = image_names(dataset.dataset) if isinstance(dataset, ViewDataset) else ([], False)
     if any(names):
         start = len(os.path.commonprefix(names))  # noqa: RUF071, by letters: names needn't be paths
         text = "\n".join(name[start:] for name in names)

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from .class_names import read_class_names as read_class_names  # for callers, with the images
+from .images import holds_photos, photo_files, refuse_undecodable
 from .text_heads import abbreviate, normalize_name, suggest
 
 
@@ -105,7 +105,7 @@ def _file_kind(source: str) -> tuple[str | None, list[str]]:
         files = sorted(glob.glob(pattern)) if pattern.endswith(ending) else []
         if not files or os.path.exists(os.path.join(source, "state.json")):
             continue
-        if os.path.isdir(source) and image_files(source):
+        if os.path.isdir(source) and holds_photos(source):
             raise ValueError(
                 f"{source} holds both images and {ending} files; pass '{os.path.join(source, '*' + ending)}' for "
                 "these, or move them away."
@@ -156,8 +156,8 @@ def load_image_folder(path: str | os.PathLike, class_names: Sequence[str], label
     """The images below a folder, each with its label if every image lies in a sub-folder named like a class.
 
     Args:
-        path (`str` or `os.PathLike`): images at any depth, in one sub-folder a class or not. Links are followed;
-            hidden files and what isn't an image by its ending are passed over.
+        path (`str` or `os.PathLike`): images at any depth, in one sub-folder a class or not; which files count, says
+            [`photo_files`].
         class_names (`Sequence[str]`): folder names match whatever their case, `_` and `-`.
         labels_required (`bool`): folders that aren't classes are an error; otherwise the images count as unlabelled.
 
@@ -165,7 +165,8 @@ def load_image_folder(path: str | os.PathLike, class_names: Sequence[str], label
         `Dataset` with `image`, and `label` (an index into `class_names`) where folders are classes.
 
     Raises:
-        ValueError: if there is no such folder, no image in it, or `labels_required` and folders aren't classes.
+        ValueError: if there is no such folder, no image in it, a folder in it that can't be listed, a name that isn't
+            Unicode, or `labels_required` and folders aren't classes.
     """
     return _number_labels(_open_image_folder(path, labels_required), class_names, labels_required)
 
@@ -174,35 +175,28 @@ def _open_image_folder(path: str | os.PathLike, labels_required: bool) -> Datase
     """The images below a folder, each with the sub-folder that it lies in as its `label`, if every one lies in one."""
     if not os.path.isdir(path):
         raise ValueError(f"{path} isn't a folder; pass the folder that holds the images.")
-    files = image_files(path)
-    if not files:
-        raise ValueError(f"{path} holds no image files; pass the folder that holds the images (JPEG, PNG, ...).")
-    dataset = Dataset.from_dict({"image": [str(Path(path, file)) for file in files]}).cast_column("image", Image())
+    files = photo_files(path)
+    paths = [str(Path(path, file)) for file in files]
+    refuse_undecodable(paths)
+    dataset = Dataset.from_dict({"image": paths}).cast_column("image", Image())
     if any(len(file.parts) == 1 for file in files):
         if labels_required:
             raise ValueError(
                 f"{path} has images that lie in no sub-folder; put every image into a sub-folder named like its class."
             )
         return dataset
-    folders = sorted({file.parts[0] for file in files})
+    folders = _class_folders(path, files)
     dataset = dataset.add_column("label", [folders.index(file.parts[0]) for file in files])
     return dataset.cast_column("label", ClassLabel(names=folders))
 
 
-def image_files(path: str | os.PathLike) -> list[Path]:
-    """The images below a folder, at any depth: paths relative to it, sorted.
-
-    Links are followed; hidden files and what isn't an image by its ending are passed over.
-    """
-    files = []
-    for folder, folders, names in os.walk(path, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [
-            Path(folder, name).relative_to(path)
-            for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in ImageFolder.EXTENSIONS
-        ]
-    return sorted(files)
+def _class_folders(path: str | os.PathLike, files: Sequence[Path]) -> list[str]:
+    """The sub-folders that hold images, sorted; also links to these, whose images count by the other name."""
+    folders = {file.parts[0] for file in files}
+    real_paths = {os.path.realpath(os.path.join(path, folder)) for folder in folders}
+    links = {entry.name for entry in os.scandir(path) if entry.is_symlink() and not entry.name.startswith(".")}
+    folders |= {link for link in links if os.path.realpath(os.path.join(path, link)) in real_paths}
+    return sorted(folders)
 
 
 def align_labels(dataset: DataSource, class_names: Sequence[str]) -> DataSource:

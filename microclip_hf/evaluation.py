@@ -16,11 +16,12 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
+from .images import UNREADABLE, cut_strip, decode, to_rgb
 from .model_card import METHODS
 from .modeling_microclip import MicroCLIPForImageClassification, MicroCLIPOutput
 from .pseudo_labels import composite_embeds
-from .view_datasets import UNREADABLE, decode, describe_unreadable
-from .views import CROP_RATIO, NUM_CROPS, crop_box, cut_squares, to_rgb
+from .view_datasets import describe_unreadable
+from .views import CROP_RATIO, NUM_CROPS, crop_box, cut_squares
 
 
 WAYS = {
@@ -169,7 +170,8 @@ class PreparedImages(torch.utils.data.Dataset):
             return {"index": index}
         rng = np.random.default_rng((self.settings.seed, index))
         boxes = [crop_box(*image.size, CROP_RATIO, rng) for _ in range(self.settings.num_crops)]
-        prepared = [processor(image, return_tensors="pt")["pixel_values"][0] for processor in self.processors]
+        middle = cut_strip(image)
+        prepared = [processor(middle, return_tensors="pt")["pixel_values"][0] for processor in self.processors]
         crops = self._normalize(torch.from_numpy(cut_squares(image, boxes, self.size)))
         return {"index": index, "label": example["label"], "pixel_values": prepared, "crops": crops}
 

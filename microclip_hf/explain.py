@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .images import cut_strip, to_rgb
 from .modeling_microclip import MicroCLIPForImageClassification, default_image_processor
 from .patch_grid import PatchGrid
-from .views import to_rgb
 
 
 # Red, green and blue of no attention, half of an image's largest, and the largest.
@@ -162,7 +162,7 @@ def _prepare(
     patch_size = model.config.clip_config.vision_config.patch_size
     for image in map(to_rgb, images):
         grid = PatchGrid.locate(image.size, processor, patch_size)
-        pixel_values = processor(image, return_tensors="pt")["pixel_values"][0]
+        pixel_values = processor(cut_strip(image), return_tensors="pt")["pixel_values"][0]
         height, width = pixel_values.shape[1:]
         if (height // patch_size, width // patch_size) != grid.shape:
             raise ValueError(

@@ -1,7 +1,6 @@
 """What unlabelled photos show: the best class of each and the runner-up, in batches, a photo in memory no longer."""
 
 import functools
-import glob
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,10 +12,9 @@ import torch
 from PIL import Image
 from transformers import BaseImageProcessor
 
-from .data import image_files
+from .folders import match_files
+from .images import UNREADABLE, cut_strip, photo_files, to_rgb
 from .modeling_microclip import MicroCLIPForImageClassification
-from .view_datasets import UNREADABLE
-from .views import to_rgb
 
 
 @dataclass(frozen=True)
@@ -38,26 +36,23 @@ def find_photos(sources: Sequence[str]) -> dict[str, Path]:
     """The photos that a folder, files, or patterns stand for.
 
     Args:
-        sources (`Sequence[str]`): one folder, searched at any depth for files with the ending of an image; or any
-            number of files and patterns (`photos/*.jpg`, `photos/**/*.jpg`), which are taken whatever their ending.
+        sources (`Sequence[str]`): one folder, searched at any depth (see [`photo_files`]); or any number of files and
+            patterns (`photos/*.jpg`, `photos/**/*.jpg`, see [`match_files`]), which are taken whatever their ending.
 
     Returns:
         `dict[str, Path]`: paths by name, in order. Names in a folder are relative to it.
 
     Raises:
-        ValueError: if there is nothing, or a folder isn't alone.
+        ValueError: if there is nothing, a folder isn't alone, or one can't be listed.
     """
     if len(sources) == 1 and os.path.isdir(sources[0]):
         folder = sources[0]
-        if not (files := image_files(folder)):
-            raise ValueError(f"{folder} holds no image files; pass the folder that holds the photos (JPEG, PNG, ...).")
-        return {file.as_posix(): Path(folder, file) for file in files}
+        return {file.as_posix(): Path(folder, file) for file in photo_files(folder)}
     photos = {}
     for source in sources:
         if os.path.isdir(source):
             raise ValueError(f"{source} is a folder, and not the only source; pass one folder, or files alone.")
-        exists = os.path.exists(source)
-        found = [source] if exists else filter(os.path.isfile, sorted(glob.glob(source, recursive=True)))
+        found = [source] if os.path.exists(source) else match_files(source)
         matches = {path: Path(path) for path in found}
         if not matches:
             raise ValueError(f"{source} is no file or folder here, and no file matches it as a pattern.")
@@ -71,8 +66,8 @@ def predict_photos(
 ) -> Iterator[Prediction | Exception]:
     """Classify photo after photo; the scores are those of transformers' pipeline with the model's own processor.
 
-    While the model works on a batch, threads prepare the next one. Grey images of 16 bits are scaled to 8, as in
-    adaptation, where the pipeline clips them.
+    While the model works on a batch, threads prepare the next one. Grey of more than 8 bits is scaled to 8, as in
+    adaptation, where the pipeline clips it.
 
     Args:
         model ([`MicroCLIPForImageClassification`]): in evaluation mode, on any device.
@@ -99,7 +94,7 @@ def _prepare(processor: BaseImageProcessor, photo: str | os.PathLike) -> torch.T
             image = to_rgb(image)
     except UNREADABLE as error:
         return error
-    return processor(image, return_tensors="pt")["pixel_values"][0]
+    return processor(cut_strip(image), return_tensors="pt")["pixel_values"][0]
 
 
 def _classify(

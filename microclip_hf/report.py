@@ -21,11 +21,11 @@ from PIL import Image
 
 from .evaluation_report import confused_pairs, shown_classes
 from .files import write_whole
+from .images import UNREADABLE, decode, to_rgb
 from .model_card import METHODS
 from .plots import plot_class_sizes, plot_confusion, plot_curves
 from .run_record import LABELS, REPORT, REPORT_DIR, ImageLabel, RunRecord, read_record
-from .view_datasets import UNREADABLE, ViewDataset, decode
-from .views import to_rgb
+from .view_datasets import ViewDataset
 
 
 EARLIER = "report-earlier.html"

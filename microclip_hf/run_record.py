@@ -21,7 +21,7 @@ from transformers.utils import CONFIG_NAME
 from .files import write_whole
 from .model_card import run_settings, versions
 from .text_heads import abbreviate
-from .view_datasets import ViewDataset, image_files
+from .view_datasets import ViewDataset, image_names
 
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def write_record(trainer: "MicroCLIPTrainer", tested: PredictionOutput | None = 
     folder, seen = Path(trainer.args.output_dir), trainer.diagnostics
     names = [trainer.model.config.id2label[index] for index in range(trainer.model.config.num_labels)]
     dataset = trainer.train_dataset.dataset if isinstance(trainer.train_dataset, ViewDataset) else None
-    files, are_files = image_files(dataset)
+    files, are_files = image_names(dataset)
     (folder / REPORT_DIR).mkdir(exist_ok=True)
     for name in (REPORT, LABELS, TEST_LABELS):  # of an earlier run that this one went on from
         (folder / name).unlink(missing_ok=True)
@@ -119,7 +119,7 @@ def write_record(trainer: "MicroCLIPTrainer", tested: PredictionOutput | None = 
     if tested is not None:
         probabilities = torch.tensor(tested.predictions).float().softmax(-1)
         known = [(int(own.argmax()), float(own.max()), 0) for own in probabilities]
-        test_files, _ = image_files(trainer.eval_dataset)
+        test_files, _ = image_names(trainer.eval_dataset)
         truths = np.asarray(tested.label_ids).tolist() if tested.label_ids is not None else [-1] * len(known)
         test_files = (test_files or [""] * len(known))[: len(known)]  # a last batch may have been dropped
         _write_labels(folder / TEST_LABELS, test_files, known, truths, names)

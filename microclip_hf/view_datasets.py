@@ -2,12 +2,8 @@
 
 import contextlib
 import copy
-import io
 import itertools
 import math
-import os
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,18 +13,13 @@ import torch
 from PIL import Image
 from transformers import BaseImageProcessor
 
+from .images import UNREADABLE, cut_strip, decode, to_rgb
 from .kept_prior import KeptPrior
-from .views import make_views, to_rgb
+from .views import make_views
 
 
 VIEW_NAMES = ("weak", "strong", "crops")
 NONE_KEPT = -1
-# What Pillow raises for a file that is truncated, corrupt, missing, far too large, or no image at all; on the second
-# line for damaged AVIF, TIFF and JPEG 2000 files.
-UNREADABLE = (
-    *(OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError),
-    *(RuntimeError, TypeError, KeyError, MemoryError),
-)
 NUM_NAMES = 3
 # A label that isn't known; cross-entropy ignores it.
 UNKNOWN = -100
@@ -177,22 +168,6 @@ class ViewStream(torch.utils.data.IterableDataset):
                 return  # a worker without any shard
 
 
-def decode(image: Any, lazy: bool = False) -> Image.Image:
-    """A PIL image from what `datasets` holds of one undecoded, `{"path": ..., "bytes": ...}`, or from itself.
-
-    With `lazy`, bytes and local files are opened, but neither decoded nor turned upright.
-    """
-    if image is None:
-        raise ValueError("there is no image")
-    if not isinstance(image, dict):
-        return image
-    if lazy and image["bytes"] is not None:
-        return Image.open(io.BytesIO(image["bytes"]))
-    if lazy and os.path.isfile(image["path"] or ""):
-        return Image.open(image["path"])
-    return datasets.Image().decode_example(image)
-
-
 def describe_unreadable(dataset: Any, unreadable: torch.Tensor) -> str:
     """How many images can't be read, and which ones the first are; `unreadable` `(num_images,)`, bool."""
     if isinstance(dataset, datasets.Dataset):
@@ -205,7 +180,7 @@ def describe_unreadable(dataset: Any, unreadable: torch.Tensor) -> str:
     return f"{unreadable.sum()} of {len(unreadable)} images can't be read ({', '.join(names)}{more})"
 
 
-def image_files(dataset: Any) -> tuple[list[str], bool]:
+def image_names(dataset: Any) -> tuple[list[str], bool]:
     """What the images of a `datasets.Dataset` are called, and whether all of them are files of their own.
 
     Returns:
@@ -287,7 +262,7 @@ class ViewCollator:
         elif "pixel_values" in first:
             batch = {"pixel_values": _stack(examples, "pixel_values")}
         elif "image" in first and self.image_processor is not None:
-            images = [to_rgb(example["image"]) for example in examples]
+            images = [cut_strip(to_rgb(example["image"])) for example in examples]
             batch = dict(self.image_processor(images, return_tensors="pt"))
         else:
             raise ValueError(

@@ -5,7 +5,6 @@ random resized crop, flip, RandAugment. Every random choice comes from the gener
 depends on (seed, epoch, image index) and not on the process that makes it. S is the input size in pixels.
 """
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 
@@ -14,6 +13,8 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 from transformers.image_utils import OPENAI_CLIP_MEAN
+
+from .images import ORIENTATION, to_rgb
 
 
 # K, and the least and greatest side of a crop as shares of the shorter side.
@@ -25,22 +26,8 @@ STRONG_RATIO = (3 / 4, 4 / 3)
 NUM_OPERATIONS, OPERATION_PROBABILITY = 2, 0.5
 MAGNITUDE_MEAN, MAGNITUDE_STD, MAX_MAGNITUDE = 9.0, 0.5, 10.0
 FILL_COLOR = tuple(round(255 * mean) for mean in OPENAI_CLIP_MEAN)
-ORIENTATION = 0x0112  # of EXIF
 # Left, top, right, bottom.
 Box = tuple[float, float, float, float]
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An upright 8-bit RGB image from any PIL image: EXIF orientation applied, 16-bit grey scaled, alpha dropped."""
-    image.load()  # metadata may come after the pixels
-    with contextlib.suppress(KeyError, SyntaxError, TypeError):  # of damaged metadata; the pixels are there
-        if image.getexif().get(ORIENTATION, 1) != 1:
-            image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        values = np.asarray(image).clip(0, 65535)
-        sixteen_bit = image.mode != "I" or values.max(initial=0) > 255
-        image = Image.fromarray((values // 256 if sixteen_bit else values).astype(np.uint8))
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def draft(image: Image.Image, size: int, crop_ratio: Sequence[float]) -> int:

@@ -10,7 +10,8 @@ from adaptation import CLASS_NAMES, adapt, draw_images
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset
 
 from microclip_hf.data import load_images, undecoded
-from microclip_hf.view_datasets import ViewCollator, ViewDataset, ViewSettings, ViewStream, decode
+from microclip_hf.images import decode
+from microclip_hf.view_datasets import ViewCollator, ViewDataset, ViewSettings, ViewStream
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from microclip_hf.commands import report as report_command
 from microclip_hf.diagnostics import Diagnostics
 from microclip_hf.report import write_report
 from microclip_hf.run_record import read_record, write_record
-from microclip_hf.view_datasets import image_files
+from microclip_hf.view_datasets import image_names
 
 
 LIMIT = 5_000_000
@@ -365,6 +365,6 @@ def test_files_of_a_selection_in_its_order(tmp_path):
     for path in paths:
         Image.new("RGB", (4, 4)).save(path)
     dataset = Dataset.from_dict({"image": paths}).cast_column("image", ImageFeature())
-    assert image_files(dataset.select([4, 1])) == ([paths[4], paths[1]], True)
-    assert image_files(draw_images(3)) == (["", "", ""], False)
-    assert image_files([{"image": None}]) == ([], False)
+    assert image_names(dataset.select([4, 1])) == ([paths[4], paths[1]], True)
+    assert image_names(draw_images(3)) == (["", "", ""], False)
+    assert image_names([{"image": None}]) == ([], False)

@@ -18,7 +18,8 @@ from scipy import ndimage, stats
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from microclip_hf import views
-from microclip_hf.view_datasets import UNREADABLE, VIEW_NAMES, ViewCollator, ViewDataset, ViewSettings
+from microclip_hf.images import UNREADABLE
+from microclip_hf.view_datasets import VIEW_NAMES, ViewCollator, ViewDataset, ViewSettings
 from microclip_hf.views import FILL_COLOR, OPERATIONS, make_views, to_rgb
 
 

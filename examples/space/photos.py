@@ -5,16 +5,13 @@ import warnings
 
 from PIL import Image
 
-from microclip_hf.view_datasets import UNREADABLE
-from microclip_hf.views import to_rgb
+from microclip_hf.images import MAX_RATIO, UNREADABLE, to_rgb
 
 
 # Formats of photos. Others run foreign programs (EPS) or are nothing that a camera or a browser writes.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 # A photo is decoded whole, at 3 bytes a pixel or more; a phone's largest has 50 million or 108 at most.
 MAX_PIXELS = 110_000_000
-# Resizing is by the shorter side, so that a line of pixels becomes as many as a hundred photos.
-MAX_RATIO = 50
 
 # `check_photo` refuses what Pillow would warn of.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -38,6 +35,7 @@ def check_photo(path: str | os.PathLike) -> str | None:
             f"The picture has {width} x {height} pixels, more than the {MAX_PIXELS // 10**6} million that are read "
             "here. Upload a smaller copy."
         )
+    # Of a longer strip the model would see no more than the middle.
     if max(width, height) > MAX_RATIO * min(width, height):
         raise ValueError(
             f"The picture is {width} x {height} pixels, a strip more than {MAX_RATIO} times as long as wide. Crop it "

@@ -22,6 +22,7 @@ from ..checks import check_classes, check_unused, check_writable
 from ..data import load_images, read_class_names
 from ..descriptions import load_descriptions, read_descriptions, save_descriptions
 from ..files import read_text
+from ..images import UNREADABLE, cut_strip, decode, to_rgb
 from ..model_card import DESCRIPTIONS, PICTURE, CardFacts, split_results
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..plots import plot_adaptation, snapshot
@@ -31,7 +32,6 @@ from ..run_record import REPORT, write_record
 from ..text_heads import check_templates
 from ..trainer import MicroCLIPTrainer
 from ..training_args import MicroCLIPTrainingArguments
-from ..view_datasets import UNREADABLE, decode
 from . import command_frame, make_parser, refuse_unknown
 from .loading import check_files, load_clip, read_model_type, read_overrides, read_preset, refuse_given
 
@@ -222,7 +222,7 @@ def _spread(dataset: Dataset | IterableDataset, count: int = 8) -> list[dict[str
     for fetch in fetches:
         with contextlib.suppress(*UNREADABLE):
             example = fetch()
-            readable.append({**example, "image": decode(example["image"])})
+            readable.append({**example, "image": to_rgb(decode(example["image"]))})
         if len(readable) == count:
             break
     return readable
@@ -238,6 +238,12 @@ def _check_input(
     if preset is None and options.class_names is None:
         raise ValueError("Pass the classes with --class_names, a text file with one name a line, or with --preset.")
     checkpoint = _check_output(training_args)
+    for folder in filter(None, (options.train_dir, options.test_dir)):
+        if os.path.realpath(folder) == os.path.realpath(training_args.output_dir):
+            raise ValueError(
+                f"--output_dir {training_args.output_dir} is the folder of the images, among which pictures of the "
+                "run would count; choose another folder, which may lie in it."
+            )
     check_templates(options.templates)
     if options.descriptions is not None and options.descriptions_dataset is not None:
         raise ValueError("Pass the descriptions with either --descriptions or --descriptions_dataset.")
@@ -376,5 +382,5 @@ def _show_prediction(folder: str, image: Any) -> None:
     """Reload the saved model as a user would."""
     classify = pipeline("image-classification", model=folder, top_k=3)
     print(f"Saved to {folder}. pipeline('image-classification', model={folder!r}) says of the first image:")
-    for prediction in classify(image):
+    for prediction in classify(cut_strip(image)):
         print(f"  {prediction['score']:6.1%}  {prediction['label']}")

@@ -160,6 +160,12 @@ def _check_options(options: EvaluateArguments) -> torch.device:
         if (value := vars(options)[name]) < lowest:
             raise ValueError(f"--{name} is {value}; it must be {lowest} or more.")
     check_output(options.output_dir)
+    test_dir = None if options.test_dir is None else os.path.realpath(options.test_dir)
+    if test_dir is not None and Path(os.path.realpath(options.output_dir)).is_relative_to(test_dir):
+        raise ValueError(
+            f"--output_dir {options.output_dir} lies in --test_dir {options.test_dir}, where {PICTURE} would count as "
+            "a photo; choose a folder outside."
+        )
     check_templates(options.templates)
     check_files(options, "class_names", "descriptions")
     if (options.test_dir is None) == (options.dataset_name is None) and (options.test_dir or not options.preset):

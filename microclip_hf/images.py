@@ -1,0 +1,227 @@
+"""What a photo is: which files count, which folders are passed over, how a file becomes 8-bit RGB, and why it can't.
+
+Training, prediction and evaluation see the same files, and the same pixels of them.
+"""
+
+import contextlib
+import io
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image, ImageOps, features
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
+
+from .folders import FolderContents, FolderWalk, describe_models, ending_of
+from .text_heads import abbreviate
+
+
+# What Pillow raises for a file that is truncated, corrupt, missing, far too large, or no image at all; on the second
+# line for damaged AVIF, TIFF and JPEG 2000 files.
+UNREADABLE = (
+    *(OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError),
+    *(RuntimeError, TypeError, KeyError, MemoryError),
+)
+ORIENTATION = 0x0112  # of EXIF
+
+# Formats that Pillow lists among its images: films, documents, drawings and data.
+NO_PHOTOS = {"BUFR", "EPS", "FITS", "FLI", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}
+# JPEGs by other names, of stereo cameras and browsers.
+JPEG_ENDINGS = {".mpo", ".jif", ".pjp", ".pjpeg"}
+# Pictures that Pillow doesn't open, or not every one, raw ones of cameras, drawings, and films: they are told of.
+PICTURE_ENDINGS = "avif avifs dcm exr fit fits hdr heic heif hif j2k jp2 jpx jxl jxr webp xcf"
+RAW_ENDINGS = """3fr ari arw bay braw cap cr2 cr3 crw dcr dcs dng drf eip erf fff gpr iiq k25 kdc mdc mef mos mrw nef
+    nrw orf ori pef ptx pxn r3d raf raw rw2 rwl rwz sr2 srf srw x3f"""
+DRAWING_ENDINGS = "ai emf eps ps svg svgz wmf"
+FILM_ENDINGS = """3g2 3gp asf avi divx flc fli flv insv lrv m2t m2ts m2v m4v mkv mov mp4 mpe mpeg mpg mts mxf ogv rm
+    rmvb vob webm wmv"""
+TOLD_ENDINGS = {
+    f".{name}" for names in (PICTURE_ENDINGS, RAW_ENDINGS, DRAWING_ENDINGS, FILM_ENDINGS) for name in names.split()
+}
+# The greatest length of what is resized by its shorter side, in widths.
+MAX_RATIO = 50
+# The bits that cameras and scanners give to grey.
+DEPTHS = (8, 10, 12, 14, 16)
+# Floating-point pictures whose highest value is below are taken to range from 0 to 1: of 8 bits they'd be black.
+MAX_UNIT = 16
+# Above these shares of pixels below black, or above white, values aren't brightness.
+MAX_BELOW, MAX_ABOVE = 0.25, 0.5
+# Of 255, in pictures of 16 bits a colour, of which Pillow reads the upper 8: less is as good as black.
+NEARLY_BLACK = 16
+
+
+def photo_endings() -> set[str]:
+    """The endings, `.jpg` and so on, of the pictures that the installed Pillow opens, its plug-ins included."""
+    endings = Image.registered_extensions()  # AVIF's and WebP's are among them where they are supported
+    lacking = set() if features.check("jpg_2000") else {"JPEG2000"}
+    opened = Image.OPEN.keys() - NO_PHOTOS - lacking
+    return JPEG_ENDINGS | {ending for ending, name in endings.items() if name in opened}
+
+
+def photo_files(folder: str | os.PathLike) -> list[Path]:
+    """The photos below a folder, at any depth: paths relative to it, sorted.
+
+    Links are followed, and each photo counts once, however many links lead to it; a link to a folder that the search
+    started from, or to one above, isn't followed. Hidden files, folders of a system (recycle bins, thumbnails) and of
+    adapted models are passed over. One warning tells of models, and of pictures and films that can't be opened.
+
+    Raises:
+        ValueError: if there is no photo, or a folder can't be listed.
+    """
+    contents = _find_photos(folder)
+    told = _describe_passed_over(contents)
+    if not contents.files:
+        raise ValueError(
+            f"{folder} holds no image files that can be opened here; pass the folder that holds the photos (JPEG, "
+            f"PNG, ...).{told}"
+        )
+    if told:
+        warnings.warn(f"Of what lies in {folder}, some is passed over.{told}", stacklevel=3)
+    return contents.files
+
+
+def holds_photos(folder: str | os.PathLike) -> bool:
+    """Whether [`photo_files`] finds any; an error likewise where a folder can't be listed."""
+    return bool(_find_photos(folder).files)
+
+
+def _find_photos(folder: str | os.PathLike) -> FolderContents:
+    endings = photo_endings()
+    return FolderWalk(folder, lambda parts: ending_of(parts[-1]) in endings).run()
+
+
+def refuse_undecodable(paths: Sequence[str]) -> None:
+    """Refuse files whose names aren't Unicode, as of old archives: no table can hold them.
+
+    Raises:
+        ValueError: if there are any.
+    """
+    if wrong := [path for path in paths if path.encode(errors="replace").decode() != path]:
+        raise ValueError(
+            f"The names of {len(wrong)} of {len(paths)} images aren't valid Unicode: {abbreviate(wrong)}. Rename "
+            "them, for example by 'convmv -r -f latin1 -t utf8 --notest FOLDER' where they come from an old Windows."
+        )
+
+
+def _describe_passed_over(contents: FolderContents) -> str:
+    """Sentences, each with a space before it; none where there is nothing to tell."""
+    told = sorted(TOLD_ENDINGS & contents.endings.keys())
+    sentences = ""
+    if told:
+        counts = ", ".join(f"{contents.endings[ending]} {ending}" for ending in told)
+        sentences += f" Pictures or films that can't be opened here: {counts}; save pictures as JPEG or PNG."
+    if contents.broken:
+        sentences += f" Links that lead nowhere: {abbreviate([path.as_posix() for path in contents.broken])}."
+    return sentences + describe_models(contents)
+
+
+def decode(image: Any, lazy: bool = False) -> Image.Image:
+    """A PIL image from what `datasets` holds of one undecoded, `{"path": ..., "bytes": ...}`, or from itself.
+
+    With `lazy`, bytes and local files are opened, but neither decoded nor turned upright.
+    """
+    if image is None:
+        raise ValueError("there is no image")
+    if not isinstance(image, dict):
+        return image
+    if lazy and image["bytes"] is not None:
+        return Image.open(io.BytesIO(image["bytes"]))
+    if lazy and os.path.isfile(image["path"] or ""):
+        return Image.open(image["path"])
+    return datasets.Image().decode_example(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An upright 8-bit RGB image from any PIL image; of several frames, the one that it stands at, mostly the first.
+
+    EXIF orientation is applied. Alpha is dropped, unless it alone draws the picture: all of one colour is laid on
+    white, or if it is light on black. Colours of palettes, CMYK and others are Pillow's.
+
+    Grey of more than 8 bits, signed or not, is taken to have 8, 10, 12, 14 or 16 bits, the fewest that hold its
+    brightest pixel, and its upper 8 are kept: v // 256 of 16. Below 0 is black, above 65535 white. Floating-point grey
+    with no pixel of `MAX_UNIT` or more ranges from 0 to 1 (255 v, rounded; above 1 is white); other is rounded and
+    scaled as whole numbers are. NaN is black, and infinity white or black by its sign.
+
+    Raises:
+        ValueError: where values can't be brightness, since no pixel has any, more than `MAX_BELOW` of them are
+            negative, more than `MAX_ABOVE` above white, or floats go beyond 16 bits; or where the colours of a TIFF of
+            16 bits are nearly black by their upper 8, which are all that Pillow reads.
+    """
+    image.load()  # metadata may come after the pixels
+    if isinstance(image, TiffImageFile) and max(image.tag_v2.get(BITSPERSAMPLE, (8,))) > 8:
+        _refuse_nearly_black(image)
+    with contextlib.suppress(KeyError, SyntaxError, TypeError):  # of damaged metadata; the pixels are there
+        if image.getexif().get(ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_scale_to_bytes(np.asarray(image)))
+    return image if image.mode == "RGB" else _drop_alpha(image)
+
+
+def _refuse_nearly_black(image: Image.Image) -> None:
+    if image.mode in ("RGB", "RGBA"):
+        highest = max(high for _, high in image.getextrema()[:3])
+        if highest < NEARLY_BLACK:
+            raise ValueError(
+                f"The picture's brightest colour is {highest} of 255, by the upper 8 bits of 16, which are all that "
+                "Pillow reads. Scale it and save it with 8"
+            )
+
+
+def _scale_to_bytes(values: np.ndarray) -> np.ndarray:
+    """Grey of any numbers as uint8, by the rules of [`to_rgb`]."""
+    is_float = values.dtype.kind == "f"
+    finite = values[np.isfinite(values)] if is_float else values
+    if finite.size == 0:
+        raise ValueError("The picture has no pixel with a value; all are NaN or infinite")
+    highest = float(finite.max())
+    is_unit = is_float and highest < MAX_UNIT
+    deepest = 2 ** DEPTHS[-1] - 1
+    white = 1 if is_unit else deepest
+    if (is_float and highest > deepest) or (finite < 0).mean() > MAX_BELOW or (finite > white).mean() > MAX_ABOVE:
+        raise ValueError(
+            f"The picture's values go from {finite.min():g} to {highest:g}; expected brightness, from 0 to 1 or of 8 "
+            "to 16 bits. Scale it and save it with 8"
+        )
+    if is_float:
+        values = np.nan_to_num(values, nan=0, posinf=white, neginf=0)
+    values = values.clip(0, white)
+    if is_unit:
+        return (255 * values).round().astype(np.uint8)
+    depth = next(depth for depth in DEPTHS if min(highest, white) < 2**depth)
+    return (values.round().astype(np.uint16) >> (depth - 8)).clip(0, 255).astype(np.uint8)
+
+
+def _drop_alpha(image: Image.Image) -> Image.Image:
+    """RGB of a picture of 8 bits in any mode."""
+    if image.mode == "PA" or (image.mode == "P" and "transparency" in image.info):
+        image = image.convert("RGBA")
+    colors = image.convert("RGB")
+    if image.mode not in ("LA", "RGBA"):
+        return colors
+    *extrema, alpha = image.getextrema()
+    if alpha[0] == alpha[1] or any(low != high for low, high in extrema):
+        return colors
+    background = "white" if sum(low for low, _ in extrema) < 128 * len(extrema) else "black"
+    ground = Image.new("RGBA", image.size, background)
+    return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+
+
+def cut_strip(image: Image.Image) -> Image.Image:
+    """The middle, `MAX_RATIO` times as long as wide, of a picture that is longer; any other as it is.
+
+    For image processors, which resize the shorter side: a line of 20000 pixels would become gigabytes, of which the
+    centre crop keeps one square.
+    """
+    longest = MAX_RATIO * min(image.size)
+    # From both sides the same, so that the middle stays where it is.
+    left, top = (max(0, length - longest) // 2 for length in image.size)
+    if left == top == 0:
+        return image
+    return image.crop((left, top, image.width - left, image.height - top))
