@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .modeling_microclip import MicroCLIPForImageClassification, default_image_processor
+from .configuration_microclip import default_image_processor
+from .modeling_microclip import MicroCLIPForImageClassification
 from .patch_grid import PatchGrid
 from .views import to_rgb
 
