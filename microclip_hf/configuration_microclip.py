@@ -1,17 +1,41 @@
-"""Configuration of microCLIP: the architecture alone; training settings live in `MicroCLIPTrainingArguments`."""
+"""Configuration of microCLIP: the architecture alone; training settings live in `MicroCLIPTrainingArguments`.
 
+Also how a checkpoint's image processor is loaded, and what its damaged files are told by.
+"""
+
+import contextlib
+import json
 import math
+import os
+import textwrap
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.dataclasses import strict
-from transformers import CLIPConfig, PreTrainedConfig
+from safetensors import SafetensorError, safe_open
+from transformers import AutoImageProcessor, BaseImageProcessor, CLIPConfig, PreTrainedConfig
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 
 RESNET_ADVICE = (
     "is a CLIP with a ResNet, which has no patch tokens. Take a CLIP with a vision transformer, for example "
     "'openai/clip-vit-base-patch32'."
 )
+
+# The files of a checkpoint, by what is read from them.
+CONFIG_FILES = ("config.json",)
+WEIGHTS_FILES = (
+    *("model*.safetensors", "model*.safetensors.index.json"),
+    *("pytorch_model*.bin", "pytorch_model*.bin.index.json"),
+)
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+LFS_POINTER = b"version https://git-lfs"
 
 
 @strict
@@ -90,12 +114,14 @@ class MicroCLIPConfig(PreTrainedConfig):
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """As in the base class, with a plain CLIP configuration wrapped."""
-        config_dict, kwargs = super().get_config_dict(*args, **kwargs)
-        if "model_type" not in config_dict:
-            raise ValueError(
-                "There is no config.json with a 'model_type', as transformers writes it. Pass a CLIP or microCLIP "
-                "checkpoint in transformers' format."
-            )
+        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        with naming_damaged_file(source, CONFIG_FILES, kwargs):
+            config_dict, kwargs = super().get_config_dict(*args, **kwargs)
+            if "model_type" not in config_dict:
+                raise ValueError(
+                    "There is no config.json with a 'model_type', as transformers writes it. Pass a CLIP or microCLIP "
+                    "checkpoint in transformers' format."
+                )
         return _wrap_clip(config_dict), kwargs
 
     @classmethod
@@ -133,3 +159,151 @@ def _check_vit_clip(config_dict: dict[str, Any]) -> None:
         vision = vision.to_dict()
     if isinstance(vision.get("layers"), list) or isinstance(vision.get("num_hidden_layers"), list):
         raise ValueError(f"This configuration, whose vision layers are a list, {RESNET_ADVICE}")
+
+
+@contextlib.contextmanager
+def naming_damaged_file(
+    source: str | os.PathLike | None, patterns: Sequence[str], hub_kwargs: dict[str, Any]
+) -> Iterator[None]:
+    """While a checkpoint is read: where that fails because of a damaged file, the error says which one.
+
+    Args:
+        source (`str` or `os.PathLike`, *optional*): Hub id or folder.
+        patterns (`Sequence[str]`): what is read, such as `WEIGHTS_FILES`.
+        hub_kwargs (`dict[str, Any]`): `revision`, `subfolder` and the like; others are passed over.
+
+    Raises:
+        ValueError: for the first file that is damaged. Any other error stays as it is.
+    """
+    # Copied: what reads the checkpoint may take from it.
+    hub_kwargs = dict(hub_kwargs)
+    try:
+        yield
+    except Exception as error:
+        for file in checkpoint_files(source, patterns, hub_kwargs):
+            if damage := _describe_damage(file):
+                raise ValueError(
+                    f"{file} {damage}. Download it again (with 'git lfs pull' in a Git clone), or save it again."
+                ) from error
+        raise
+
+
+def checkpoint_files(
+    source: str | os.PathLike | None, patterns: Sequence[str], hub_kwargs: dict[str, Any]
+) -> list[Path]:
+    """The files of a checkpoint that are on this machine; without those of weights that safetensors supersede."""
+    if source is None:
+        return []
+    subfolder = hub_kwargs.get("subfolder") or ""
+    folder = Path(source, subfolder)
+    if not os.path.isdir(source):
+        config = "/".join(filter(None, (subfolder, "config.json")))
+        with contextlib.suppress(ValueError):  # of what is no Hub id
+            cached = try_to_load_from_cache(
+                os.fspath(source), config, hub_kwargs.get("cache_dir"), hub_kwargs.get("revision")
+            )
+            folder = Path(cached).parent if isinstance(cached, str) else folder
+    files = sorted(file for pattern in patterns for file in folder.glob(pattern))
+    has_safetensors = any(file.suffix == ".safetensors" for file in files)
+    return [file for file in files if not has_safetensors or ".bin" not in file.suffixes]
+
+
+def _describe_damage(file: Path) -> str | None:
+    """What a file is in place of what its name says, if it is anything else."""
+    with open(file, "rb") as stream:
+        start = stream.read(len(LFS_POINTER))
+    if not start:
+        return "is empty"
+    if start == LFS_POINTER:
+        return "is a Git LFS pointer, which stands for a file that wasn't downloaded"
+    if start.lstrip().startswith(b"<"):
+        return "is a web page"
+    if file.suffix == ".json":
+        return _describe_json_damage(file)
+    if file.suffix == ".safetensors":
+        try:
+            with safe_open(file, "pt"):
+                return None
+        except SafetensorError as error:
+            return f"is damaged, for example an incomplete download ({error})"
+    if file.suffix == ".bin":
+        try:
+            torch.load(file, map_location="meta", weights_only=True)
+        except Exception:  # whose text advises to run what is in the file
+            return "is damaged, for example an incomplete download, or holds more than weights"
+    return None
+
+
+def _describe_json_damage(file: Path) -> str | None:
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError as error:
+        return f"isn't JSON, for example an incomplete download ({error})"
+    if not isinstance(content, dict):
+        return f"holds a {type(content).__name__} where a JSON object is expected"
+    if file.name.endswith(".index.json"):
+        shards = content.get("weight_map")
+        if not isinstance(shards, dict):
+            return "lacks the weight_map, which says what file holds which weights"
+        missing = sorted(name for name in set(shards.values()) if not (file.parent / name).exists())
+        return f"names {', '.join(missing[:5])}, which is missing in its folder" if missing else None
+    return None
+
+
+def load_image_processor(
+    source: str | None, config: MicroCLIPConfig, hub_kwargs: dict[str, Any]
+) -> BaseImageProcessor:
+    """The image processor saved with a checkpoint, with the PIL back end.
+
+    Where there is none, CLIP's own stands in; where it keeps the shape of a picture, it is made to cut out the middle,
+    as CLIP does, since the model takes squares. Both with a warning.
+
+    Args:
+        source (`str`, *optional*): Hub id or folder, `None` where it isn't known.
+        config ([`MicroCLIPConfig`]): of the model.
+        hub_kwargs (`dict[str, Any]`): `revision`, `token` and the like.
+
+    Raises:
+        ValueError: if its file is damaged, or no image processor can be made of it.
+    """
+    if source is None:
+        return default_image_processor(config)
+    try:
+        with naming_damaged_file(source, PROCESSOR_FILES, hub_kwargs):
+            processor = _read_image_processor(source, hub_kwargs)
+    except OSError as error:
+        reason = "" if os.path.isdir(source) else f" ({textwrap.shorten(str(error), 150)})"
+        warnings.warn(f"{source!r} has no image processor; CLIP's own stands in{reason}.", stacklevel=3)
+        return default_image_processor(config)
+    settings = processor.to_dict()
+    if settings.get("do_center_crop") or not dict(settings.get("size") or {}).get("shortest_edge"):
+        return processor
+    crop = _square(config)
+    warnings.warn(
+        f"The image processor of {source!r} doesn't crop, and the model takes squares; the middle {crop['height']} x "
+        f"{crop['width']} pixels are cut out, as CLIP does.",
+        stacklevel=3,
+    )
+    return processor.from_dict({**settings, "do_center_crop": True, "crop_size": crop})
+
+
+def _read_image_processor(source: str, hub_kwargs: dict[str, Any]) -> BaseImageProcessor:
+    try:
+        return AutoImageProcessor.from_pretrained(source, backend="pil", **hub_kwargs)
+    except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"The image processor of {source!r} can't be loaded: {textwrap.shorten(str(error), 200)} Mend its "
+            "preprocessor_config.json (image_processor_type is the name of a class in transformers), or pass "
+            "image_processor= to from_clip."
+        ) from error
+
+
+def default_image_processor(config: MicroCLIPConfig) -> BaseImageProcessor:
+    """CLIP's own preparation for the model's image size, with the PIL back end."""
+    square = _square(config)
+    return CLIPImageProcessorPil(size={"shortest_edge": square["height"]}, crop_size=square)
+
+
+def _square(config: MicroCLIPConfig) -> dict[str, int]:
+    size = config.clip_config.vision_config.image_size
+    return {"height": size, "width": size}

@@ -19,6 +19,7 @@ from transformers import BaseImageProcessor
 from .images import UNREADABLE, cut_strip, decode, to_rgb
 from .model_card import METHODS
 from .modeling_microclip import MicroCLIPForImageClassification, MicroCLIPOutput
+from .preparation import Preparation
 from .pseudo_labels import composite_embeds
 from .view_datasets import describe_unreadable
 from .views import CROP_RATIO, NUM_CROPS, crop_box, cut_squares
@@ -102,7 +103,7 @@ def predict_all_ways(
         settings ([`EvaluationSettings`], *optional*): default, the published crops.
 
     Raises:
-        ValueError: if no image can be read.
+        ValueError: if no image can be read, or an image processor isn't as [`Preparation`] expects.
     """
     settings = settings or EvaluationSettings()
     models = [model] if plain is None or plain.model is model else [model, plain.model]
@@ -158,6 +159,7 @@ class PreparedImages(torch.utils.data.Dataset):
     ) -> None:
         self.dataset, self.size, self.settings = dataset, size, settings
         self.processors = processors if _differ(processors) else processors[:1]
+        self.preparation = Preparation.of(processors[0], size)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -172,12 +174,12 @@ class PreparedImages(torch.utils.data.Dataset):
         boxes = [crop_box(*image.size, CROP_RATIO, rng) for _ in range(self.settings.num_crops)]
         middle = cut_strip(image)
         prepared = [processor(middle, return_tensors="pt")["pixel_values"][0] for processor in self.processors]
-        crops = self._normalize(torch.from_numpy(cut_squares(image, boxes, self.size)))
-        return {"index": index, "label": example["label"], "pixel_values": prepared, "crops": crops}
+        crops = torch.from_numpy(cut_squares(image, boxes, self.size, resample=self.preparation.resample))
+        return {"index": index, "label": example["label"], "pixel_values": prepared, "crops": self._normalize(crops)}
 
     def _normalize(self, crops: torch.Tensor) -> torch.Tensor:
-        processor = self.processors[0]
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std))
+        settings = self.preparation
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (settings.mean, settings.std))
         return (crops / 255 - mean) / std
 
 

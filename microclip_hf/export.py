@@ -22,7 +22,9 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from PIL.Image import Resampling
 from torch import nn
 
-from .modeling_microclip import MicroCLIPForImageClassification, default_image_processor
+from .configuration_microclip import default_image_processor
+from .modeling_microclip import MicroCLIPForImageClassification
+from .preparation import Preparation
 
 
 PREPARATION = (
@@ -92,26 +94,19 @@ def _metadata(model: MicroCLIPForImageClassification) -> dict[str, str]:
     """What a user of the file needs to know."""
     size = model.config.clip_config.vision_config.image_size
     processor = model.image_processor or default_image_processor(model.config)
+    preparation = Preparation.of(processor, size)
     settings = json.loads(processor.to_json_string())
-    expected = {
-        "do_resize": True,
-        "do_center_crop": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "resample": int(Resampling.BICUBIC),
-        "rescale_factor": 1 / 255,
-        "crop_size": {"height": size, "width": size},
-    }
+    expected = {"do_center_crop": True, "resample": int(Resampling.BICUBIC)}
     differing = {name: settings.get(name) for name, value in expected.items() if settings.get(name) != value}
     if differing or "shortest_edge" not in settings.get("size", {}):
         raise ValueError(
             f"The model's image processor has {differing or {'size': settings.get('size')}}; an exported model's "
-            f"images are resized by their shortest_edge (bicubic), cropped to the model's {size} x {size} pixels, "
-            "divided by 255 and normalised. Set model.image_processor accordingly."
+            f"images are resized by their shortest_edge (bicubic) and cropped to the model's {size} x {size} pixels. "
+            "Set model.image_processor accordingly."
         )
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     facts = {"class_names": names, "image_size": size, "shortest_edge": settings["size"]["shortest_edge"]}
-    facts |= {name: settings[name] for name in ("image_mean", "image_std")}
+    facts |= {"image_mean": preparation.mean, "image_std": preparation.std}
     return {name: json.dumps(value) for name, value in facts.items()} | {"preparation": PREPARATION}
 
 

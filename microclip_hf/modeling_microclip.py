@@ -3,21 +3,21 @@
 B images, C classes, N patches, D vision width, E joint embedding width.
 """
 
-import contextlib
 import copy
 import os
 import random
 import re
 import types
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from inspect import signature
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn.functional import normalize, scaled_dot_product_attention, silu
 from transformers import (
-    AutoImageProcessor,
     BaseImageProcessor,
     CLIPModel,
     CLIPVisionModel,
@@ -27,12 +27,20 @@ from transformers import (
 )
 from transformers import initialization as init
 from transformers.activations import QuickGELUActivation
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
-from .configuration_microclip import RESNET_ADVICE, MicroCLIPConfig
+from .configuration_microclip import (
+    CONFIG_FILES,
+    RESNET_ADVICE,
+    TOKENIZER_FILES,
+    WEIGHTS_FILES,
+    MicroCLIPConfig,
+    checkpoint_files,
+    load_image_processor,
+    naming_damaged_file,
+)
 from .saliency import check_finite, saliency_mask
 from .text_heads import (
     abbreviate,
@@ -41,7 +49,11 @@ from .text_heads import (
     encode_heads,
     load_tokenizer,
     match_descriptions,
+    suggest,
 )
+
+
+HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 @dataclass
@@ -446,21 +458,28 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
     ) -> Any:
-        """As in the base class; the image processor and the tokenizer saved beside the weights come along."""
-        with_report = kwargs.pop("output_loading_info", False)
-        model, report = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
-        if any("text_model." in key for key in report["missing_keys"]):
-            raise ValueError(
-                f"{pretrained_model_name_or_path!r} has no text tower; load it without keep_text_model=True."
-            )
-        if pretrained_model_name_or_path is not None:
-            source, hub_kwargs = os.fspath(pretrained_model_name_or_path), _hub_kwargs(kwargs)
-            model.image_processor = _load_image_processor(source, model.config, hub_kwargs)
+        """As in the base class; the image processor and the tokenizer saved beside the weights come along.
+
+        Raises:
+            ValueError: if a file of the checkpoint is damaged, or it has no text tower where one is asked for.
+        """
+        with_report, source = kwargs.pop("output_loading_info", False), pretrained_model_name_or_path
+        with naming_damaged_file(source, WEIGHTS_FILES, kwargs):
+            model, report = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
+        lacking = [
+            key for key in ("text_model.", "vision_model.") if any(key in own for own in report["missing_keys"])
+        ]
+        if lacking == ["text_model."]:
+            raise ValueError(f"{os.fspath(source)!r} has no text tower; load it without keep_text_model=True.")
+        if source is not None:
+            source, hub_kwargs = os.fspath(source), _hub_kwargs(kwargs)
+            model.image_processor = load_image_processor(source, model.config, hub_kwargs)
             if model.config.keep_text_model:
-                with contextlib.suppress(ValueError):
+                try:
                     model.tokenizer = load_tokenizer(source, hub_kwargs)
+                except ValueError:
+                    if checkpoint_files(source, TOKENIZER_FILES, hub_kwargs):
+                        raise
         return (model, report) if with_report else model
 
     @classmethod
@@ -490,15 +509,15 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
             kwargs: fields of [`MicroCLIPConfig`]; others go to `CLIPModel.from_pretrained` (`revision`, `token`, ...).
 
         Raises:
-            TypeError, ValueError: on names, templates, descriptions, a tokenizer or a checkpoint that don't fit;
-                names and texts are checked before anything is loaded.
+            TypeError, ValueError: on names, templates, descriptions, a tokenizer, a keyword or a checkpoint that don't
+                fit, and for damaged files; names and texts are checked before anything is loaded.
         """
         class_names = check_class_names(class_names)
         check_templates(templates)
         match_descriptions(class_names, descriptions)
+        _check_keywords(kwargs)
+        dtype = _pop_dtype(kwargs)
         config_kwargs = {f.name: kwargs.pop(f.name) for f in fields(MicroCLIPConfig) if f.name in kwargs}
-        dtype = config_kwargs.pop("dtype", torch.float32)
-        dtype = vars(torch)[dtype] if isinstance(dtype, str) and dtype != "auto" else dtype
         if isinstance(clip, CLIPModel):
             if kwargs:
                 raise TypeError(
@@ -509,6 +528,7 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         else:
             source = _check_source(clip)
             clip = _load_clip(source, dtype, kwargs)
+        check_weights(clip)
         config_kwargs |= {"clip_config": copy.deepcopy(clip.config), **_label_maps(class_names)}
         keep_text_model = config_kwargs.pop("keep_text_model", False)
         config = MicroCLIPConfig(**config_kwargs, keep_text_model=True, dtype=clip.dtype)
@@ -518,7 +538,7 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         model.clip = with_own_layers(clip)
         model.fg_pooling = MicroCLIPPooling(config).to(clip.device, clip.dtype)
         model.tokenizer = tokenizer or load_tokenizer(source, _hub_kwargs(kwargs))
-        model.image_processor = image_processor or _load_image_processor(source, config, _hub_kwargs(kwargs))
+        model.image_processor = image_processor or load_image_processor(source, config, _hub_kwargs(kwargs))
         model.set_classes(class_names, templates, descriptions, batch_size=batch_size)
         if not keep_text_model:
             model.drop_text_model()
@@ -641,41 +661,78 @@ def _check_source(clip: Any) -> str:
     return source
 
 
+def _check_keywords(kwargs: dict[str, Any]) -> None:
+    """What the class names decide, or is misspelt, is refused; transformers refuses what else it doesn't know."""
+    for name in ("num_labels", "id2label", "label2id", "clip_config"):
+        if name in kwargs:
+            raise TypeError(f"from_clip got {name}, which follows from class_names and clip; leave it out.")
+    known = {*MicroCLIPConfig.architecture_names(), *signature(MicroCLIPForImageClassification.from_clip).parameters}
+    known |= {*HUB_KEYWORDS, "dtype", "torch_dtype", "attn_implementation", "device_map", "device_mesh"}
+    for name in sorted(kwargs.keys() - known):
+        if (advice := suggest(name, sorted(known))) != ".":
+            raise TypeError(f"from_clip has no argument {name!r}{advice}")
+
+
+def _pop_dtype(kwargs: dict[str, Any]) -> torch.dtype | Literal["auto"]:
+    """The precision that is asked for, in any spelling that transformers takes; float32 by default."""
+    old = kwargs.pop("torch_dtype", None)
+    if old is not None:
+        warnings.warn("torch_dtype is deprecated; pass dtype to from_clip.", FutureWarning, stacklevel=3)
+    dtype = kwargs.pop("dtype", None) or old or torch.float32
+    known = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+    value = known.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if value != "auto" and not (isinstance(value, torch.dtype) and value.is_floating_point):
+        raise ValueError(f'dtype is {dtype!r}; pass "float32", "bfloat16", "float16", as a torch.dtype, or "auto".')
+    return value
+
+
 def _load_clip(source: str, dtype: torch.dtype | str, kwargs: dict[str, Any]) -> CLIPModel:
     """A CLIP with both towers; whatever else is there is refused."""
     hub_kwargs = _hub_kwargs(kwargs)
-    if PreTrainedConfig.get_config_dict(source, **hub_kwargs)[0].get("model_type") == MicroCLIPConfig.model_type:
+    with naming_damaged_file(source, CONFIG_FILES, hub_kwargs):
+        model_type = PreTrainedConfig.get_config_dict(source, **hub_kwargs)[0].get("model_type")
+    if model_type == MicroCLIPConfig.model_type:
         raise ValueError(
             f"{source!r} is an adapted microCLIP. Load it with from_pretrained (and change its classes with "
             "set_classes, if its text tower was kept), or start from the CLIP that it was made of."
         )
     MicroCLIPConfig.from_pretrained(source, **hub_kwargs)
-    clip, report = CLIPModel.from_pretrained(source, dtype=dtype, output_loading_info=True, **kwargs)
-    if report["missing_keys"]:
-        raise ValueError(
-            f"{source!r} lacks the weights {abbreviate(sorted(report['missing_keys']))}; pass a CLIP with both of its "
-            "towers."
-        )
+    # Weights of another shape are refused below, by name.
+    kwargs = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    with naming_damaged_file(source, WEIGHTS_FILES, hub_kwargs):
+        clip, report = CLIPModel.from_pretrained(source, dtype=dtype, **kwargs)
+    check_loading_report(report, source, "pass a CLIP with both of its towers")
     return clip
 
 
+def check_loading_report(report: dict[str, Any], source: str, advice: str) -> None:
+    """Whether a checkpoint brought every weight.
+
+    Raises:
+        ValueError: if some are missing, or have another shape than the configuration says.
+    """
+    if report["missing_keys"]:
+        raise ValueError(f"{source!r} lacks the weights {abbreviate(sorted(report['missing_keys']))}; {advice}.")
+    for name, saved, expected in sorted(report["mismatched_keys"]):
+        raise ValueError(
+            f"{source!r} has the weight {name!r} of shape {tuple(saved)}, where its config.json asks for "
+            f"{tuple(expected)}: they belong to different models; {advice}."
+        )
+
+
+def check_weights(model: PreTrainedModel) -> None:
+    """Whether all weights are numbers.
+
+    Raises:
+        ValueError: if one holds NaN or infinite values.
+    """
+    for name, weight in model.named_parameters():
+        if not weight.is_meta and not weight.isfinite().all():
+            raise ValueError(
+                f"The weight {name!r} ({weight.dtype}) holds NaN or infinite values; download the checkpoint again, "
+                "or load it in float32."
+            )
+
+
 def _hub_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
-    names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-    return {name: kwargs[name] for name in names if name in kwargs}
-
-
-def _load_image_processor(
-    source: str | None, config: MicroCLIPConfig, hub_kwargs: dict[str, Any]
-) -> BaseImageProcessor:
-    if source is not None:
-        try:
-            return AutoImageProcessor.from_pretrained(source, backend="pil", **hub_kwargs)
-        except (OSError, ValueError):
-            pass
-    return default_image_processor(config)
-
-
-def default_image_processor(config: MicroCLIPConfig) -> BaseImageProcessor:
-    """CLIP's own preparation for the model's image size, with the PIL back end."""
-    size = config.clip_config.vision_config.image_size
-    return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    return {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from .fonts import readable
 from .modeling_microclip import MicroCLIPForImageClassification
+from .preparation import Preparation
 from .view_datasets import ViewCollator
 
 
@@ -76,9 +77,9 @@ def snapshot(model: MicroCLIPForImageClassification, examples: Iterable[dict[str
     side = model.config.clip_config.vision_config.patch_size
     rows = pixel_values.shape[2] // side
     mask = output.saliency_mask.cpu().unflatten(1, (rows, -1))
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
+    preparation = Preparation.of(processor, model.config.clip_config.vision_config.image_size)
     return Snapshot(
-        images=(pixel_values * std + mean).clamp(0, 1).permute(0, 2, 3, 1),
+        images=preparation.denormalize(pixel_values).clamp(0, 1).permute(0, 2, 3, 1),
         saliency=mask.repeat_interleave(side, 1).repeat_interleave(side, 2),
         labels=[names[index] for index in output.logits.argmax(-1).tolist()],
         truths=[names[example["label"]] if example.get("label", -1) >= 0 else None for example in examples],

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 
+from .configuration_microclip import TOKENIZER_FILES, naming_damaged_file
 from .saliency import check_finite
 
 
@@ -175,14 +176,15 @@ def load_tokenizer(
         advice (`str`): what the error says to do.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or its files are damaged.
     """
     if source is None:
         raise ValueError(f"This CLIP wasn't loaded from a Hub id or a folder, so its tokenizer isn't known. {advice}")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **hub_kwargs)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"No tokenizer could be loaded from {source!r}. {advice}") from error
+    with naming_damaged_file(source, TOKENIZER_FILES, hub_kwargs):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, **hub_kwargs)
+        except Exception as error:  # the tokenizers library knows no other
+            raise ValueError(f"No tokenizer could be loaded from {source!r}. {advice}") from error
     # Where there are no files, transformers makes a tokenizer without words.
     if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):
         raise ValueError(f"{source!r} holds no tokenizer. {advice}")

@@ -23,15 +23,16 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from transformers.utils import CONFIG_NAME
 
 from .checks import STATE_NAME, check_checkpoint, check_room, check_training, check_writable, image_facts
-from .configuration_microclip import MicroCLIPConfig
+from .configuration_microclip import MicroCLIPConfig, default_image_processor
 from .data import align_labels, undecoded
 from .diagnostics import Diagnostics
 from .hub import check_repository, push_folder
 from .kept_prior import KeptPrior
 from .metrics import compute_metrics
 from .model_card import CARD, PICTURE, CardFacts, keep_card, split_results, write_model_card
-from .modeling_microclip import MicroCLIPForImageClassification, MicroCLIPOutput, default_image_processor
+from .modeling_microclip import MicroCLIPForImageClassification, MicroCLIPOutput
 from .plots import plot_adaptation
+from .preparation import Preparation
 from .pseudo_labels import aggregate_scores, align_distribution, composite_embeds, fairness_loss, fuse_embeds
 from .saliency import NonFiniteError
 from .training_args import MicroCLIPTrainingArguments
@@ -72,19 +73,22 @@ class MicroCLIPTrainer(Trainer):
             often as `max_steps` ask for, by the first of several processes for all, and has no epochs: the fairness
             mean runs on. With a `data_collator` of one's own, whatever that turns into batches of views.
         eval_dataset: items with `image` or `pixel_values`, and `label` to measure by.
-        processing_class (`BaseImageProcessor`, *optional*): saved with the model and used in evaluation; its mean and
-            std normalise the views. Default: the model's `image_processor`; without any, CLIP's own.
+        processing_class (`BaseImageProcessor`, *optional*): becomes the model's `image_processor`, is saved with it
+            and used in evaluation; its filter resizes the views, and its mean and std normalise them. Default: the
+            model's `image_processor`; without any, CLIP's own.
         data_collator, kwargs: as in [`~transformers.Trainer`].
 
     Raises:
         TypeError: if the model, the arguments or the image processor are of another class, or the training data is
             several data sets.
-        ValueError: if the training data has neither images nor views, or is a stream without `max_steps`; in
-            training, if more images than `max_corrupt_share` can't be read.
+        ValueError: if the image processor gives other pixels than views can be made of (see [`Preparation`]), the
+            training data has neither images nor views, or is a stream without `max_steps`; in training, if more images
+            than `max_corrupt_share` can't be read.
     """
 
     # The loss is a mean over the batch: under gradient accumulation the Trainer divides it.
     loss_is_scaled_for_ga = False
+    _processing_class: BaseImageProcessor | None = None
 
     def __init__(
         self,
@@ -113,11 +117,13 @@ class MicroCLIPTrainer(Trainer):
         processing_class = processing_class or model.image_processor or default_image_processor(model.config)
         if not isinstance(processing_class, BaseImageProcessor):
             raise TypeError(f"processing_class is a {type(processing_class).__name__}; pass an image processor.")
+        self._preparation = Preparation.of(processing_class, model.config.clip_config.vision_config.image_size)
+        model.image_processor = processing_class
         eval_dataset = _align(eval_dataset, model.config)
         if train_dataset is not None:
             check_training(model, args, train_dataset)
         if train_dataset is not None and data_collator is None:
-            train_dataset = _with_views(train_dataset, model, args)
+            train_dataset = _with_views(train_dataset, model, args, self._preparation)
         if train_dataset is not None and args.prior_refresh != "step" and not isinstance(train_dataset, ViewDataset):
             raise ValueError(
                 f"prior_refresh='{args.prior_refresh}' keeps a prior for each image, which a stream, views or a "
@@ -143,8 +149,8 @@ class MicroCLIPTrainer(Trainer):
             self.deepspeed = self.accelerator.prepare_model(model.to(self.args.device), evaluation_mode=True)
         self.card_facts = CardFacts(base_model=model.clip.config._name_or_path or None)
         self.add_callback(_EpochCallback(self))
-        self._pixel_mean = torch.tensor(processing_class.image_mean, device=self.args.device).view(-1, 1, 1)
-        self._pixel_std = torch.tensor(processing_class.image_std, device=self.args.device).view(-1, 1, 1)
+        self._pixel_mean = torch.tensor(self._preparation.mean, device=self.args.device).view(-1, 1, 1)
+        self._pixel_std = torch.tensor(self._preparation.std, device=self.args.device).view(-1, 1, 1)
         self._chunk_size = _chunk_size(model.config, self.args.device)
         self.diagnostics = Diagnostics(model.num_labels)
         self._confidences: torch.Tensor | None = None  # of the batch's pseudo-labels
@@ -159,6 +165,20 @@ class MicroCLIPTrainer(Trainer):
         # it is accumulated, and the part that comes next.
         self._parts: torch.Tensor | None = None
         self._next_part = 0
+
+    @property
+    def processing_class(self) -> BaseImageProcessor:
+        """The image processor, which the views and the evaluation agree with; chosen when the Trainer is made."""
+        return self._processing_class
+
+    @processing_class.setter
+    def processing_class(self, processor: BaseImageProcessor) -> None:
+        if self._processing_class not in (None, processor):
+            raise ValueError(
+                "Views are made for the image processor that the Trainer began with; pass another one as "
+                "MicroCLIPTrainer(processing_class=...)."
+            )
+        self._processing_class = processor
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As in the base class; `True` continues from the newest checkpoint in `output_dir`.
@@ -700,7 +720,9 @@ def _align(dataset: Any, config: MicroCLIPConfig) -> Any:
     return align_labels(dataset, class_names) if class_names[0] != "LABEL_0" and has_names else dataset
 
 
-def _with_views(dataset: Any, model: MicroCLIPForImageClassification, args: MicroCLIPTrainingArguments) -> Any:
+def _with_views(
+    dataset: Any, model: MicroCLIPForImageClassification, args: MicroCLIPTrainingArguments, preparation: Preparation
+) -> Any:
     """Training images as views, with labels to measure by where they are the model's classes."""
     if isinstance(dataset, dict):
         raise TypeError(
@@ -717,5 +739,7 @@ def _with_views(dataset: Any, model: MicroCLIPForImageClassification, args: Micr
     except ValueError:
         dataset = dataset.remove_columns("label")  # they would only be measured by
     size = model.config.clip_config.vision_config.image_size
-    settings = ViewSettings(size, args.num_crops, args.crop_ratio, args.seed, args.max_corrupt_share)
+    settings = ViewSettings(
+        size, args.num_crops, args.crop_ratio, args.seed, args.max_corrupt_share, preparation.resample
+    )
     return (ViewStream if is_stream else ViewDataset)(dataset, settings)

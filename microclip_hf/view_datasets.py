@@ -34,20 +34,28 @@ class ViewSettings:
         size, num_crops, crop_ratio: see [`make_views`].
         seed (`int`): with the epoch and the index of an image it seeds its views.
         max_corrupt_share (`float`): share of unreadable images above which they are an error.
+        resample (`PIL.Image.Resampling`): see [`make_views`].
     """
 
     def __init__(
-        self, size: int, num_crops: int, crop_ratio: Sequence[float], seed: int, max_corrupt_share: float = 0.0
+        self,
+        size: int,
+        num_crops: int,
+        crop_ratio: Sequence[float],
+        seed: int,
+        max_corrupt_share: float = 0.0,
+        resample: Image.Resampling = Image.Resampling.BICUBIC,
     ) -> None:
         self.size, self.num_crops, self.crop_ratio, self.seed = size, num_crops, tuple(crop_ratio), seed
         self.max_corrupt_share = max_corrupt_share
+        self.resample = resample
 
     def make_example(self, example: dict[str, Any], epoch: int, index: int) -> dict[str, Any]:
         """The views of one image, with its `index`, and its `label` as `labels`."""
         rng = np.random.default_rng((self.seed, epoch, index))
         image = decode(example["image"], lazy=True)
         may_draft = isinstance(example["image"], dict)  # not an image that others hold too
-        views = make_views(image, self.size, self.num_crops, self.crop_ratio, rng, may_draft)
+        views = make_views(image, self.size, self.num_crops, self.crop_ratio, rng, may_draft, self.resample)
         labels = {"labels": example["label"]} if "label" in example else {}
         return {**views, **labels, "index": index}
 

@@ -26,6 +26,8 @@ STRONG_RATIO = (3 / 4, 4 / 3)
 NUM_OPERATIONS, OPERATION_PROBABILITY = 2, 0.5
 MAGNITUDE_MEAN, MAGNITUDE_STD, MAX_MAGNITUDE = 9.0, 0.5, 10.0
 FILL_COLOR = tuple(round(255 * mean) for mean in OPENAI_CLIP_MEAN)
+# Those that torch has with antialiasing, which PIL always applies.
+TORCH_FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
 # Left, top, right, bottom.
 Box = tuple[float, float, float, float]
 
@@ -83,24 +85,32 @@ def strong_box(width: int, height: int, rng: np.random.Generator) -> Box:
     return left, top, left + crop_width, top + crop_height
 
 
-def cut(image: Image.Image, box: Box, size: int, scale: int = 1) -> Image.Image:
-    """The box of a file that is decoded at 1 / scale of its size, resized to a square (bicubic)."""
+def cut(
+    image: Image.Image, box: Box, size: int, scale: int = 1, resample: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
+    """The box of a file that is decoded at 1 / scale of its size, resized to a square."""
     # Exact: a pixel of a draft is scale x scale pixels of the file, or what is left of them at its end.
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=tuple(edge / scale for edge in box))
+    return image.resize((size, size), resample, box=tuple(edge / scale for edge in box))
 
 
-def cut_squares(image: Image.Image, boxes: Sequence[Box], size: int, scale: int = 1) -> np.ndarray:
+def cut_squares(
+    image: Image.Image,
+    boxes: Sequence[Box],
+    size: int,
+    scale: int = 1,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> np.ndarray:
     """Each box as by [`cut`], channels first, `(len(boxes), 3, size, size)`.
 
-    Boxes of whole pixels are resized by torch: up to two levels off, but three times as fast.
+    Boxes of whole pixels are resized by torch where it has the filter: up to two levels off, but three times as fast.
     """
     if not boxes:
         return np.zeros((0, 3, size, size), dtype=np.uint8)
-    if scale > 1:
-        return np.stack([_channels_first(cut(image, box, size, scale)) for box in boxes])
+    if scale > 1 or resample not in TORCH_FILTERS:
+        return np.stack([_channels_first(cut(image, box, size, scale, resample)) for box in boxes])
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     squares = [pixels[None, :, top:bottom, left:right] for left, top, right, bottom in boxes]
-    options = {"size": (size, size), "mode": "bicubic", "antialias": True}
+    options = {"size": (size, size), "mode": TORCH_FILTERS[resample], "antialias": True}
     return torch.cat([torch.nn.functional.interpolate(square, **options) for square in squares]).numpy()
 
 
@@ -162,6 +172,7 @@ def make_views(
     crop_ratio: Sequence[float],
     rng: np.random.Generator,
     may_draft: bool = False,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> dict[str, np.ndarray]:
     """All views of one image.
 
@@ -172,6 +183,7 @@ def make_views(
         crop_ratio (`Sequence[float]`): least and greatest side of a crop, as shares of the shorter side.
         rng (`numpy.random.Generator`): the source of every random choice.
         may_draft (`bool`): whether the image is a file opened for this call alone, which may be decoded smaller.
+        resample (`PIL.Image.Resampling`): the filter of resizing.
 
     Returns:
         uint8 arrays: `weak` (3, S, S), `strong` (3, S, S), `crops` (K, 3, S, S).
@@ -183,13 +195,13 @@ def make_views(
     width, height = image.size if scale == 1 else full_size
 
     def view(box: Box) -> Image.Image:
-        return cut(image, box, size, scale)
+        return cut(image, box, size, scale, resample)
 
     weak = view(weak_box(width, height, size, rng))
     strong = augment(view(strong_box(width, height, rng)), rng)
     # Last, so that the other views don't depend on how many there are.
     boxes = [crop_box(width, height, crop_ratio, rng) for _ in range(num_crops)]
-    crops = cut_squares(image, boxes, size, scale)
+    crops = cut_squares(image, boxes, size, scale, resample)
     return {"weak": _channels_first(weak), "strong": _channels_first(strong), "crops": crops}
 
 

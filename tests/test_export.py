@@ -181,7 +181,7 @@ def test_a_failed_export_leaves_what_was_there(traced, model, tmp_path, monkeypa
 def test_an_image_processor_that_the_metadata_cannot_describe(model, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "_trace", None)
     for settings, message in (
-        ({"do_center_crop": False}, "'do_center_crop': False"),
+        ({"do_center_crop": False}, "set do_center_crop=True"),
         ({"crop_size": {"height": 48, "width": 48}}, "48"),
         ({"resample": Image.Resampling.BILINEAR}, "'resample': 2"),
         ({"size": {"height": 32, "width": 32}}, "'size'"),

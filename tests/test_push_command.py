@@ -192,8 +192,8 @@ DAMAGES = {  # What is done to a folder, and what the error says.
     "a list": (lambda folder: (folder / "config.json").write_text("[]"), r"config.json holds a list; save"),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), r"config.json isn't JSON; save"),
     "half weights": (cut_weights, r"can't be loaded"),
-    "a weight less": (drop_weight, r"lack 'classifier.weight'; save it again"),
-    "other classes": (change_config(id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1}), r"can't be loaded"),
+    "a weight less": (drop_weight, r"lacks the weights 'classifier.weight'; save it again"),
+    "other classes": (change_config(id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1}), r"of shape \(3, 16\)"),
     "no folder": (shutil.rmtree, r"isn't a folder; pass one that"),
 }
 

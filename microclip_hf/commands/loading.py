@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
-from ..configuration_microclip import MicroCLIPConfig
-from ..modeling_microclip import MicroCLIPForImageClassification
+from ..configuration_microclip import CONFIG_FILES, MicroCLIPConfig, load_image_processor, naming_damaged_file
+from ..modeling_microclip import MicroCLIPForImageClassification, check_loading_report, check_weights
+from ..preparation import Preparation
 from ..presets import Preset, load_preset
 from ..text_heads import encode_heads
 
@@ -22,7 +22,8 @@ def load_adapted(source: str) -> MicroCLIPForImageClassification:
         source (`str`): Hub id or folder.
 
     Raises:
-        ValueError: if there is no such model, or it is of another type.
+        ValueError: if there is no such model, it is of another type, weights are damaged or missing, or its image
+            processor isn't as [`Preparation`] expects.
     """
     if (model_type := read_model_type(source)) != MicroCLIPConfig.model_type:
         raise ValueError(
@@ -30,9 +31,15 @@ def load_adapted(source: str) -> MicroCLIPForImageClassification:
             "by microclip adapt, or made by from_clip and saved."
         )
     try:
-        return MicroCLIPForImageClassification.from_pretrained(source, dtype=torch.float32)
-    except (OSError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        model, report = MicroCLIPForImageClassification.from_pretrained(
+            source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (OSError, RuntimeError, StrictDataclassError) as error:
         raise ValueError(f"{source} can't be loaded: {error}") from error
+    check_loading_report(report, source, "save it again")
+    check_weights(model)
+    Preparation.of(model.image_processor, model.config.clip_config.vision_config.image_size)
+    return model
 
 
 def read_model_type(source: str) -> str | None:
@@ -42,13 +49,11 @@ def read_model_type(source: str) -> str | None:
         ValueError: if there is no configuration.
     """
     try:
-        config = PreTrainedConfig.get_config_dict(source)[0]
-    except (AttributeError, OSError, TypeError) as error:
+        with naming_damaged_file(source, CONFIG_FILES, {}):
+            return PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    except OSError as error:
         where = "" if os.path.isdir(source) else "there is no such folder here, and from the Hub: "
         raise ValueError(f"{source} can't be loaded: {where}{error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{source} can't be loaded: its configuration is a {type(config).__name__}.")
-    return config.get("model_type")
 
 
 def load_clip(
@@ -62,12 +67,13 @@ def load_clip(
         overrides (`dict[str, Any]`): fields of [`MicroCLIPConfig`].
 
     Raises:
-        ValueError: if its weights can't be read.
+        ValueError: if its files are damaged, or its image processor isn't as [`Preparation`] expects.
     """
-    try:
-        model = MicroCLIPForImageClassification.from_clip(source, **texts, **{**overrides, "keep_text_model": True})
-    except SafetensorError as error:
-        raise ValueError(f"The weights of {source} can't be read: {error}. Load or save them again.") from error
+    config = MicroCLIPConfig.from_pretrained(source)
+    processor = load_image_processor(source, config, {})
+    Preparation.of(processor, config.clip_config.vision_config.image_size)
+    settings = {**overrides, "keep_text_model": True}
+    model = MicroCLIPForImageClassification.from_clip(source, image_processor=processor, **texts, **settings)
     zero_shot_head, _ = encode_heads(model.clip, model.tokenizer, texts["class_names"], texts["templates"])
     if not overrides.get("keep_text_model"):
         model.drop_text_model()
