@@ -50,16 +50,20 @@ def labelled(dataset: Dataset) -> list[int]:
 
 
 def name_labels(dataset: Dataset) -> Dataset:
-    """The data set with a `label` of strings as a `ClassLabel` of their sorted names; digits stay as they are."""
+    """The data set with a `label` of strings as a `ClassLabel` of their sorted names; digits stay as they are.
+
+    Of several spellings of a name, such as "red_disc" and "Red disc", one is taken.
+    """
     feature = dataset.features.get("label")
     if not isinstance(feature, Value) or feature.dtype not in STRINGS:
         return dataset
-    labels = read_labels(dataset)
-    names = sorted({label for label in labels if is_known(label)})
-    if all(name.strip().isdecimal() for name in names):
+    labels = [label if is_known(label) else None for label in read_labels(dataset)]
+    spellings = {normalize_name(label): label for label in sorted(set(labels) - {None}, reverse=True)}
+    if all(key.isdecimal() for key in spellings):
         return dataset
-    numbers = {name: index for index, name in enumerate(names)}
-    return _replace(dataset, [numbers.get(label) for label in labels], names)
+    names = sorted(spellings.values())
+    numbers = {normalize_name(name): index for index, name in enumerate(names)}
+    return _replace(dataset, [label and numbers[normalize_name(label)] for label in labels], names)
 
 
 def align_labels(dataset: DataSource, class_names: Sequence[str], strict: bool = True) -> DataSource:

@@ -188,10 +188,10 @@ def _open_arrow(file: Any) -> pa.RecordBatchReader | pa.ipc.RecordBatchFileReade
 def _find_images(features: Features, source: str, image_column: str | None) -> str:
     """The column of images, or of what is in image files or where they are."""
     images = [name for name, feature in features.items() if isinstance(feature, Image)]
-    contents = [name for name, feature in features.items() if _holds_files(feature) and not _has_type(feature, PATHS)]
-    candidates = images or contents or [name for name in features if name == "image" and _holds_files(features[name])]
-    if image_column is None and len(candidates) == 1:
-        return candidates[0]
+    if image_column is None and len(images) == 1:
+        return images[0]
+    if image_column is None and not images:
+        image_column = _find_contents(features)
     if image_column not in features:
         raise ValueError(
             f"{source} has the columns {abbreviate(list(features))}, of which {abbreviate(images) or 'none'} hold "
@@ -207,13 +207,22 @@ def _find_images(features: Features, source: str, image_column: str | None) -> s
     return image_column
 
 
+def _find_contents(features: Features) -> str | None:
+    """The column of what `Image` would store, if it is clear which: by its type, or else by its name."""
+    stored = [name for name, feature in features.items() if isinstance(feature, dict) and _holds_files(feature)]
+    contents = stored or [name for name, feature in features.items() if _has_type(feature, CONTENTS)]
+    if len(contents) == 1:
+        return contents[0]
+    return "image" if _holds_files(features.get("image")) else None
+
+
 def _check_paths(dataset: DataSource, source: str, column: str) -> None:
     """Strings that are no paths are refused, going by the first."""
     paths = (example[column] for example in dataset.select_columns([column]))
     path = next((path for path in paths if path), "")
     if not os.path.isfile(path) and "://" not in path:
         raise ValueError(
-            f"The column {column!r} of {source} holds {dataset.features[column]}, not images, and the first, {path!r}, "
+            f"The column {column!r} of {source} holds {dataset.features[column]}, not images; the first, {path!r}, "
             f"is no file's path as seen from {os.getcwd()}. Say which column is meant with image_column, or make the "
             "paths absolute."
         )

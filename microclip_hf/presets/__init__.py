@@ -160,7 +160,9 @@ def _name_labels(dataset: DataSource, preset: Preset, where: str, labels_require
             "classes pass --class_names and leave the preset out."
         )
     if isinstance(label, ClassLabel):
-        names = check_class_names([preset.rename.get(name, readable_name(name)) for name in label.names])
+        names = [preset.rename.get(name, readable_name(name)) for name in label.names]
+        if preset.class_names is None:
+            check_class_names(names)
         dataset = dataset.cast_column("label", ClassLabel(names=names))
     if label is None or preset.class_names is None:
         return dataset
