@@ -53,7 +53,7 @@ def read_repository(source: str, *arguments: Any, **options: Any) -> Dataset | I
     if not os.path.isdir(source):
         return _load(source, source, *arguments, **options)
     path = os.path.abspath(source)
-    _check_path(path, "*?[")
+    _check_path(path, *"*?[")
     return _load(source, path, *arguments, **options)
 
 
@@ -64,10 +64,12 @@ def read_saved(source: str, streaming: bool) -> Dataset | IterableDataset:
         ValueError: if it can't be read, or its path has characters that `datasets` reads otherwise.
     """
     path = os.path.abspath(source)
-    _check_path(path)
+    _check_path(path, expanded=False)
     try:
         dataset = load_from_disk(path)
-    except LOADING_ERRORS as error:
+    except IndexError as error:  # of a table that was saved without any file
+        raise ValueError(f"{source} has no rows; pass a table of images.") from error
+    except (*LOADING_ERRORS, KeyError, TypeError) as error:
         raise _unreadable(source, error) from error
     return dataset.to_iterable_dataset() if streaming else dataset
 
@@ -140,14 +142,19 @@ def _unreadable(source: str, error: Exception) -> ValueError:
     return ValueError(f"The data set {source} can't be loaded: {error}{reason}")
 
 
-def _check_path(path: str, wildcards: str = "") -> None:
+def _check_path(path: str, *wildcards: str, expanded: bool = True) -> None:
     """Paths that `datasets` reads as something else are refused: it might find other files, or none.
 
+    Args:
+        path (`str`): an absolute one.
+        wildcards (`str`): characters that it takes for patterns here, besides "::", which chains protocols.
+        expanded (`bool`): whether it puts the values of environment variables in the place of their names.
+
     Raises:
-        ValueError: if the path has "::", one of the wildcards, or the name of a variable that is set.
+        ValueError: if there are any.
     """
     found = [text for text in ("::", *wildcards) if text in path]
-    if os.path.expandvars(path) != path:
+    if expanded and os.path.expandvars(path) != path:
         found += [text for text in "$%" if text in path]
     if found:
         raise ValueError(
