@@ -4,38 +4,19 @@ import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_dataset, load_from_disk
-from datasets.exceptions import DatasetsError
+from datasets import ClassLabel, Dataset, Image, IterableDataset
 
 from .class_names import read_class_names as read_class_names  # for callers, with the images
 from .images import holds_photos, photo_files, refuse_undecodable
-from .text_heads import abbreviate, normalize_name, suggest
+from .labels import DataSource, align_labels, align_or_leave_out, labelled, name_labels
+from .tables import read_files, read_repository, read_saved, select_columns
 
 
-DataSource = TypeVar("DataSource", Dataset, IterableDataset)
-
-
-def load_images(
-    source: str, class_names: Sequence[str], labels_required: bool = False, **options: Any
-) -> Dataset | IterableDataset:
-    """Images from a folder, from Arrow, Parquet or WebDataset files, or from the Hub; labels numbered like classes.
-
-    Args:
-        source, options: see [`open_dataset`].
-        class_names (`Sequence[str]`): the classes, which named labels are numbered like.
-        labels_required (`bool`): whether labels that aren't classes, or none, are an error.
-
-    Returns:
-        `Dataset` or `IterableDataset` with `image`, and `label` where there is one of the classes.
-
-    Raises:
-        ValueError: if there is no such source, column, or (where required) label.
-    """
-    return _number_labels(
-        open_dataset(source, labels_required=labels_required, **options), class_names, labels_required
-    )
+def load_images(source: str, class_names: Sequence[str], **options: Any) -> Dataset | IterableDataset:
+    """[`open_dataset`] with labels that are numbered like classes; `options` are its own."""
+    return open_dataset(source, class_names=class_names, **options)
 
 
 def open_dataset(
@@ -45,27 +26,33 @@ def open_dataset(
     revision: str | None = None,
     split: str = "train",
     image_column: str | None = None,
-    label_column: str = "label",
+    label_column: str | None = None,
     streaming: bool = False,
-    labels_required: bool = False,
+    labels_required: bool | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Dataset | IterableDataset:
-    """Images, and labels as the source numbers and names them.
+    """Images from a folder, from Arrow, Parquet or WebDataset files, or from the Hub, and their labels.
 
     Args:
         source (`str`): a folder of images (see [`load_image_folder`]), one written by `save_to_disk`, a folder or a
             pattern of `.parquet`, `.tar` (WebDataset) or `.arrow` files.
         hub (`bool`): `source` is the id of a data set on the Hub instead, or a copy of its repository here.
         config_name, revision, split (`str`): the Hub data set's.
-        image_column (`str`, *optional*): default, the only column of images.
-        label_column (`str`): labels; other columns are left out. A folder of images has no columns to choose from.
+        image_column (`str`, *optional*): images, or their bytes or paths. Default: the only column that holds such.
+        label_column (`str`, *optional*): labels, or a field of a column, as in "json.label"; other columns are left
+            out. Default: "label", where there is one. A folder of images has no columns to choose from.
         streaming (`bool`): read while training, not before.
-        labels_required (`bool`): whether the lack of labels is an error.
+        labels_required (`bool`, *optional*): whether the lack of labels is an error. Default: where a table lacks the
+            `label_column` that is given. Labels that aren't required and can't be any are left out, with a warning.
+        class_names (`Sequence[str]`, *optional*): classes that labels must be, and are numbered like (see
+            [`align_labels`]). Default: labels stay as the source numbers and names them.
 
     Returns:
         `Dataset` or `IterableDataset` with `image`, and `label` where there is one.
 
     Raises:
-        ValueError: if there is no such source, column, or (where required) label.
+        ValueError: if there is no such source, column, image or (where required) label. Labels of a stream are judged
+            as they are read.
     """
     kind, files = (None, []) if hub else _file_kind(source)
     saved = os.path.exists(os.path.join(source, "state.json"))
@@ -74,35 +61,38 @@ def open_dataset(
     if not hub and kind is None and not saved:
         if streaming:
             raise ValueError(f"{source} is a folder of images, which are read one by one anyway; leave out streaming.")
-        return _open_image_folder(source, labels_required)
-    try:
-        if hub:
-            dataset = load_dataset(source, config_name, split=split, revision=revision, streaming=streaming)
-        elif kind is not None:
-            dataset = load_dataset(kind, data_files=files, split="train", streaming=streaming)
-        else:
-            dataset = load_from_disk(source)
-            dataset = dataset.to_iterable_dataset() if streaming else dataset
-    except (OSError, ValueError, DatasetsError) as error:
-        raise ValueError(f"The data set {source} can't be loaded: {error}") from error
-    return _select_columns(dataset, source, image_column, label_column, labels_required)
+        dataset = _open_image_folder(source, bool(labels_required))
+        return _number_labels(dataset, source, class_names, bool(labels_required))
+    if hub:
+        dataset = read_repository(source, config_name, split=split, revision=revision, streaming=streaming)
+    elif kind is not None:
+        dataset = read_files(source, kind, files, streaming)
+    else:
+        dataset = read_saved(source, streaming)
+    if isinstance(dataset, Dataset) and len(dataset) == 0:
+        raise ValueError(f"{source} has no rows; pass a table of images.")
+    required = label_column is not None if labels_required is None else labels_required
+    dataset = select_columns(dataset, source, image_column, label_column or "label", required)
+    if isinstance(dataset, Dataset):
+        dataset = name_labels(dataset)
+        if labels_required and not labelled(dataset):
+            raise ValueError(f"None of the {len(dataset)} images of {source} has a label; pass images with labels.")
+    return _number_labels(dataset, source, class_names, required)
 
 
-def _number_labels(dataset: DataSource, class_names: Sequence[str], labels_required: bool) -> DataSource:
+def _number_labels(
+    dataset: DataSource, source: str | os.PathLike, class_names: Sequence[str] | None, required: bool
+) -> DataSource:
     """Labels numbered like `class_names`; where they aren't classes and aren't required, none."""
-    try:
-        return align_labels(dataset, class_names)
-    except ValueError:
-        if labels_required:
-            raise
-        return dataset.remove_columns("label")
+    if class_names is None:
+        return dataset
+    return align_labels(dataset, class_names) if required else align_or_leave_out(dataset, class_names, str(source))
 
 
 def _file_kind(source: str) -> tuple[str | None, list[str]]:
     """The builder of `datasets` for a folder or pattern of files, and the files; `None` where it is neither."""
     for kind, ending in (("parquet", ".parquet"), ("webdataset", ".tar"), ("arrow", ".arrow")):
-        pattern = os.path.join(glob.escape(source), f"*{ending}") if os.path.isdir(source) else source
-        files = sorted(glob.glob(pattern)) if pattern.endswith(ending) else []
+        files = _matches(source, ending)
         if not files or os.path.exists(os.path.join(source, "state.json")):
             continue
         if os.path.isdir(source) and holds_photos(source):
@@ -114,42 +104,16 @@ def _file_kind(source: str) -> tuple[str | None, list[str]]:
     return None, []
 
 
-def _select_columns(
-    dataset: DataSource, source: str, image_column: str | None, label_column: str, labels_required: bool
-) -> DataSource:
-    """Only `image` and, where there is one, `label`."""
-    if dataset.features is None:
-        dataset = dataset._resolve_features()  # of a stream whose first example tells them
-    columns = list(dataset.features)
-    images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
-    if image_column is None and len(images) == 1:
-        image_column = images[0]
-    if image_column not in columns:
-        raise ValueError(
-            f"{source} has the columns {abbreviate(columns)}, of which {abbreviate(images) or 'none'} hold images; "
-            "say which one is meant with image_column."
-        )
-    if not isinstance(feature := dataset.features[image_column], Image):
-        raise ValueError(
-            f"The column {image_column!r} of {source} holds {feature}, not images; those that hold images are "
-            f"{abbreviate(images) or 'none'}. Say which one is meant with image_column."
-        )
-    if image_column == label_column:
-        raise ValueError(f"{source}: image_column and label_column are both {label_column!r}; say which is which.")
-    if labels_required and label_column not in columns:
-        raise ValueError(
-            f"{source} has the columns {abbreviate(columns)}; to measure accuracy it needs one of labels. Say which "
-            "one with label_column."
-        )
-    dataset = undecoded(dataset, image_column)  # first, since whatever maps a stream decodes it
-    names = {image_column: "image"} | ({label_column: "label"} if label_column in columns else {})
-    dataset = dataset.select_columns(list(names)).rename_columns(
-        {old: new for old, new in names.items() if old != new}
-    )
-    label = dataset.features.get("label")
-    if isinstance(dataset, Dataset) and isinstance(label, Value) and label.dtype == "string":
-        dataset = dataset.class_encode_column("label")
-    return dataset
+def _matches(source: str, ending: str) -> list[str]:
+    """Files with this ending in a folder, or that are a file or match a pattern; what exists is no pattern."""
+    folder, name = os.path.split(source)
+    if os.path.isdir(source):
+        pattern = os.path.join(glob.escape(source), f"*{ending}")
+    elif os.path.isfile(source):
+        pattern = glob.escape(source)
+    else:
+        pattern = os.path.join(glob.escape(folder), name) if os.path.isdir(folder) else source
+    return sorted(glob.glob(pattern)) if pattern.endswith(ending) else []
 
 
 def load_image_folder(path: str | os.PathLike, class_names: Sequence[str], labels_required: bool = False) -> Dataset:
@@ -168,7 +132,8 @@ def load_image_folder(path: str | os.PathLike, class_names: Sequence[str], label
         ValueError: if there is no such folder, no image in it, a folder in it that can't be listed, a name that isn't
             Unicode, or `labels_required` and folders aren't classes.
     """
-    return _number_labels(_open_image_folder(path, labels_required), class_names, labels_required)
+    dataset = _open_image_folder(path, labels_required)
+    return _number_labels(dataset, path, class_names, labels_required)
 
 
 def _open_image_folder(path: str | os.PathLike, labels_required: bool) -> Dataset:
@@ -176,7 +141,9 @@ def _open_image_folder(path: str | os.PathLike, labels_required: bool) -> Datase
     if not os.path.isdir(path):
         raise ValueError(f"{path} isn't a folder; pass the folder that holds the images.")
     files = photo_files(path)
-    paths = [str(Path(path, file)) for file in files]
+    # To `datasets` a relative path such as "C:photos/1.png" is an address.
+    root = os.path.abspath(path) if ":" in str(path) else path
+    paths = [str(Path(root, file)) for file in files]
     refuse_undecodable(paths)
     dataset = Dataset.from_dict({"image": paths}).cast_column("image", Image())
     if any(len(file.parts) == 1 for file in files):
@@ -197,56 +164,3 @@ def _class_folders(path: str | os.PathLike, files: Sequence[Path]) -> list[str]:
     links = {entry.name for entry in os.scandir(path) if entry.is_symlink() and not entry.name.startswith(".")}
     folders |= {link for link in links if os.path.realpath(os.path.join(path, link)) in real_paths}
     return sorted(folders)
-
-
-def align_labels(dataset: DataSource, class_names: Sequence[str]) -> DataSource:
-    """The data set, or stream, with its labels numbered like `class_names`.
-
-    A `label` column of `ClassLabel` carries names of its own, in an order of its own (`imagefolder` sorts them). Names
-    match whatever their case, `_` and `-`; labels without names are taken as they are.
-
-    Raises:
-        ValueError: if a name or a number is no class.
-    """
-    feature = (dataset.features or {}).get("label")
-    if isinstance(dataset, Dataset) and isinstance(feature, Value) and feature.dtype.startswith(("int", "uint")):
-        highest = max((label for label in dataset["label"] if label is not None), default=-1)
-        if highest >= len(class_names):
-            raise ValueError(
-                f"The highest label is {highest}, and there are {len(class_names)} classes, numbered from 0. Number "
-                "the labels like the class names, or leave the column of labels out."
-            )
-    if not isinstance(feature, ClassLabel) or list(feature.names) == list(class_names):
-        return dataset
-    position = {normalize_name(name): i for i, name in enumerate(class_names)}
-    if unknown := [name for name in feature.names if normalize_name(name) not in position]:
-        labels = set(map(normalize_name, feature.names))
-        unlabelled = [name for name in class_names if normalize_name(name) not in labels]
-        lacking = f"; the classes {abbreviate(unlabelled)} have no label" if unlabelled else ""
-        raise ValueError(
-            f"The labels {abbreviate(unknown)} are none of the {len(class_names)} classes{lacking}"
-            f"{suggest(unknown[0], class_names)} Rename them, folders or entries of a column, or leave the labels out."
-        )
-    numbers = [position[normalize_name(name)] for name in feature.names]
-
-    aligned = ClassLabel(names=list(class_names))
-    if isinstance(dataset, IterableDataset):
-        features = Features({**dataset.features, "label": aligned})
-        return dataset.map(_renumber, features=features, fn_kwargs={"numbers": numbers})
-    labels = [_renumber({"label": label}, numbers)["label"] for label in dataset["label"]]
-    return dataset.remove_columns("label").add_column("label", labels).cast_column("label", aligned)
-
-
-def undecoded(stream: Any, column: str = "image") -> Any:
-    """A stream of `datasets` with its images as they are stored: an error in one then doesn't end it."""
-    if not isinstance(stream, IterableDataset):
-        return stream
-    if stream.features is not None and isinstance(stream.features.get(column), Image):
-        return stream.cast_column(column, Image(decode=False))
-    return stream
-
-
-def _renumber(example: dict[str, int | None], numbers: list[int]) -> dict[str, int | None]:
-    """Hidden labels, -1 or missing, stay so."""
-    label = example["label"]
-    return {"label": numbers[label] if label is not None and label >= 0 else label}

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from .fonts import readable
+from .labels import is_known
 from .modeling_microclip import MicroCLIPForImageClassification
 from .preparation import Preparation
 from .view_datasets import ViewCollator
@@ -67,9 +68,10 @@ def snapshot(model: MicroCLIPForImageClassification, examples: Iterable[dict[str
 
     Args:
         model ([`MicroCLIPForImageClassification`]): with its image processor.
-        examples: dictionaries with a PIL `image` and perhaps a `label`, an index or -1.
+        examples: dictionaries with a PIL `image` and perhaps a `label`, an index, -1 or `None`.
     """
     examples, training = list(examples), model.training
+    labels = [example.get("label") for example in examples]
     processor, names = model.image_processor, model.config.id2label
     pixel_values = ViewCollator(processor)(examples)["pixel_values"]
     output = model.eval()(pixel_values.to(model.device), output_patch_embeds=True)
@@ -82,7 +84,7 @@ def snapshot(model: MicroCLIPForImageClassification, examples: Iterable[dict[str
         images=preparation.denormalize(pixel_values).clamp(0, 1).permute(0, 2, 3, 1),
         saliency=mask.repeat_interleave(side, 1).repeat_interleave(side, 2),
         labels=[names[index] for index in output.logits.argmax(-1).tolist()],
-        truths=[names[example["label"]] if example.get("label", -1) >= 0 else None for example in examples],
+        truths=[names[label] if is_known(label) else None for label in labels],
         class_names=[names[index] for index in range(model.config.num_labels)],
     )
 

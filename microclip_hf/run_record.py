@@ -19,6 +19,7 @@ from transformers.trainer_utils import PredictionOutput
 from transformers.utils import CONFIG_NAME
 
 from .files import write_whole
+from .labels import read_labels
 from .model_card import run_settings, versions
 from .text_heads import abbreviate
 from .view_datasets import ViewDataset, image_names
@@ -160,8 +161,7 @@ def _known_labels(dataset: Any, num_images: int) -> list[int]:
     """The data set's own labels, -1 where there are none."""
     labels = [-1] * num_images
     if isinstance(dataset, datasets.Dataset) and "label" in dataset.features:
-        given = dataset["label"][:]
-        labels = [label if isinstance(label, int) else -1 for label in given]
+        labels = [label if isinstance(label, int) else -1 for label in read_labels(dataset)]
     return labels
 
 

@@ -19,15 +19,22 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import BaseImageProcessor, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, has_length, sort_checkpoints
+from transformers.trainer_utils import (
+    PREFIX_CHECKPOINT_DIR,
+    EvalLoopOutput,
+    get_last_checkpoint,
+    has_length,
+    sort_checkpoints,
+)
 from transformers.utils import CONFIG_NAME
 
 from .checks import STATE_NAME, check_checkpoint, check_room, check_training, check_writable, image_facts
 from .configuration_microclip import MicroCLIPConfig, default_image_processor
-from .data import align_labels, undecoded
 from .diagnostics import Diagnostics
+from .eval_datasets import EvalDatasets
 from .hub import check_repository, push_folder
 from .kept_prior import KeptPrior
+from .labels import align_or_leave_out
 from .metrics import compute_metrics
 from .model_card import CARD, PICTURE, CardFacts, keep_card, split_results, write_model_card
 from .modeling_microclip import MicroCLIPForImageClassification, MicroCLIPOutput
@@ -35,6 +42,7 @@ from .plots import plot_adaptation
 from .preparation import Preparation
 from .pseudo_labels import aggregate_scores, align_distribution, composite_embeds, fairness_loss, fuse_embeds
 from .saliency import NonFiniteError
+from .tables import as_images, undecoded
 from .training_args import MicroCLIPTrainingArguments
 from .view_datasets import (
     ViewCollator,
@@ -72,7 +80,8 @@ class MicroCLIPTrainer(Trainer):
             `crops` (K, 3, S, S), uint8. A `label` never influences training. It may be a stream, which is read as
             often as `max_steps` ask for, by the first of several processes for all, and has no epochs: the fairness
             mean runs on. With a `data_collator` of one's own, whatever that turns into batches of views.
-        eval_dataset: items with `image` or `pixel_values`, and `label` to measure by.
+        eval_dataset: items with `image` or `pixel_values`, and `label` to measure by. Images of a data set of
+            `datasets` that can't be read are left out, with a warning; so are those of `evaluate` and `predict`.
         processing_class (`BaseImageProcessor`, *optional*): becomes the model's `image_processor`, is saved with it
             and used in evaluation; its filter resizes the views, and its mean and std normalise them. Default: the
             model's `image_processor`; without any, CLIP's own.
@@ -119,7 +128,9 @@ class MicroCLIPTrainer(Trainer):
             raise TypeError(f"processing_class is a {type(processing_class).__name__}; pass an image processor.")
         self._preparation = Preparation.of(processing_class, model.config.clip_config.vision_config.image_size)
         model.image_processor = processing_class
-        eval_dataset = _align(eval_dataset, model.config)
+        is_main = args.process_index == 0
+        self._eval_datasets = EvalDatasets(_class_names(model.config), is_main, is_main and not args.disable_tqdm)
+        eval_dataset = self._eval_datasets.prepare(eval_dataset)
         if train_dataset is not None:
             check_training(model, args, train_dataset)
         if train_dataset is not None and data_collator is None:
@@ -493,12 +504,26 @@ class MicroCLIPTrainer(Trainer):
             raise NonFiniteError(f"the weights hold NaN or infinite values after step {self.state.global_step}.")
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
-        """As in the base class, with labels numbered as the model's classes are."""
-        return super().get_eval_dataloader(_align(eval_dataset, self.model.config))
+        """As in the base class, without images that can't be read, and with labels numbered as the classes are."""
+        return super().get_eval_dataloader(self._eval_datasets.prepare(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
-        """As in the base class, with labels numbered as the model's classes are."""
-        return super().get_test_dataloader(_align(test_dataset, self.model.config))
+        """As in the base class, without images that can't be read, and with labels numbered as the classes are."""
+        return super().get_test_dataloader(self._eval_datasets.prepare(test_dataset))
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """As in the base class; the loss is the mean over the images that have a label, and absent where none has."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if output.predictions is None or output.label_ids is None:
+            return output
+        logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+        labels = torch.as_tensor(output.label_ids)
+        known = labels >= 0
+        name = f"{metric_key_prefix}_loss"
+        output.metrics.pop(name, None)
+        if known.any():
+            output.metrics[name] = cross_entropy(torch.as_tensor(logits)[known].float(), labels[known]).item()
+        return output
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in the base class; it never pushes, which `push_to_hub` does once all is there."""
@@ -710,14 +735,10 @@ def _log_sum(logits: torch.Tensor) -> torch.Tensor:
     return torch.cat([log_sum, log_sum.new_tensor([len(logits)])])
 
 
-def _align(dataset: Any, config: MicroCLIPConfig) -> Any:
-    """Labels numbered as the model's classes are, unless those have no names of their own."""
-    if isinstance(dataset, dict):
-        return {name: _align(own, config) for name, own in dataset.items()}
-    # Not label2id, whose order is the alphabet's once it was saved.
+def _class_names(config: MicroCLIPConfig) -> list[str] | None:
+    """The classes in their order, which isn't label2id's once it was saved; `None` where they have no names."""
     class_names = [config.id2label[index] for index in range(config.num_labels)]
-    has_names = isinstance(dataset, (datasets.Dataset, datasets.IterableDataset))
-    return align_labels(dataset, class_names) if class_names[0] != "LABEL_0" and has_names else dataset
+    return None if class_names[0] == "LABEL_0" else class_names
 
 
 def _with_views(
@@ -731,13 +752,12 @@ def _with_views(
     is_stream = isinstance(dataset, (datasets.IterableDataset, torch.utils.data.IterableDataset))
     if is_stream and args.max_steps <= 0:
         raise ValueError("train_dataset is a stream, whose end can't be known; set max_steps.")
-    dataset = undecoded(dataset)
+    dataset = undecoded(as_images(dataset))
     if holds_views(first_example(dataset)):
         return dataset
-    try:
-        dataset = _align(dataset, model.config)
-    except ValueError:
-        dataset = dataset.remove_columns("label")  # they would only be measured by
+    class_names = _class_names(model.config)
+    if class_names is not None and isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
+        dataset = align_or_leave_out(dataset, class_names, "train_dataset")
     size = model.config.clip_config.vision_config.image_size
     settings = ViewSettings(
         size, args.num_crops, args.crop_ratio, args.seed, args.max_corrupt_share, preparation.resample

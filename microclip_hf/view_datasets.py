@@ -211,15 +211,22 @@ def first_example(dataset: Any) -> Any:
         ValueError: if there is none, or none among the first `LEAST_SEEN`.
     """
     if not hasattr(dataset, "__len__"):
-        if (example := next(iter(dataset), None)) is None:
-            raise ValueError("train_dataset is empty; pass images to adapt to.")
+        example = next(filter(_has_image, itertools.islice(dataset, LEAST_SEEN)), None)
+        if example is None:
+            raise ValueError("train_dataset is empty, or holds no images; pass images to adapt to.")
         return example
     if len(dataset) == 0:
         raise ValueError("train_dataset is empty; pass images to adapt to.")
     for index in range(min(len(dataset), LEAST_SEEN)):
         with contextlib.suppress(*UNREADABLE):
-            return dataset[index]
+            if _has_image(example := dataset[index]):
+                return example
     raise ValueError(f"None of the first {index + 1} images can be read; pass images that Pillow opens.")
+
+
+def _has_image(example: Any) -> bool:
+    """Whether it isn't one of a table whose image is missing."""
+    return not isinstance(example, dict) or "image" not in example or example["image"] is not None
 
 
 def holds_views(example: Any) -> bool:
@@ -254,8 +261,8 @@ class ViewCollator:
         """
         Args:
             examples: dictionaries with the views of [`make_views`] (and `prior_scores` in place of crops), or with
-                `pixel_values`, or with a PIL `image`; `index` comes along where every example has one, `labels` or
-                `label` where any has; what isn't an index of a class, such as -1 or None, becomes -100.
+                `pixel_values`, or with an `image`, PIL or undecoded; `index` comes along where every example has one,
+                `labels` or `label` where any has; what isn't an index of a class, such as -1 or None, becomes -100.
 
         Returns:
             `weak` and `strong` (B, 3, S, S) and `crops` (B, K, 3, S, S), uint8, and `prior_scores` (B, C) as far as
@@ -270,7 +277,7 @@ class ViewCollator:
         elif "pixel_values" in first:
             batch = {"pixel_values": _stack(examples, "pixel_values")}
         elif "image" in first and self.image_processor is not None:
-            images = [cut_strip(to_rgb(example["image"])) for example in examples]
+            images = [cut_strip(_to_rgb(example["image"])) for example in examples]
             batch = dict(self.image_processor(images, return_tensors="pt"))
         else:
             raise ValueError(
@@ -283,6 +290,16 @@ class ViewCollator:
             labels = [example.get("labels", example.get("label")) for example in examples]
             batch["labels"] = torch.tensor([int(label) if _is_known(label) else UNKNOWN for label in labels])
         return batch
+
+
+def _to_rgb(image: Any) -> Image.Image:
+    image = decode(image)
+    if not isinstance(image, Image.Image):
+        raise ValueError(
+            f"An 'image' to evaluate on is a {type(image).__name__}; pass a PIL image, or one that datasets.Image() "
+            "holds."
+        )
+    return to_rgb(image)
 
 
 def _stack(examples: list[dict[str, Any]], name: str) -> torch.Tensor:

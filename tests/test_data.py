@@ -9,8 +9,9 @@ import torch
 from adaptation import CLASS_NAMES, adapt, draw_images
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset
 
-from microclip_hf.data import load_images, undecoded
+from microclip_hf.data import load_images
 from microclip_hf.images import decode
+from microclip_hf.tables import undecoded
 from microclip_hf.view_datasets import ViewCollator, ViewDataset, ViewSettings, ViewStream
 
 

@@ -9,7 +9,7 @@ import tiny_inputs
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PilImage
 
-from microclip_hf import data
+from microclip_hf import tables
 from microclip_hf.commands import adapt, evaluate
 from microclip_hf.data import load_images
 from microclip_hf.presets import list_presets, load_preset, load_split, readable_name
@@ -129,13 +129,13 @@ def test_what_differs_is_named_with_what_is_there(tmp_path):
 def test_the_hub_is_asked_for_the_presets_commit_and_a_copy_is_not(tmp_path, monkeypatch):
     preset, asked = load_preset("dtd"), []
     copy = stand_in(preset, tmp_path / "copy")
-    load_dataset = data.load_dataset
+    load_dataset = tables.load_dataset
 
     def record(source, config, revision, **options):
         asked.append((source, config, revision, options["split"]))
         return load_dataset(copy, **options)
 
-    monkeypatch.setattr(data, "load_dataset", record)
+    monkeypatch.setattr(tables, "load_dataset", record)
     load_split(preset, "test")
     load_split(preset.override(dataset="me/textures"), "train")
     load_split(preset.override(dataset="me/textures", revision="v2", config="large", train_split="test"), "train")

@@ -305,7 +305,7 @@ def _load_data(
 
 
 def _load_own(options: AdaptArguments, class_names: list[str]) -> tuple[Dataset | IterableDataset, Dataset | None]:
-    columns = {"image_column": options.image_column, "label_column": options.label_column or "label"}
+    columns = {"image_column": options.image_column, "label_column": options.label_column}
     hub = {
         "hub": options.dataset_name is not None,
         "config_name": options.dataset_config,

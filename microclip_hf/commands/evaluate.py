@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import ClassLabel, Dataset, Value
+from datasets import Dataset
 
 from ..card_results import add_results, read_card
 from ..configuration_microclip import MicroCLIPConfig
@@ -28,6 +28,7 @@ from ..evaluation_report import (
     ways_table,
     write_report,
 )
+from ..labels import labelled
 from ..model_card import hub_id
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..presets import Preset, load_split
@@ -236,18 +237,10 @@ def _load_data(
             revision=options.dataset_revision,
             split=options.dataset_split,
             image_column=options.image_column,
-            label_column=options.label_column or "label",
+            label_column=options.label_column,
             labels_required=True,
         )
-    label = dataset.features["label"]
-    if not isinstance(label, ClassLabel | Value) or "int" not in label.dtype:
-        raise ValueError(
-            f"The labels of {source} are {label}; expected names or numbers of classes. Say which column holds them "
-            "with --label_column."
-        )
-    known = [index for index, label in enumerate(dataset["label"]) if label is not None and label >= 0]
-    if not known:
-        raise ValueError(f"None of the {len(dataset)} images of {source} has a label; pass images with labels.")
+    known = labelled(dataset)
     return dataset.select(known), len(dataset) - len(known)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from datasets import ClassLabel, Dataset, IterableDataset
 
-from ..data import DataSource, align_labels, open_dataset
+from ..data import open_dataset
+from ..labels import DataSource, align_labels, align_or_leave_out
 from ..text_heads import abbreviate, check_class_names, check_templates
 
 
@@ -136,10 +137,10 @@ def load_split(
         raise ValueError(
             f"The preset {preset.name!r} expects {expected}{'' if source else f', the split {name!r}'}. {error}"
         ) from error
-    return _name_labels(dataset, preset, where)
+    return _name_labels(dataset, preset, where, labels_required)
 
 
-def _name_labels(dataset: DataSource, preset: Preset, where: str) -> DataSource:
+def _name_labels(dataset: DataSource, preset: Preset, where: str, labels_required: bool) -> DataSource:
     """The data set with readable class names.
 
     Raises:
@@ -159,10 +160,14 @@ def _name_labels(dataset: DataSource, preset: Preset, where: str) -> DataSource:
             "classes pass --class_names and leave the preset out."
         )
     if isinstance(label, ClassLabel):
-        names = check_class_names([preset.rename.get(name, readable_name(name)) for name in label.names])
+        names = [preset.rename.get(name, readable_name(name)) for name in label.names]
+        if preset.class_names is None:
+            check_class_names(names)
         dataset = dataset.cast_column("label", ClassLabel(names=names))
     if label is None or preset.class_names is None:
         return dataset
+    if not labels_required:
+        return align_or_leave_out(dataset, preset.class_names, where)
     aligned = align_labels(dataset, preset.class_names)
     return aligned.cast_column("label", ClassLabel(names=list(preset.class_names)))
 

@@ -1,0 +1,93 @@
+"""Images to evaluate on: those that can be read, with labels numbered like the classes."""
+
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import datasets
+import torch
+from tqdm import tqdm
+
+from .images import UNREADABLE, decode, to_rgb
+from .labels import align_labels
+from .tables import as_images, undecoded
+from .view_datasets import describe_unreadable
+
+
+# Images that are in memory at once while they are tried.
+BATCH_SIZE = 64
+
+
+class EvalDatasets:
+    """Prepares data sets for evaluation; each is read once to find the images that can't be.
+
+    Args:
+        class_names (`Sequence[str]`, *optional*): what labels are numbered like; `None`: they are taken as they are.
+        warn (`bool`): whether to tell which images can't be read.
+        progress (`bool`): whether to show a progress bar.
+    """
+
+    def __init__(self, class_names: Sequence[str] | None, warn: bool = True, progress: bool = True) -> None:
+        self.class_names, self.warn, self.progress = class_names, warn, progress
+        self._unreadable: dict[str, torch.Tensor] = {}  # by the fingerprint of a data set
+
+    def prepare(self, dataset: Any) -> Any:
+        """What to evaluate on in place of a data set.
+
+        Args:
+            dataset: a data set, or a stream, of `datasets`, or a dictionary of such; anything else stays as it is.
+
+        Raises:
+            ValueError: if labels are no classes, or no image can be read.
+        """
+        if isinstance(dataset, dict):
+            return {name: self.prepare(part) for name, part in dataset.items()}
+        if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
+            return dataset
+        dataset = undecoded(as_images(dataset))
+        if isinstance((dataset.features or {}).get("image"), datasets.Image):
+            is_stream = isinstance(dataset, datasets.IterableDataset)
+            dataset = dataset.filter(_is_readable) if is_stream else self._select_readable(dataset)
+        return dataset if self.class_names is None else align_labels(dataset, self.class_names)
+
+    def _select_readable(self, dataset: datasets.Dataset) -> datasets.Dataset:
+        if dataset._fingerprint not in self._unreadable:
+            self._unreadable[dataset._fingerprint] = self._find_unreadable(dataset)
+        unreadable = self._unreadable[dataset._fingerprint]
+        if not unreadable.any():
+            return dataset
+        if unreadable.all():
+            raise ValueError(f"{describe_unreadable(dataset, unreadable)}, so nothing can be measured.")
+        return dataset.select((~unreadable).nonzero().flatten().tolist())
+
+    def _find_unreadable(self, dataset: datasets.Dataset) -> torch.Tensor:
+        """Which images can't be read, `(num_images,)`, bool."""
+        images = dataset.with_format(None).select_columns(["image"])
+        images = images.cast_column("image", datasets.Image(decode=False))
+        problems = []
+        progress = {"desc": "Test images", "total": len(images), "unit": "image", "disable": not self.progress}
+        with ThreadPoolExecutor() as pool, tqdm(**progress) as bar:
+            for batch in images.iter(BATCH_SIZE):
+                problems += pool.map(_find_problem, batch["image"])
+                bar.update(len(batch["image"]))
+        mask = torch.tensor([problem is not None for problem in problems], dtype=torch.bool)
+        if mask.any() and self.warn:
+            warnings.warn(f"{describe_unreadable(dataset, mask)} and are left out.", stacklevel=2)
+        return mask
+
+
+def _find_problem(image: Any) -> Exception | None:
+    """Why an image can't be read, if it can't."""
+    try:
+        to_rgb(decode(image))
+    except UNREADABLE as error:
+        return error
+    return None
+
+
+def _is_readable(example: dict[str, Any]) -> bool:
+    problem = _find_problem(example["image"])
+    if problem is not None:
+        warnings.warn(f"An image can't be read and is left out: {problem}", stacklevel=2)
+    return problem is None

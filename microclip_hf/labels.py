@@ -1,0 +1,193 @@
+"""Labels, which only measure: whatever a column holds of them, as numbers of classes.
+
+A label is the name of a class (whatever its case, `_` and `-`), or its number, counted from 0: an integer, a whole
+number, or digits that are no class's name. `None`, NaN, blanks and negative numbers say that there is no label.
+"""
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
+
+from .text_heads import abbreviate, normalize_name, suggest
+
+
+DataSource = TypeVar("DataSource", Dataset, IterableDataset)
+
+# Types of columns, as `datasets` calls them.
+STRINGS = ("string", "large_string", "string_view")
+NUMBERS = r"u?int\d+|float\d+"
+NO_CLASS = -1
+ADVICE = "Number the labels like the class names, or leave the column of labels out."
+
+
+def can_be_labels(feature: Any) -> bool:
+    """Whether a column of this type can hold labels; one of the type `null` holds that there are none."""
+    if isinstance(feature, ClassLabel):
+        return True
+    if not isinstance(feature, Value):
+        return False
+    return feature.dtype in (*STRINGS, "bool", "null") or re.fullmatch(NUMBERS, feature.dtype) is not None
+
+
+def is_known(label: Any) -> bool:
+    """Whether a label says anything."""
+    if isinstance(label, str):
+        return label.strip() not in ("", "-1")
+    return label is not None and label >= 0
+
+
+def read_labels(dataset: Dataset) -> list[Any]:
+    """The column `label` as it is stored, whatever the data set's format."""
+    return dataset.with_format(None).select_columns(["label"])["label"][:]
+
+
+def labelled(dataset: Dataset) -> list[int]:
+    """Indices of the images whose label is known."""
+    return [index for index, label in enumerate(read_labels(dataset)) if is_known(label)]
+
+
+def name_labels(dataset: Dataset) -> Dataset:
+    """The data set with a `label` of strings as a `ClassLabel` of their sorted names; digits stay as they are.
+
+    Of several spellings of a name, such as "red_disc" and "Red disc", one is taken.
+    """
+    feature = dataset.features.get("label")
+    if not isinstance(feature, Value) or feature.dtype not in STRINGS:
+        return dataset
+    labels = [label if is_known(label) else None for label in read_labels(dataset)]
+    spellings = {normalize_name(label): label for label in sorted(set(labels) - {None}, reverse=True)}
+    if all(key.isdecimal() for key in spellings):
+        return dataset
+    names = sorted(spellings.values())
+    numbers = {normalize_name(name): index for index, name in enumerate(names)}
+    return _replace(dataset, [label and numbers[normalize_name(label)] for label in labels], names)
+
+
+def align_labels(dataset: DataSource, class_names: Sequence[str], strict: bool = True) -> DataSource:
+    """The data set, or stream, with its labels numbered like `class_names`.
+
+    A `label` column of `ClassLabel` carries names of its own, in an order of its own (`imagefolder` sorts them).
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): with a column `label`, or none.
+        class_names (`Sequence[str]`): the classes, in their order.
+        strict (`bool`): whether a label of a stream that is no class is an error once it is read; otherwise it counts
+            as unlabelled, with a warning.
+
+    Raises:
+        ValueError: if a name or a number is no class, or the column holds something else.
+    """
+    feature = (dataset.features or {}).get("label")
+    names = feature.names if isinstance(feature, ClassLabel) else None
+    if names == list(class_names) or (feature is None and dataset.features is not None):
+        return dataset
+    if feature is not None and not can_be_labels(feature):
+        raise ValueError(f"The labels are {feature}; expected names or numbers of classes. {ADVICE}")
+    position = {normalize_name(name): index for index, name in enumerate(class_names)}
+    if names is not None and not _are_numbers(names, position):
+        _check_names(names, class_names, position)
+    if isinstance(dataset, IterableDataset):
+        aligned = {"label": ClassLabel(names=list(class_names))}
+        features = None if dataset.features is None else Features({**dataset.features, **aligned})
+        options = {"position": position, "names": names, "strict": strict}
+        return dataset.map(_number_example, features=features, fn_kwargs=options)
+    labels = read_labels(dataset)
+    if names is not None:
+        labels = [names[label] if is_known(label) else None for label in labels]
+    numbers = _number_all(labels, class_names, position)
+    if isinstance(feature, Value) and "int" in feature.dtype:
+        return dataset  # numbered already
+    return _replace(dataset, numbers, class_names)
+
+
+def align_or_leave_out(dataset: DataSource, class_names: Sequence[str], source: str) -> DataSource:
+    """As [`align_labels`]; labels that can't be used are left out, with a warning that tells why.
+
+    Args:
+        dataset, class_names: see [`align_labels`].
+        source (`str`): what the data set is called in the warning.
+    """
+    try:
+        return align_labels(dataset, class_names, strict=False)
+    except ValueError as error:
+        warn_left_out(source, error)
+        return dataset.remove_columns("label")
+
+
+def warn_left_out(source: str, reason: Any) -> None:
+    """Tell that adaptation goes on without labels."""
+    warnings.warn(f"The labels of {source} are left out, and nothing is measured by them. {reason}", stacklevel=3)
+
+
+def _replace(dataset: Dataset, numbers: list[int | None], names: Sequence[str]) -> Dataset:
+    feature = ClassLabel(names=list(names))
+    return dataset.remove_columns("label").add_column("label", numbers, feature=feature)
+
+
+def _are_numbers(names: Sequence[str], position: Mapping[str, int]) -> bool:
+    """Whether the names are those of a `ClassLabel` that was made without any: "0", "1", ..."""
+    return list(names) == [str(index) for index in range(len(names))] and not position.keys() & set(names)
+
+
+def _check_names(names: Sequence[str], class_names: Sequence[str], position: Mapping[str, int]) -> None:
+    unknown = [name for name in names if normalize_name(name) not in position]
+    if not unknown:
+        return
+    labels = set(map(normalize_name, names))
+    unlabelled = [name for name in class_names if normalize_name(name) not in labels]
+    lacking = f"; the classes {abbreviate(unlabelled)} have no label" if unlabelled else ""
+    raise ValueError(
+        f"The labels {abbreviate(unknown)} are none of the {len(class_names)} classes{lacking}"
+        f"{suggest(unknown[0], class_names)} Rename them, folders or entries of a column, or leave the labels out."
+    )
+
+
+def _number_all(labels: Sequence[Any], class_names: Sequence[str], position: Mapping[str, int]) -> list[int | None]:
+    """The number of each label, once all were found to be names or numbers of classes."""
+    values = {label for label in labels if is_known(label)}
+    words = sorted(str(value) for value in values if isinstance(value, (str, bool)))
+    if not all(word.strip().isdecimal() for word in words):
+        _check_names(words, class_names, position)
+    numbers = {value: _number(value, position) for value in values}
+    if NO_CLASS in numbers.values():
+        example = next(value for value in values if numbers[value] == NO_CLASS)
+        raise ValueError(f"The label {example} is no whole number; expected names or numbers of classes. {ADVICE}")
+    highest = max(numbers.values(), default=-1)
+    if highest >= len(class_names):
+        raise ValueError(
+            f"The highest label is {highest}, and there are {len(class_names)} classes, numbered from 0. {ADVICE}"
+        )
+    return [numbers[label] if is_known(label) else None for label in labels]
+
+
+def _number(label: Any, position: Mapping[str, int]) -> int:
+    """The number of a class, which may be too high; `NO_CLASS` for a word, or a number, that can't be one."""
+    if isinstance(label, (str, bool)):
+        key = normalize_name(str(label))
+        return position.get(key, int(key) if key.isdecimal() else NO_CLASS)
+    return int(label) if label % 1 == 0 else NO_CLASS
+
+
+def _number_example(
+    example: dict[str, Any], position: Mapping[str, int], names: Sequence[str] | None, strict: bool
+) -> dict[str, int | None]:
+    """The `label` of one example of a stream, if it has one; `names` are those that its numbers stand for."""
+    if "label" not in example:
+        return {}
+    label = example["label"]
+    try:
+        if not is_known(label):
+            return {"label": None}
+        number = _number(label if names is None else names[label], position)
+    except TypeError:  # of a stream that doesn't say what it holds, such as a list
+        number = NO_CLASS
+    if 0 <= number < len(position):
+        return {"label": number}
+    message = f"The label {label!r} of an image is none of the {len(position)} classes."
+    if strict:
+        raise ValueError(f"{message} {ADVICE}")
+    warnings.warn(f"{message} It counts as missing.", stacklevel=2)
+    return {"label": None}

@@ -1,0 +1,280 @@
+"""Tables of images: Parquet, Arrow and WebDataset files, saved data sets and the Hub's, as `image` and `label`."""
+
+import glob
+import os
+import tarfile
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, Features, Image, IterableDataset, Value, load_dataset, load_from_disk
+from datasets.exceptions import DatasetsError
+
+from .labels import DataSource, can_be_labels, warn_left_out
+from .text_heads import abbreviate
+
+
+# What `datasets` raises for files that aren't what they should be.
+LOADING_ERRORS = (OSError, ValueError, DatasetsError, pa.ArrowException, tarfile.TarError)
+# Types of columns that hold the contents, or the paths, of image files.
+CONTENTS, PATHS = ("binary", "large_binary"), ("string", "large_string")
+
+
+def read_files(source: str, kind: str, files: Sequence[str], streaming: bool) -> Dataset | IterableDataset:
+    """All columns of files on disk, whatever they are called.
+
+    Args:
+        source (`str`): what errors call them.
+        kind (`str`): "parquet", "webdataset" or "arrow".
+        files (`Sequence[str]`): their paths.
+        streaming (`bool`): read while iterating, not before.
+
+    Raises:
+        ValueError: if they can't be read, or hold nothing, or a path has characters that `datasets` reads otherwise.
+    """
+    paths = [os.path.abspath(file) for file in files]
+    for path in paths:
+        _check_path(path)
+    if kind != "webdataset":
+        paths = [path for path in paths if _has_rows(kind, path)]
+    if not paths:
+        raise ValueError(f"{source} has no rows; pass a table of images.")
+    patterns = [glob.escape(path) for path in paths]
+    return _load(source, kind, data_files=patterns, split="train", streaming=streaming)
+
+
+def read_repository(source: str, *arguments: Any, **options: Any) -> Dataset | IterableDataset:
+    """All columns of a data set on the Hub, or of a copy of its repository here; see `load_dataset`.
+
+    Raises:
+        ValueError: if it can't be read, or its path has characters that `datasets` reads otherwise.
+    """
+    if not os.path.isdir(source):
+        return _load(source, source, *arguments, **options)
+    path = os.path.abspath(source)
+    _check_path(path, *"*?[")
+    return _load(source, path, *arguments, **options)
+
+
+def read_saved(source: str, streaming: bool) -> Dataset | IterableDataset:
+    """All columns of what `save_to_disk` wrote.
+
+    Raises:
+        ValueError: if it can't be read, or its path has characters that `datasets` reads otherwise.
+    """
+    path = os.path.abspath(source)
+    _check_path(path, expanded=False)
+    try:
+        dataset = load_from_disk(path)
+    except IndexError as error:  # of a table that was saved without any file
+        raise ValueError(f"{source} has no rows; pass a table of images.") from error
+    except (*LOADING_ERRORS, KeyError, TypeError) as error:
+        raise _unreadable(source, error) from error
+    return dataset.to_iterable_dataset() if streaming else dataset
+
+
+def select_columns(
+    dataset: DataSource, source: str, image_column: str | None, label_column: str, labels_required: bool
+) -> DataSource:
+    """Only `image` and, where there is one, `label`.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): with the features of its columns.
+        source (`str`): what errors call it.
+        image_column, label_column, labels_required: see `open_dataset`.
+
+    Raises:
+        ValueError: if there is no column of images, or (where required) none of labels.
+    """
+    image_column = _find_images(dataset.features, source, image_column)
+    if _has_type(dataset.features[image_column], PATHS):
+        _check_paths(dataset, source, image_column)
+    if image_column == label_column:
+        raise ValueError(f"{source}: image_column and label_column are both {label_column!r}; say which is which.")
+    problem = _label_problem(dataset.features, source, label_column)
+    if problem and labels_required:
+        raise ValueError(f"{problem} Say which one with label_column.")
+    if problem and label_column in dataset.features:
+        warn_left_out(source, problem)
+    dataset = undecoded(as_images(dataset, image_column), image_column)  # whatever maps a stream decodes it
+    names = {image_column: "image"}
+    if not problem:
+        dataset = _with_field(dataset, label_column)
+        names[label_column] = "label"
+    dataset = dataset.select_columns(list(names))
+    return dataset.rename_columns({old: new for old, new in names.items() if old != new})
+
+
+def as_images(dataset: Any, column: str = "image") -> Any:
+    """A data set of `datasets` whose column holds paths or contents of image files, with that column cast to `Image`.
+
+    One that already holds images, whose features aren't known or are transformed, or of another kind, stays as it is.
+    """
+    if not isinstance(dataset, (Dataset, IterableDataset)) or not _holds_files((dataset.features or {}).get(column)):
+        return dataset
+    if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
+        return dataset
+    return dataset.cast_column(column, Image())
+
+
+def undecoded(stream: Any, column: str = "image") -> Any:
+    """A stream of `datasets` with its images as they are stored: an error in one then doesn't end it."""
+    if not isinstance(stream, IterableDataset):
+        return stream
+    if stream.features is not None and isinstance(stream.features.get(column), Image):
+        return stream.cast_column(column, Image(decode=False))
+    return stream
+
+
+def _load(source: str, *arguments: Any, **options: Any) -> Dataset | IterableDataset:
+    try:
+        dataset = load_dataset(*arguments, **options)
+        if dataset.features is None:
+            dataset = dataset._resolve_features()  # of a stream whose first examples tell them
+    except LOADING_ERRORS as error:
+        raise _unreadable(source, error) from error
+    return dataset
+
+
+def _unreadable(source: str, error: Exception) -> ValueError:
+    reason = f" ({error.__cause__})" if error.__cause__ is not None else ""
+    return ValueError(f"The data set {source} can't be loaded: {error}{reason}")
+
+
+def _check_path(path: str, *wildcards: str, expanded: bool = True) -> None:
+    """Paths that `datasets` reads as something else are refused: it might find other files, or none.
+
+    Args:
+        path (`str`): an absolute one.
+        wildcards (`str`): characters that it takes for patterns here, besides "::", which chains protocols.
+        expanded (`bool`): whether it puts the values of environment variables in the place of their names.
+
+    Raises:
+        ValueError: if there are any.
+    """
+    found = [text for text in ("::", *wildcards) if text in path]
+    if expanded and os.path.expandvars(path) != path:
+        found += [text for text in "$%" if text in path]
+    if found:
+        raise ValueError(
+            f"The path {path} has {abbreviate(found)}, which `datasets` doesn't take as part of a name; rename the "
+            "file or folder."
+        )
+
+
+def _has_rows(kind: str, path: str) -> bool:
+    """Whether a Parquet file has rows, without which `datasets` fails at it; an Arrow file may have none.
+
+    Raises:
+        ValueError: if the file can't be read, or two of its columns have the same name.
+    """
+    has_rows = True
+    try:
+        with open(path, "rb") as file:
+            if kind == "parquet":
+                metadata = pq.read_metadata(file)
+                names = metadata.schema.to_arrow_schema().names
+                has_rows = metadata.num_rows > 0
+            else:
+                names = _open_arrow(file).schema.names
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path} can't be read: {error}. Remove it, or get it again.") from error
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{path} has several columns called {abbreviate(twice)}; rename them.")
+    return has_rows
+
+
+def _open_arrow(file: Any) -> pa.RecordBatchReader | pa.ipc.RecordBatchFileReader:
+    try:
+        return pa.ipc.open_stream(file)
+    except pa.ArrowInvalid:
+        return pa.ipc.open_file(file)
+
+
+def _find_images(features: Features, source: str, image_column: str | None) -> str:
+    """The column of images, or of what is in image files or where they are."""
+    images = [name for name, feature in features.items() if isinstance(feature, Image)]
+    if image_column is None and len(images) == 1:
+        return images[0]
+    if image_column is None and not images:
+        image_column = _find_contents(features)
+    if image_column not in features:
+        raise ValueError(
+            f"{source} has the columns {abbreviate(list(features))}, of which {abbreviate(images) or 'none'} hold "
+            "images; say which one is meant with image_column."
+        )
+    feature = features[image_column]
+    if not isinstance(feature, Image) and not _holds_files(feature):
+        raise ValueError(
+            f"The column {image_column!r} of {source} holds {feature}, not images, nor their bytes or paths; those "
+            f"that hold images are {abbreviate(images) or 'none'}. Say which one is meant with image_column, or cast "
+            "it with cast_column(..., datasets.Image())."
+        )
+    return image_column
+
+
+def _find_contents(features: Features) -> str | None:
+    """The column of what `Image` would store, if it is clear which: by its type, or else by its name."""
+    stored = [name for name, feature in features.items() if isinstance(feature, dict) and _holds_files(feature)]
+    contents = stored or [name for name, feature in features.items() if _has_type(feature, CONTENTS)]
+    if len(contents) == 1:
+        return contents[0]
+    return "image" if _holds_files(features.get("image")) else None
+
+
+def _check_paths(dataset: DataSource, source: str, column: str) -> None:
+    """Strings that are no paths are refused, going by the first."""
+    paths = (example[column] for example in dataset.select_columns([column]))
+    path = next((path for path in paths if path), "")
+    if not os.path.isfile(path) and "://" not in path:
+        raise ValueError(
+            f"The column {column!r} of {source} holds {dataset.features[column]}, not images; the first, {path!r}, "
+            f"is no file's path as seen from {os.getcwd()}. Say which column is meant with image_column, or make the "
+            "paths absolute."
+        )
+
+
+def _holds_files(feature: Any) -> bool:
+    """Whether a column holds contents of image files, paths, or both as `Image` stores them."""
+    if isinstance(feature, dict):
+        return set(feature) == {"bytes", "path"}
+    return _has_type(feature, CONTENTS + PATHS)
+
+
+def _has_type(feature: Any, types: Sequence[str]) -> bool:
+    return isinstance(feature, Value) and feature.dtype in types
+
+
+def _label_problem(features: Features, source: str, label_column: str) -> str | None:
+    """Why a column can't hold labels."""
+    parent, _, field = label_column.partition(".")
+    feature = features.get(label_column)
+    if feature is None and isinstance(features.get(parent), dict):
+        feature = features[parent].get(field)
+    if feature is None:
+        return f"{source} has the columns {abbreviate(list(features))}; to measure accuracy it needs one of labels."
+    if can_be_labels(feature):
+        return None
+    fields = [f"{label_column}.{name}" for name in feature] if isinstance(feature, dict) else []
+    hint = f", or a field of them: {abbreviate(fields)}" if fields else ""
+    return f"The labels of {source} are {feature}; expected a column of names or numbers of classes{hint}."
+
+
+def _with_field(dataset: DataSource, column: str) -> DataSource:
+    """The data set with a field of a column, "column.field", as a column of its own."""
+    if column in dataset.features:
+        return dataset
+    parent, _, field = column.partition(".")
+    feature = dataset.features[parent][field]
+    if isinstance(dataset, Dataset):
+        values = [row and row[field] for row in dataset[parent]]
+        return dataset.add_column(column, values, feature=feature)
+    features = Features({**dataset.features, column: feature})
+    options = {"parent": parent, "field": field}
+    return dataset.map(_take_field, features=features, fn_kwargs=options)
+
+
+def _take_field(example: dict[str, Any], parent: str, field: str) -> dict[str, Any]:
+    row = example[parent]
+    return {f"{parent}.{field}": row and row[field]}
