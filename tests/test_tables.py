@@ -6,11 +6,13 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from adaptation import CLASS_NAMES, draw_images
 from datasets import Dataset, Features, Image, Value
+from packaging.version import Version
 
 from microclip_hf.data import load_images
 from microclip_hf.view_datasets import decode
@@ -37,6 +39,8 @@ ODD_NAMES = [
     # Not on Windows:
     *("a*", "a?", "hf:", "C:x", "file:", "a\\b"),
 ]
+# What the oldest versions of `datasets` don't do.
+CASTS_LARGE_TYPES = SAVES_NO_ROWS = Version(datasets.__version__) >= Version("4.8")
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -138,11 +142,11 @@ def test_images_of_any_type(images, tmp_path, streaming):
     wide = pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string())])
     for column, name in (
         (pa.array(contents, pa.binary()), "picture"),
-        (pa.array(contents, pa.large_binary()), "picture"),
+        *([(pa.array(contents, pa.large_binary()), "picture")] if CASTS_LARGE_TYPES else []),
         (pa.array(rows, STRUCT), "picture"),
         (pa.array(rows, wide), "picture"),
         (pa.array(paths, pa.string()), "image"),
-        (pa.array(paths, pa.large_string()), "image"),
+        *([(pa.array(paths, pa.large_string()), "image")] if CASTS_LARGE_TYPES else []),
     ):
         pq.write_table(pa.table({name: column, "title": ["a", "b", "c"]}), tmp_path / "table.parquet")
         dataset = load_images(str(tmp_path / "table.parquet"), CLASS_NAMES, streaming=streaming)
@@ -175,8 +179,8 @@ def test_tables_without_rows(images, tmp_path, streaming):
     with pytest.raises(ValueError, match=r"none\.parquet has no rows"):
         load_images(str(tmp_path / "none.parquet"), CLASS_NAMES, streaming=streaming)
     features = Features({"image": Image(), "label": Value("string")})
-    Dataset.from_dict({"image": [], "label": []}, features=features).save_to_disk(tmp_path / "saved")
-    if not streaming:
+    if not streaming and SAVES_NO_ROWS:
+        Dataset.from_dict({"image": [], "label": []}, features=features).save_to_disk(tmp_path / "saved")
         with pytest.raises(ValueError, match="saved has no rows"):
             load_images(str(tmp_path / "saved"), CLASS_NAMES)
 
