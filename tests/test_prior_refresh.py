@@ -15,6 +15,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
 from microclip_hf.kept_prior import KeptPrior
+from microclip_hf.trainer import PRIOR_DIR
 from microclip_hf.view_datasets import ViewDataset, ViewSettings
 
 
@@ -147,13 +148,15 @@ def test_what_cannot_be_counted_is_refused(clip_folder, tmp_path):
         MicroCLIPTrainingArguments(str(tmp_path), prior_refresh="always")
 
 
-def test_a_prior_of_other_images_is_refused(clip_folder, tmp_path):
+def test_a_prior_of_other_images_or_settings_is_refused(clip_folder, tmp_path):
     adapt(clip_folder, tmp_path, prior_refresh="never", save_strategy="epoch", num_train_epochs=1)
-    for other in ({"num_images": 9}, {"num_crops": 3}, {"seed": 1}):
+    for other in ({"num_crops": 3}, {"seed": 1}):
         with pytest.raises(
             ValueError, match=r'holds a prior of .*"images": 20, .*Resume with what the run began with'
         ):
             adapt(clip_folder, tmp_path, prior_refresh="never", resume=True, **other)
+    with pytest.raises(ValueError, match="made with 20 images, and there are 9 now"):
+        adapt(clip_folder, tmp_path, prior_refresh="never", resume=True, num_images=9)
 
 
 def test_a_resumed_run_computes_the_prior_of_later_epochs_anew(clip_folder, tmp_path):
@@ -167,6 +170,9 @@ def test_a_resumed_run_computes_the_prior_of_later_epochs_anew(clip_folder, tmp_
 
 
 def test_a_full_disk_is_found_before_anything_is_computed(clip_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=100))
+    """A disk that has room for the model and its checkpoints, and the prior's own."""
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda folder: SimpleNamespace(free=100 if str(folder).endswith(PRIOR_DIR) else 1e12)
+    )
     with pytest.raises(OSError, match=r"needs 0.0 GB in .*_prior, where 0.0 GB are free"):
         adapt(clip_folder, tmp_path, prior_refresh="never")
