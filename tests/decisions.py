@@ -15,12 +15,11 @@ class ClearDecisions(TorchFunctionMode):
     """No argmax of scores and no mask of a model that is computed in here would be another after other rounding.
 
     Where a run is compared with one that is rounded differently, its inputs must be such; the comparison says nothing
-    otherwise. Masks of [CLS] or mean queries, which decide nothing, are left out by `masks=False`.
+    otherwise.
     """
 
-    def __init__(self, masks: bool = True) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.masks = masks
         self.scores = []
         self.tokens = []
         self.patch = mock.patch.object(modeling_microclip, "saliency_mask", self._record_tokens)
@@ -37,7 +36,7 @@ class ClearDecisions(TorchFunctionMode):
         assert self.scores or self.tokens
         for scores in self.scores:
             assert_clear(scores)
-        for tokens, config in self.tokens if self.masks else ():
+        for tokens, config in self.tokens:
             unclear = [index for index, mask in enumerate(known_masks(tokens, config)) if mask is None]
             assert not unclear, f"the masks of the images {unclear} of {len(tokens)} hang on rounding"
 
@@ -47,8 +46,6 @@ class ClearDecisions(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
     def _record_tokens(self, patch_embeds, affinity, threshold, statistic):
-        config = MicroCLIPConfig(
-            saliency_affinity=affinity, saliency_threshold=threshold, saliency_cut=statistic
-        )
+        config = MicroCLIPConfig(saliency_affinity=affinity, saliency_threshold=threshold, saliency_cut=statistic)
         self.tokens.append((patch_embeds.detach().clone(), config))
         return saliency_mask(patch_embeds, affinity, threshold, statistic)

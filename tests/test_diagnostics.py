@@ -34,7 +34,9 @@ def test_label_changes_and_classes_in_use(accelerator):
     diagnostics.record_labels(torch.tensor([0, 0, 1]), torch.tensor([3, 0, 1]))
     metrics = diagnostics.summarize(accelerator)
     assert "label_changes" not in metrics
-    assert metrics["effective_classes"] == pytest.approx(math.exp(-2 / 3 * math.log(2 / 3) - 1 / 3 * math.log(1 / 3)), rel=LOSS)
+    assert metrics["effective_classes"] == pytest.approx(
+        math.exp(-2 / 3 * math.log(2 / 3) - 1 / 3 * math.log(1 / 3)), rel=LOSS
+    )
     diagnostics.record_labels(torch.tensor([2, 0]), torch.tensor([3, 0]))
     diagnostics.record_labels(torch.tensor([1, 0]), torch.tensor([1, 2]))
     metrics = diagnostics.summarize(accelerator)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import CLASS_NAMES
 from datasets import ClassLabel, Dataset, Features, Image
+from decisions import ClearDecisions
 from evaluate import evaluator
 from scipy.stats import hmean
 from tiny_inputs import draw_shape
@@ -211,7 +212,7 @@ def test_in_the_evaluator(clip_folder, tmp_path, by_name):
     images = [draw_shape(CLASS_NAMES[i % 3], rng) for i in range(12)]
     model = MicroCLIPForImageClassification.from_pretrained(tmp_path / "saved")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "saved")
-    with torch.no_grad():
+    with torch.no_grad(), ClearDecisions():
         predicted = model(**processor(images, return_tensors="pt")).logits.argmax(1).tolist()
     # Labels of which the model gets 7 right, whatever it says.
     labels = [(guess + (i >= 7)) % 3 for i, guess in enumerate(predicted)]

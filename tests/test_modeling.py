@@ -173,14 +173,15 @@ def test_bad_pixels(model, pixel_values):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_weights(model, pixel_values, dtype):
+def test_half_precision_weights(model, dtype):
     """Rounded patch tokens may move a patch over the threshold; images whose mask stays keep their logits."""
+    pixel_values = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     expected = model(pixel_values, output_patch_embeds=True)
     output = model.to(dtype)(pixel_values.to(dtype), output_patch_embeds=True)
     assert output.logits.dtype == torch.float32
     assert (output.cls_embeds * expected.cls_embeds).sum(-1).min() > 0.999
     same = (output.saliency_mask == expected.saliency_mask).all(-1)
-    assert same.sum() >= 2
+    assert same.sum() >= 8
     assert (output.fg_embeds * expected.fg_embeds).sum(-1)[same].min() > 0.999
     assert_close(output.logits[same], expected.logits[same], rtol=0, atol=0.02 * model.logit_scale.item())
 

@@ -38,7 +38,7 @@ def assert_clear(scores: torch.Tensor | np.ndarray, scale: float | None = None) 
         scale: see [`within`]; default: the largest magnitude.
     """
     scores = np.asarray(scores, dtype=np.float64)
-    scale = np.abs(scores).max() if scale is None else float(scale)
+    scale = np.abs(scores).max() if scale is None else torch.as_tensor(scale).item()
     best = np.sort(scores, axis=-1)[..., -2:]
     gap = np.ptp(best, axis=-1).min()
     assert gap > 2 * COSINE * scale, f"a decision hangs on rounding: the best two are {gap:.1e} apart"
