@@ -197,6 +197,7 @@ def test_settings_from_a_file(inputs, tmp_path, capsys):
         adapt.main(["--config", str(tmp_path / "none.yaml")])
 
 
+@pytest.mark.numerical
 def test_accuracies_of_plain_clip(inputs, tmp_path):
     """Against CLIPModel's own features and texts."""
     options = {"test_dir": inputs / "test", "descriptions": inputs / "descriptions.json", "num_train_epochs": 0.1}

@@ -14,6 +14,9 @@ from microclip_hf import MicroCLIPForImageClassification
 from microclip_hf.trainer import ALIGNED_BATCHES
 
 
+pytestmark = pytest.mark.numerical
+
+
 @pytest.fixture(scope="module")
 def aligned(clip_folder, tmp_path_factory):
     return adapt(clip_folder, tmp_path_factory.mktemp("aligned"), distribution_alignment=True)

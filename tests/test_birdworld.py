@@ -233,6 +233,7 @@ def test_tokenizer_round_trip(tokenizer):
     assert unknown.replace(" ", "") == "zürich'sostrich!"
 
 
+@pytest.mark.numerical
 def test_the_checkpoint_is_an_ordinary_clip():
     clip = CLIPModel.from_pretrained(tiny_clip.FOLDER, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(tiny_clip.FOLDER, backend="pil")
@@ -322,6 +323,7 @@ def test_interrupted_pretraining_goes_on_where_it_was(tmp_path):
     assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
 
 
+@pytest.mark.numerical
 def test_the_card_holds_the_measured_figures():
     card = (tiny_clip.FOLDER / "README.md").read_text(encoding="utf-8")
     results = json.loads((tiny_clip.FOLDER / "pretraining.json").read_text(encoding="utf-8"))

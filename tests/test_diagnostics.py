@@ -7,10 +7,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from adaptation import adapt, draw_images
-from tolerances import LOSS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tolerances import LOSS
 
 from microclip_hf.diagnostics import METRICS, Diagnostics
+
+
+pytestmark = pytest.mark.numerical
 
 
 @pytest.fixture(scope="module")

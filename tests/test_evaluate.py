@@ -13,10 +13,10 @@ import pytest
 import tiny_inputs
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
+from decisions import ClearDecisions
 from evaluate import evaluator
 from huggingface_hub import ModelCard
 from PIL import Image as PILImage
-from decisions import ClearDecisions
 from scipy.stats import binom
 from tolerances import assert_clear, within
 from torch.nn.functional import normalize
@@ -135,6 +135,7 @@ def describe_by_hand(predicted, labels):
 
 
 @pytest.mark.parametrize("image_size", [32, 64])
+@pytest.mark.numerical
 def test_every_way_against_an_independent_one(inputs, photos, image_size, tmp_path):
     """Plain CLIP by CLIPModel, also where it prepares images in its own way; [CLS] and [FG] by the model's own
     `fusion_ratio`; the answer by the pipeline; crops by Pillow, one by one."""
@@ -186,6 +187,7 @@ def crop_logits(model, images, num_crops, seed):
     return torch.stack(rows).numpy()
 
 
+@pytest.mark.numerical
 def test_batches_and_processes_change_nothing(inputs, photos):
     model = load_adapted(str(inputs / "adapted"))
     with ClearDecisions():
@@ -196,6 +198,7 @@ def test_batches_and_processes_change_nothing(inputs, photos):
         np.testing.assert_allclose(logits, other[way], **within(tiny_inputs.LOGIT_SCALE))
 
 
+@pytest.mark.numerical
 def test_the_command_on_a_clip(inputs, photos, tmp_path, capsys):
     """Against CLIPModel by hand; what is printed is what is written."""
     evaluate.main(plain(inputs, tmp_path / "out", descriptions=inputs / "descriptions.json"))
@@ -228,6 +231,7 @@ def evaluate_by_the_evaluator(folder, data, names, cache):
     )
 
 
+@pytest.mark.numerical
 def test_the_answer_against_the_evaluator(inputs, photos, tmp_path, capsys):
     evaluate.main(adapted(inputs, tmp_path / "out", num_crops=0))
     found = results(tmp_path / "out")
@@ -241,6 +245,7 @@ def test_the_answer_against_the_evaluator(inputs, photos, tmp_path, capsys):
     assert "crops, with the frozen head: left out, --num_crops is 0" in printed
 
 
+@pytest.mark.numerical
 def test_flowers(flowers, inputs, tmp_path, capsys):
     """Two classes have no descriptions; the pipeline and the evaluator say the same of real photos."""
     names = sorted(path.name for path in (flowers / "test").iterdir())
@@ -262,6 +267,7 @@ def test_flowers(flowers, inputs, tmp_path, capsys):
     assert expected["accuracy"] > 0
 
 
+@pytest.mark.numerical
 def test_a_kept_text_tower_reads_the_names(inputs, photos, tmp_path, capsys):
     model = MicroCLIPForImageClassification.from_clip(
         inputs / "clip", NAMES, prior_weighting="uniform", keep_text_model=True

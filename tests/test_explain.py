@@ -152,6 +152,7 @@ def make_images():
     return [*noise, *modes, sixteen]
 
 
+@pytest.mark.numerical
 def test_numbers_are_the_models(model):
     model.logit_adjustment.bias.copy_(torch.tensor([0.5, -1.0, 2.0]))
     model.config.fusion_ratio = 0.3
@@ -181,6 +182,7 @@ def test_numbers_are_the_models(model):
     assert explain(model, []) == []
 
 
+@pytest.mark.numerical
 def test_pictures_are_upright(model):
     """EXIF orientation 6: to be turned by 90 degrees clockwise."""
     upright = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 40, 3), dtype=np.uint8))

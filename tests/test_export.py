@@ -117,6 +117,7 @@ def check_file(path, vocabulary_size):
     assert all(vocabulary_size not in weight.dims for weight in onnx.load(path).graph.initializer)
 
 
+@pytest.mark.numerical
 def test_exported_program_of_other_settings(clip, tokenizer):
     settings = {"saliency_affinity": "cosine", "saliency_cut": "mean", "fg_query": "random"}
     model = MicroCLIPForImageClassification.from_clip(
@@ -150,6 +151,7 @@ def traced(monkeypatch):
 
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("one_file", [True, False])
+@pytest.mark.numerical
 def test_weights_beyond_one_file_lie_beside_it(traced, model, tmp_path, monkeypatch, one_file, int8):
     if not one_file:
         monkeypatch.setattr(export, "ONE_FILE", 0)

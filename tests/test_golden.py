@@ -12,6 +12,9 @@ from microclip_hf.saliency import fiedler_vector, patch_affinity
 from microclip_hf.text_heads import build_heads
 
 
+pytestmark = pytest.mark.numerical
+
+
 def golden_arguments(golden, folder, **kwargs):
     return MicroCLIPTrainingArguments(
         str(folder),

@@ -85,6 +85,7 @@ BACKENDS = [
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("batch_size", [1, 16])
+@pytest.mark.numerical
 def test_pipeline_by_name_and_by_object(saved, tmp_path, backend, batch_size):
     """Scores are the softmax of the fused logits; back ends differ by a rounding of the bicubic resize."""
     images = [picture().rotate(angle) for angle in range(0, 180, 9)]
@@ -121,6 +122,7 @@ def kinds_of_photos():
 
 
 @pytest.mark.parametrize("name", kinds_of_photos())
+@pytest.mark.numerical
 def test_kinds_of_photos_in_the_pipeline(saved, tmp_path, name):
     """As the same picture in plain RGB; 16-bit grey, which the pipeline clips, gives an answer."""
     image, options, plain = kinds_of_photos()[name]
@@ -217,6 +219,7 @@ def test_processors_survive_loading_and_saving_again(clip_folder, tmp_path):
     assert MicroCLIPForImageClassification.from_pretrained(tmp_path / "second").tokenizer is not None
 
 
+@pytest.mark.numerical
 def test_flowers_in_the_pipeline(clip_folder, flowers, tmp_path):
     """Real photos, by name and by object, one by one and in batches."""
     names = sorted(path.name for path in (flowers / "test").iterdir())

@@ -16,6 +16,9 @@ from tolerances import LOSS, assert_weights_close
 from transformers import TrainerCallback
 
 
+pytestmark = pytest.mark.numerical
+
+
 TESTS = Path(__file__).parent
 METRICS = (
     "loss",
@@ -28,8 +31,7 @@ METRICS = (
     "effective_classes",
     "label_changes",
 )
-# Whole batches of 8, each of which two processes share; Accelerate fills up a last one that isn't, with images from the
-# start.
+# Whole batches of 8, which two processes share: the last one, if it weren't whole, would be filled up with first images.
 THREE_BATCHES = {"num_images": 24, "seed": 2}
 
 

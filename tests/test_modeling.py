@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASS_NAMES
-from safetensors.torch import load_file
 from decisions import ClearDecisions
+from safetensors.torch import load_file
 from tiny_inputs import LOGIT_SCALE, make_clip
 from tolerances import assert_gradients_close, within
 from torch.testing import assert_close
@@ -13,6 +13,9 @@ from transformers import AutoModelForImageClassification, CLIPConfig, CLIPModel,
 
 from microclip_hf import MicroCLIPConfig, MicroCLIPForImageClassification, MicroCLIPOutput
 from microclip_hf.modeling_microclip import MicroCLIPPooling
+
+
+pytestmark = pytest.mark.numerical
 
 
 def variant(clip, **kwargs):

@@ -16,6 +16,9 @@ from microclip_hf import MicroCLIPConfig
 from microclip_hf.text_heads import build_heads
 
 
+pytestmark = pytest.mark.numerical
+
+
 @pytest.fixture
 def golden_step(golden, golden_features):
     """As benchmarks use it: without the text tower."""

@@ -22,7 +22,10 @@ NAMES = ["red disc", "green_square", "blue bar"]
 TEMPLATES = ["a photo of a {}.", "one {}, and nothing else at all"]
 # Two classes with descriptions, two and three; the templates stand in for the third's.
 TEXTS = {"red disc": DESCRIPTIONS["red disc"], "green square": [*DESCRIPTIONS["green square"], "It has corners."]}
-pytestmark = pytest.mark.filterwarnings("ignore:1 of 3 classes have no descriptions")
+pytestmark = [
+    pytest.mark.numerical,
+    pytest.mark.filterwarnings("ignore:1 of 3 classes have no descriptions"),
+]
 
 
 def unit(x):

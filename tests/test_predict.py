@@ -21,6 +21,9 @@ from microclip_hf.commands import predict
 from microclip_hf.prediction import find_photos, predict_photos
 
 
+pytestmark = pytest.mark.numerical
+
+
 # How far scores may be apart, which are written with six digits.
 CLOSE = within(LOGIT_SCALE / 2)["atol"] + 1e-6
 HEADER = ["file", "label", "score", "runner_up", "runner_up_score"]

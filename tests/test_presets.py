@@ -269,6 +269,7 @@ def evaluate_with_a_preset(run, output, model, **options):
     return json.loads((output / "results.json").read_text())
 
 
+@pytest.mark.numerical
 def test_adapt_and_evaluate_with_a_preset(run, tmp_path, monkeypatch):
     asked = []
     load = adapt.MicroCLIPForImageClassification.from_clip

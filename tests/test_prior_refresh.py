@@ -42,6 +42,7 @@ def scores64(model, epoch, num_images=20):
     return torch.stack(scores)
 
 
+@pytest.mark.numerical
 def test_the_prior_is_that_of_the_first_weights(clip_folder, tmp_path):
     trainer = adapt(clip_folder, tmp_path, prior_refresh="never", num_train_epochs=1)
     clip = MicroCLIPForImageClassification.from_clip(clip_folder, CLASS_NAMES, prior_weighting="uniform")
@@ -49,6 +50,7 @@ def test_the_prior_is_that_of_the_first_weights(clip_folder, tmp_path):
     assert not torch.allclose(kept_scores(tmp_path).double(), scores64(trainer.model, 0), atol=1e-4)
 
 
+@pytest.mark.numerical
 def test_the_prior_is_that_of_the_epochs_first_weights(clip_folder, tmp_path):
     adapt(clip_folder, tmp_path, prior_refresh="epoch", save_strategy="epoch")
     before = MicroCLIPForImageClassification.from_pretrained(tmp_path / "checkpoint-3")
@@ -56,6 +58,7 @@ def test_the_prior_is_that_of_the_epochs_first_weights(clip_folder, tmp_path):
 
 
 @pytest.mark.parametrize("prior_refresh", ["epoch", "never"])
+@pytest.mark.numerical
 def test_without_movement_it_is_the_prior_of_each_step(clip_folder, tmp_path, prior_refresh):
     options = {"learning_rate": 0.0, "lr_scheduler_type": "constant", "num_train_epochs": 1}
     with ClearDecisions():
@@ -64,6 +67,7 @@ def test_without_movement_it_is_the_prior_of_each_step(clip_folder, tmp_path, pr
     assert_same_run(trainer.state.log_history, trainer.model.state_dict(), reference)
 
 
+@pytest.mark.numerical
 def test_it_moves_with_the_weights(clip_folder, tmp_path):
     """Three different runs, by which one sees that no setting is ignored."""
     runs = [adapt(clip_folder, tmp_path / name, prior_refresh=name) for name in ("step", "epoch", "never")]
@@ -90,6 +94,7 @@ def test_two_process_runs(clip_folder, tmp_path):
         assert_close(two, one, **within())
 
 
+@pytest.mark.numerical
 def test_workers_that_outlive_an_epoch(clip_folder, tmp_path):
     with ClearDecisions():
         reference = adapt(clip_folder, tmp_path / "one", prior_refresh="epoch")

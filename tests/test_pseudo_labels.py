@@ -18,6 +18,9 @@ from microclip_hf.pseudo_labels import (
 )
 
 
+pytestmark = pytest.mark.numerical
+
+
 def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 

@@ -25,6 +25,9 @@ from microclip_hf.saliency import (
 )
 
 
+pytestmark = pytest.mark.numerical
+
+
 @pytest.fixture(params=["eigh", "products"])
 def solver(request, monkeypatch):
     monkeypatch.setattr(saliency, "has_eigensolver", lambda device: request.param == "eigh")

@@ -23,6 +23,9 @@ from microclip_hf.modeling_microclip import QuickGELU
 from microclip_hf.training_args import MAX_WORKERS
 
 
+pytestmark = pytest.mark.numerical
+
+
 @pytest.fixture
 def trainer(clip_folder, tmp_path):
     return make_trainer(clip_folder, tmp_path)

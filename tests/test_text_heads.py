@@ -19,6 +19,9 @@ from microclip_hf.descriptions import read_descriptions
 from microclip_hf.text_heads import build_heads, encode_texts, normalize_name
 
 
+pytestmark = pytest.mark.numerical
+
+
 def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 

@@ -82,6 +82,7 @@ def test_the_same_seed_gives_the_same_run(make_model, images, tmp_path):
     assert losses[0] == losses[1] != losses[2]
 
 
+@pytest.mark.numerical
 def test_logged_metrics(make_model, images, tmp_path):
     trainer = adapt(make_model(), tmp_path, images, fairness_weight=0.5)
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -91,6 +92,7 @@ def test_logged_metrics(make_model, images, tmp_path):
         assert 0 <= entry["student_agreement"] <= 1 and 0 <= entry["pseudo_label_accuracy"] <= 1
 
 
+@pytest.mark.numerical
 def test_pseudo_labels_follow_the_weights(make_model, images, tmp_path):
     """They are recomputed at every step: with another head the same views get other labels."""
     model = make_model()
@@ -102,6 +104,7 @@ def test_pseudo_labels_follow_the_weights(make_model, images, tmp_path):
     assert trainer.refine_pseudo_labels(batch).equal((labels + 1) % 3)
 
 
+@pytest.mark.numerical
 def test_pseudo_labels_are_computed_without_autocast(make_model, images, tmp_path):
     """bf16 training labels as float32 does, while the student does run in bf16."""
     labels, dtypes = [], []
@@ -126,6 +129,7 @@ def test_batches_without_crops_or_extras_are_enough(make_model, tmp_path):
     adapt(make_model(), tmp_path, [{**example, "crops": empty} for example in dataset])
 
 
+@pytest.mark.numerical
 def test_views_are_normalised_with_the_processors_constants(make_model, images, tmp_path):
     trainer = MicroCLIPTrainer(model=make_model(), args=arguments(tmp_path), train_dataset=images)
     view = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
@@ -138,6 +142,7 @@ def test_views_are_normalised_with_the_processors_constants(make_model, images, 
     assert_close(bare.normalize(view), expected, **within())
 
 
+@pytest.mark.numerical
 def test_evaluation(make_model, images, tmp_path):
     model = make_model()
     trainer = MicroCLIPTrainer(model=model, args=arguments(tmp_path), eval_dataset=images)
@@ -235,6 +240,7 @@ def test_labels_of_a_saved_model_keep_their_order(make_model, images, tmp_path):
     assert [trainer.train_dataset[index]["labels"] for index in range(12)] == images["label"]
 
 
+@pytest.mark.numerical
 def test_accumulated_gradients_are_not_scaled_up(make_model, images, tmp_path):
     """Without fairness, which looks at whole batches, 2 x 6 images give the gradient of 12; labels or not."""
     weights = []
@@ -304,6 +310,7 @@ def test_strange_labels_are_left_out(make_model, images, tmp_path):
         assert not any("pseudo_label_accuracy" in entry for entry in trainer.state.log_history)
 
 
+@pytest.mark.numerical
 def test_evaluation_of_partly_labelled_images(make_model, images, tmp_path):
     """Images without a label, or with a negative one, don't count; without any label there are no metrics."""
     trainer = MicroCLIPTrainer(model=make_model(), args=arguments(tmp_path))
