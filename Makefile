@@ -5,7 +5,7 @@ STAMP = .venv/.installed
 LOWEST_STAMP = .venv-lowest/.installed
 SPACE_FOLDER = outputs/space
 
-.PHONY: help demo space space-folder test test-lowest slow-test style quality
+.PHONY: help demo space space-folder test test-any-cpu test-lowest slow-test style quality
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ space-folder:  ## gather what a Space needs in outputs/space, ready to upload
 
 test: $(STAMP)  ## run the tests (minutes)
 	$(BIN)/python -m pytest
+
+test-any-cpu: $(STAMP)  ## run the numerical tests as other CPUs would round, with one thread and two (10 minutes)
+	$(BIN)/python tests/any_cpu.py
 
 test-lowest: $(LOWEST_STAMP)  ## run the tests with the lowest versions that setup.cfg allows (Python 3.10 or 3.11)
 	.venv-lowest/bin/python -m pytest

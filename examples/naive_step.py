@@ -45,6 +45,8 @@ class NaiveStep:
         prior_head (C, E): the frozen head W_LLM, of unit norm.
         logit_scale: default: the checkpoint's own, `exp(logit_scale)`.
         learning_rate: of AdamW.
+        prior_ratio: gamma, the share of the frozen head in the pseudo-labels.
+        fusion_ratio: lambda, the share of [CLS] in the logits; pseudo-labels take the mean of [CLS] and [FG].
     """
 
     def __init__(
@@ -54,8 +56,12 @@ class NaiveStep:
         prior_head: Tensor,
         logit_scale: float | None = None,
         learning_rate: float = 1e-4,
+        prior_ratio: float = 0.5,
+        fusion_ratio: float = 0.5,
     ) -> None:
         self.clip, self.prior_head = clip.eval().requires_grad_(False), prior_head.to(clip.device)
+        self.prior_ratio = prior_ratio
+        self.fusion_ratio = fusion_ratio
         self.logit_scale = clip.logit_scale.exp().item() if logit_scale is None else logit_scale
         self.pixel_mean = torch.tensor(OPENAI_CLIP_MEAN, device=clip.device).view(3, 1, 1)
         self.pixel_std = torch.tensor(OPENAI_CLIP_STD, device=clip.device).view(3, 1, 1)
@@ -89,23 +95,27 @@ class NaiveStep:
         self.optimizer.step()
         return loss.item(), pseudo_labels
 
-    @torch.no_grad()
     def pseudo_labels(self, weak: Tensor, crops: Tensor) -> Tensor:
         """Labels (B,) of uint8 views (B, 3, S, S) and (B, K, 3, S, S) with the current weights."""
+        return self.pseudo_scores(weak, crops).argmax(-1)
+
+    @torch.no_grad()
+    def pseudo_scores(self, weak: Tensor, crops: Tensor) -> Tensor:
+        """Scores (B, C), in cosines, whose largest is the label; arguments as above."""
         output, head = self.vision_tower(weak), normalize(self.classifier, dim=-1)
         coarse, fine = self.cls_embeds(output), self.fg_embeds(output)
         crop_embeds = torch.stack([self.cls_embeds(self.vision_tower(crop)) for crop in crops.unbind(1)], 1)
         relevance = (crop_embeds * coarse.unsqueeze(1)).sum(-1, keepdim=True).softmax(1)
         composite = normalize((relevance * crop_embeds).sum(1), dim=-1)
         fused = normalize(0.5 * coarse + 0.5 * fine, dim=-1)
-        scores = 0.5 * composite @ self.prior_head.T + 0.5 * fused @ head.T
-        return scores.argmax(-1)
+        return self.prior_ratio * composite @ self.prior_head.T + (1 - self.prior_ratio) * fused @ head.T
 
     def logits(self, views: Tensor) -> Tensor:
         """Fused logits (B, C) of uint8 views (B, 3, S, S)."""
         output, head = self.vision_tower(views), normalize(self.classifier, dim=-1)
         coarse, fine = self.cls_embeds(output), self.fg_embeds(output)
-        return self.logit_scale * (0.5 * coarse @ head.T + 0.5 * fine @ head.T)
+        ratio = self.fusion_ratio
+        return self.logit_scale * (ratio * coarse @ head.T + (1 - ratio) * fine @ head.T)
 
     def fairness(self, logits: Tensor) -> Tensor:
         """The loss () that keeps every class in use, from logits (B, C); updates the running mean."""

@@ -4,6 +4,8 @@ import os
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+# Threads of torch, here and in the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = os.environ.get("TEST_THREADS", "1")
 
 import functools
 import json
@@ -23,12 +25,15 @@ from microclip_hf import MicroCLIPConfig, MicroCLIPForImageClassification
 from microclip_hf.text_heads import build_heads
 
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 # The same examples in every run, and no health checks: those look at the clock.
 settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("repeatable")
 
-GOLDEN = Path(__file__).parent / "golden.safetensors"
+# Each of other weights, images and settings.
+RECORDINGS = sorted(Path(__file__).parent.glob("golden*.safetensors"))
+# The published code fixes the logit scale.
+PUBLISHED_SCALE = 100
 FLOWERS = Path(__file__).parents[2] / "shared" / "data" / "flowers12"
 CLASS_NAMES = ["red disc", "green square", "blue bar"]
 DESCRIPTIONS = {"red disc": ["a round thing", "it is red"], "Green_Square": ["four sides"], "blue-bar": ["a stripe"]}
@@ -86,12 +91,12 @@ def pixel_values():
     return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(scope="session")
-def golden():
+@pytest.fixture(scope="session", params=RECORDINGS, ids=lambda path: path.stem)
+def golden(request):
     """The published implementation's numbers: `tensors`, `meta`, and its CLIP."""
-    with safe_open(GOLDEN, "pt") as file:
+    with safe_open(request.param, "pt") as file:
         meta = json.loads(file.metadata()["meta"])
-    tensors = load_file(GOLDEN)
+    tensors = load_file(request.param)
     clip = CLIPModel(CLIPConfig(**meta["clip_config"])).eval()
     weights = {name.removeprefix("clip."): value for name, value in tensors.items() if name.startswith("clip.")}
     embedding = torch.zeros(meta["text"]["vocab"], meta["text"]["width"])
@@ -116,12 +121,12 @@ def golden_features(golden):
 
 @pytest.fixture
 def golden_model(golden, golden_features):
-    """The model of the golden run before its first step; the published code fixes the scale at 100."""
+    """The model of the golden run before its first step."""
     config = MicroCLIPConfig(
         clip_config=golden.clip.config.to_dict(),
         num_labels=golden.meta["num_labels"],
         fusion_ratio=golden.meta["fusion"],
-        logit_scale=100,
+        logit_scale=PUBLISHED_SCALE,
     )
     model = MicroCLIPForImageClassification(config)
     model.clip.load_state_dict(golden.clip.state_dict(), strict=False)

@@ -2,34 +2,20 @@
 
 import numpy as np
 import torch
-from test_saliency import known_mask
-
-from microclip_hf.saliency import EPSILON
-
-
-def known_masks(patch_embeds, config):
-    """By another eigensolver, in float64; None where a mask hangs on float32's rounding."""
-    masks = []
-    for patches in patch_embeds.double().numpy():
-        if config.saliency_affinity == "cosine":
-            patches /= np.linalg.norm(patches, axis=-1, keepdims=True)
-        affinity = patches @ patches.T
-        near = np.abs(affinity - config.saliency_threshold).min() < 1e-5 * np.abs(affinity).max()
-        graph = np.where(affinity > config.saliency_threshold, 1, EPSILON)
-        masks.append(None if near else known_mask(graph, config.saliency_cut))
-    return masks
+from exact_cut import known_masks
+from tolerances import within
 
 
 @torch.no_grad()
 def assert_agrees(logits, masks, model, pixel_values):
-    """Masks are equal and logits within 1e-4 on every image with a known mask; return how many have one."""
+    """Masks and logits are the model's on every image with a known mask; return how many have one."""
     expected = model(pixel_values, output_patch_embeds=True)
     known = {i: mask for i, mask in enumerate(known_masks(expected.patch_embeds, model.config)) if mask is not None}
     assert len(logits) == len(pixel_values)
     for i, mask in known.items():
         if masks is not None:
             np.testing.assert_array_equal(masks[i], mask)
-        np.testing.assert_allclose(logits[i], expected.logits[i], atol=1e-4)
+        np.testing.assert_allclose(logits[i], expected.logits[i], **within(model.logit_scale))
     return len(known)
 
 

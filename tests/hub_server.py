@@ -363,7 +363,6 @@ def run_client(hub: HubServer, tmp_path: Path, code: str, *args: object, **envir
         "HF_ENDPOINT": hub.endpoint,
         "HF_TOKEN": hub.token,
         "HF_HOME": str(tmp_path / "hf"),
-        "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(Path(__file__).parent),
         **environment,
     }

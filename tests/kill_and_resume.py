@@ -29,7 +29,7 @@ def start(clip: str, output: Path) -> subprocess.Popen:
     resume = output.is_dir() and get_last_checkpoint(output) is not None
     options = {**OPTIONS, "output_dir": str(output), "resume": resume}
     command = [sys.executable, str(PROGRAM), clip, json.dumps(options)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
     with open(f"{output}.log", "a") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 

@@ -19,6 +19,7 @@ from birdworld.render import CANVAS, PLACES, Look, draw_background, render, rend
 from birdworld.texts import PHRASES, SYNONYMS, attribute_caption, describe, make_name
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
+from tolerances import assert_clear
 from transformers import AutoProcessor, AutoTokenizer, CLIPModel
 
 from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
@@ -232,6 +233,7 @@ def test_tokenizer_round_trip(tokenizer):
     assert unknown.replace(" ", "") == "zürich'sostrich!"
 
 
+@pytest.mark.numerical
 def test_the_checkpoint_is_an_ordinary_clip():
     clip = CLIPModel.from_pretrained(tiny_clip.FOLDER, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(tiny_clip.FOLDER, backend="pil")
@@ -242,7 +244,9 @@ def test_the_checkpoint_is_an_ordinary_clip():
     inputs = processor(text=captions, images=image, return_tensors="pt", padding=True)
     assert inputs["pixel_values"].shape == (1, 3, 64, 64)
     with torch.no_grad():
-        assert birds.COLOR_NAMES[int(clip(**inputs).logits_per_image.argmax())] == facts["head"]
+        logits = clip(**inputs).logits_per_image
+    assert_clear(logits, clip.logit_scale.exp())
+    assert birds.COLOR_NAMES[int(logits.argmax())] == facts["head"]
 
 
 def test_labels_never_reach_adaptation(tmp_path):
@@ -308,7 +312,7 @@ def test_interrupted_pretraining_goes_on_where_it_was(tmp_path):
             folder / "c.pt",
         ]
         command = [sys.executable, "-c", PRETRAIN, str(interrupt), *map(str, arguments)]
-        environment = {**os.environ, "PYTHONPATH": str(EXAMPLES), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        environment = {**os.environ, "PYTHONPATH": str(EXAMPLES), "CUDA_VISIBLE_DEVICES": ""}
         return subprocess.run(command, env=environment, capture_output=True, text=True)
 
     assert run("whole", -1).returncode == 0
@@ -319,6 +323,7 @@ def test_interrupted_pretraining_goes_on_where_it_was(tmp_path):
     assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
 
 
+@pytest.mark.numerical
 def test_the_card_holds_the_measured_figures():
     card = (tiny_clip.FOLDER / "README.md").read_text(encoding="utf-8")
     results = json.loads((tiny_clip.FOLDER / "pretraining.json").read_text(encoding="utf-8"))
@@ -331,5 +336,7 @@ def test_the_card_holds_the_measured_figures():
         for kind, own in masks.items():
             assert f"| {domain} | {kind} | {100 * own['iou']:.1f} | {100 * own['accuracy']:.1f} |" in card
     measured = measure_domain(tiny_clip.FOLDER, "garden")
-    assert measured == pytest.approx(results["development"]["garden"], abs=0.01)  # rounding differs between machines
+    assert measured == pytest.approx(
+        results["development"]["garden"], abs=0.01
+    )  # 6 of 600 images may hang on rounding
     assert 0.4 < measured["cupl"] < 0.65 and measured["zero_shot"] < measured["cupl"] - 0.15

@@ -114,6 +114,7 @@ def test_wrong_sources(sources, tmp_path, images):
         load_images(str(tmp_path / "one_based"), CLASS_NAMES, labels_required=True)
 
 
+@pytest.mark.numerical
 def test_stream_run_is_the_run_on_the_same_images_in_order(clip_folder, tmp_path, images):
     """Three steps of four are a pass over twelve images; a stream has no epochs, so fairness is left out."""
     options = {"max_steps": 3, "per_device_train_batch_size": 4, "num_train_epochs": 1}
@@ -124,6 +125,7 @@ def test_stream_run_is_the_run_on_the_same_images_in_order(clip_folder, tmp_path
     assert all(value.equal(stream.model.state_dict()[name]) for name, value in whole.model.state_dict().items())
 
 
+@pytest.mark.numerical
 def test_resume_of_a_stream(clip_folder, tmp_path, images):
     """Within its second pass."""
     options = {"max_steps": 5, "per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 4}

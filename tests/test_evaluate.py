@@ -13,10 +13,12 @@ import pytest
 import tiny_inputs
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
+from decisions import ClearDecisions
 from evaluate import evaluator
 from huggingface_hub import ModelCard
 from PIL import Image as PILImage
 from scipy.stats import binom
+from tolerances import assert_clear, within
 from torch.nn.functional import normalize
 from transformers import AutoProcessor, CLIPModel, pipeline
 
@@ -42,6 +44,7 @@ from microclip_hf.views import crop_box
 ROOT = Path(__file__).parents[1]
 NAMES = list(tiny_inputs.DESCRIPTIONS)
 UNIFORM = '{"prior_weighting": "uniform"}'
+WITHOUT_CROPS = EvaluationSettings(num_crops=0)
 HUB_ID = "openai/clip-vit-base-patch32"
 
 
@@ -110,6 +113,17 @@ def clip_logits(folder, images, texts):
     return (clip.logit_scale.exp() * normalize(features, dim=-1) @ torch.stack(heads).T).numpy()
 
 
+def clear_guesses(logits):
+    assert_clear(logits, tiny_inputs.LOGIT_SCALE)
+    return logits.argmax(1)
+
+
+def assert_clear_answers(folder, data):
+    """The answers, which are compared, hang on no rounding."""
+    with ClearDecisions():
+        clear_guesses(predict_all_ways(load_adapted(str(folder)), data, settings=WITHOUT_CROPS).logits["fused"])
+
+
 def describe_by_hand(predicted, labels):
     """Top-1, and its mean over classes, by loops."""
     right = [a == b for a, b in zip(predicted, labels, strict=True)]
@@ -121,6 +135,7 @@ def describe_by_hand(predicted, labels):
 
 
 @pytest.mark.parametrize("image_size", [32, 64])
+@pytest.mark.numerical
 def test_every_way_against_an_independent_one(inputs, photos, image_size, tmp_path):
     """Plain CLIP by CLIPModel, also where it prepares images in its own way; [CLS] and [FG] by the model's own
     `fusion_ratio`; the answer by the pipeline; crops by Pillow, one by one."""
@@ -133,12 +148,13 @@ def test_every_way_against_an_independent_one(inputs, photos, image_size, tmp_pa
     heads = {"zero_shot": zero_shot, "cupl": other.classifier.weight.detach()}
     model = load_adapted(str(inputs / "adapted")).train()
     settings = EvaluationSettings(num_crops=3, seed=5, batch_size=5)
-    found = predict_all_ways(model, photos, PlainCLIP(other, heads), settings)
+    with ClearDecisions():
+        found = predict_all_ways(model, photos, PlainCLIP(other, heads), settings)
     assert model.training and list(found.logits) == ["zero_shot", "cupl", "cls", "fg", "fused", "multi_crop"]
     np.testing.assert_array_equal(found.labels, photos["label"])
 
     prompts = [[f"a {name}.", f"no {name}"] for name in NAMES]
-    close = {"rtol": 1e-4, "atol": 1e-4}
+    close = within(tiny_inputs.LOGIT_SCALE)
     np.testing.assert_allclose(found.logits["zero_shot"], clip_logits(clip, photos["image"], prompts), **close)
     described = clip_logits(clip, photos["image"], tiny_inputs.DESCRIPTIONS.values())
     np.testing.assert_allclose(found.logits["cupl"], described, **close)
@@ -150,7 +166,7 @@ def test_every_way_against_an_independent_one(inputs, photos, image_size, tmp_pa
         answers = [{own["label"]: own["score"] for own in classify(image)} for image in photos["image"]]
         expected = [[answer[name] for name in NAMES] for answer in answers]
         shares = torch.from_numpy(found.logits[way]).softmax(-1)
-        np.testing.assert_allclose(shares, expected, **close)
+        np.testing.assert_allclose(shares, expected, **within(tiny_inputs.LOGIT_SCALE / 2))
     np.testing.assert_allclose(found.logits["multi_crop"], crop_logits(model, photos["image"], 3, 5), atol=0.03)
 
 
@@ -171,15 +187,18 @@ def crop_logits(model, images, num_crops, seed):
     return torch.stack(rows).numpy()
 
 
+@pytest.mark.numerical
 def test_batches_and_processes_change_nothing(inputs, photos):
     model = load_adapted(str(inputs / "adapted"))
-    one = predict_all_ways(model, photos, settings=EvaluationSettings(num_crops=2, batch_size=1)).logits
+    with ClearDecisions():
+        one = predict_all_ways(model, photos, settings=EvaluationSettings(num_crops=2, batch_size=1)).logits
     other = predict_all_ways(model, photos, settings=EvaluationSettings(num_crops=2, num_workers=1)).logits
     assert one.keys() == other.keys() == {"cls", "fg", "fused", "multi_crop"}
     for way, logits in one.items():
-        np.testing.assert_allclose(logits, other[way], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(logits, other[way], **within(tiny_inputs.LOGIT_SCALE))
 
 
+@pytest.mark.numerical
 def test_the_command_on_a_clip(inputs, photos, tmp_path, capsys):
     """Against CLIPModel by hand; what is printed is what is written."""
     evaluate.main(plain(inputs, tmp_path / "out", descriptions=inputs / "descriptions.json"))
@@ -189,7 +208,7 @@ def test_the_command_on_a_clip(inputs, photos, tmp_path, capsys):
         ("cupl", tiny_inputs.DESCRIPTIONS.values()),
         ("cls", tiny_inputs.DESCRIPTIONS.values()),
     ):
-        predicted = clip_logits(inputs / "clip", photos["image"], texts).argmax(1)
+        predicted = clear_guesses(clip_logits(inputs / "clip", photos["image"], texts))
         own = found["ways"][way]
         assert own.items() >= describe_by_hand(predicted.tolist(), photos["label"]).items()
         assert re.search(rf"^\| {re.escape(own['title'])} +\| +{100 * own['accuracy']:.1f} \(", printed, re.MULTILINE)
@@ -212,9 +231,11 @@ def evaluate_by_the_evaluator(folder, data, names, cache):
     )
 
 
+@pytest.mark.numerical
 def test_the_answer_against_the_evaluator(inputs, photos, tmp_path, capsys):
     evaluate.main(adapted(inputs, tmp_path / "out", num_crops=0))
     found = results(tmp_path / "out")
+    assert_clear_answers(inputs / "adapted", photos)
     expected = evaluate_by_the_evaluator(inputs / "adapted", photos, NAMES, tmp_path)
     names = ("accuracy", "mean_class_accuracy", "harmonic_mean")
     assert {name: found["ways"]["fused"][name] for name in names} == {name: expected[name] for name in names}
@@ -224,6 +245,7 @@ def test_the_answer_against_the_evaluator(inputs, photos, tmp_path, capsys):
     assert "crops, with the frozen head: left out, --num_crops is 0" in printed
 
 
+@pytest.mark.numerical
 def test_flowers(flowers, inputs, tmp_path, capsys):
     """Two classes have no descriptions; the pipeline and the evaluator say the same of real photos."""
     names = sorted(path.name for path in (flowers / "test").iterdir())
@@ -239,11 +261,13 @@ def test_flowers(flowers, inputs, tmp_path, capsys):
     )
     model.save_pretrained(tmp_path / "saved")
     data = load_image_folder(flowers / "test", names, labels_required=True)
+    assert_clear_answers(tmp_path / "saved", data)
     expected = evaluate_by_the_evaluator(tmp_path / "saved", data, names, tmp_path)
     assert found["ways"]["fused"].items() >= {name: expected[name] for name in ("accuracy", "harmonic_mean")}.items()
     assert expected["accuracy"] > 0
 
 
+@pytest.mark.numerical
 def test_a_kept_text_tower_reads_the_names(inputs, photos, tmp_path, capsys):
     model = MicroCLIPForImageClassification.from_clip(
         inputs / "clip", NAMES, prior_weighting="uniform", keep_text_model=True
@@ -252,7 +276,7 @@ def test_a_kept_text_tower_reads_the_names(inputs, photos, tmp_path, capsys):
     command = adapted(inputs, tmp_path / "out", model_name_or_path=tmp_path / "kept", templates="see {}")
     evaluate.main(command)
     found = results(tmp_path / "out")
-    predicted = clip_logits(inputs / "clip", photos["image"], [[f"see {name}"] for name in NAMES]).argmax(1)
+    predicted = clear_guesses(clip_logits(inputs / "clip", photos["image"], [[f"see {name}"] for name in NAMES]))
     assert found["ways"]["zero_shot"]["accuracy"] == np.mean(predicted == photos["label"])
     assert "as adapted" in found["ways"]["zero_shot"]["title"] and found["left_out"].keys() == {"cupl"}
 

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from conftest import PUBLISHED_SCALE
+from tolerances import LOSS, assert_gradients_close, assert_weights_close, within
 from torch.testing import assert_close
 
 from microclip_hf import MicroCLIPTrainer, MicroCLIPTrainingArguments
@@ -10,7 +12,7 @@ from microclip_hf.saliency import fiedler_vector, patch_affinity
 from microclip_hf.text_heads import build_heads
 
 
-STAGE = {"rtol": 0, "atol": 1e-5}
+pytestmark = pytest.mark.numerical
 
 
 def golden_arguments(golden, folder, **kwargs):
@@ -31,10 +33,10 @@ def golden_arguments(golden, folder, **kwargs):
 def test_golden_text_heads(golden, golden_features):
     prompts, _ = golden_features
     names = torch.stack([torch.nn.functional.normalize(p.mean(0), dim=-1) for p in prompts])
-    assert_close(names, golden.tensors["text.classname_embeddings"], **STAGE)
+    assert_close(names, golden.tensors["text.classname_embeddings"], **within())
     classifier, prior_head = build_heads(*golden_features)
-    assert_close(classifier, golden.tensors["text.learnable_init"], **STAGE)
-    assert_close(prior_head, golden.tensors["text.frozen_classifier"], **STAGE)
+    assert_close(classifier, golden.tensors["text.learnable_init"], **within())
+    assert_close(prior_head, golden.tensors["text.frozen_classifier"], **within())
 
 
 @torch.no_grad()
@@ -43,7 +45,7 @@ def test_golden_stages(golden, golden_model, tmp_path):
     views, stage = golden.tensors["views.0"], {}
     output = golden_model(trainer.normalize(views[:, 0]), output_patch_embeds=True)
     stage["global"], stage["local"] = output.cls_embeds, output.fg_embeds
-    stage["patch_tokens"], stage["attention"] = output.patch_embeds, output.fg_attention
+    stage["attention"] = output.fg_attention
     stage["fiedler_abs"] = fiedler_vector(patch_affinity(output.patch_embeds)).abs()
     stage["fused"] = fuse_embeds(output.cls_embeds, output.fg_embeds, 0.5)
     crops = [golden_model.coarse_embeds(trainer.normalize(crop)) for crop in views[:, 2:].unbind(1)]
@@ -52,11 +54,13 @@ def test_golden_stages(golden, golden_model, tmp_path):
         golden_model.prior_head(stage["composite"]), golden_model.classifier(stage["fused"]), golden.meta["gamma"]
     )
     for name, value in stage.items():
-        assert_close(value, golden.tensors[f"stage.{name}"], **STAGE, msg=lambda text, name=name: f"{name}: {text}")
+        assert_close(value, golden.tensors[f"stage.{name}"], **within(), msg=lambda text, name=name: f"{name}: {text}")
+    tokens = golden.tensors["stage.patch_tokens"]
+    assert_close(output.patch_embeds, tokens, **within(tokens.abs().max()))
     assert output.saliency_mask.equal(golden.tensors["stage.mask"])
     assert stage["pseudo_logits"].argmax(-1).equal(golden.tensors["stage.pseudo_labels"])
     eval_logits = golden_model(trainer.normalize(views[:, 1])).logits
-    assert_close(eval_logits, golden.tensors["stage.eval_logits"], **STAGE)
+    assert_close(eval_logits, golden.tensors["stage.eval_logits"], **within(PUBLISHED_SCALE))
 
 
 class GoldenViews(torch.utils.data.Dataset):
@@ -97,7 +101,12 @@ class Recorder(MicroCLIPTrainer):
         return self.losses[-1]
 
 
+def recorded(golden, prefix):
+    return {name.removeprefix(prefix): value for name, value in golden.tensors.items() if name.startswith(prefix)}
+
+
 def test_golden_training(golden, golden_model, tmp_path):
+    """None of its labels and masks hangs on rounding, see test_naive_step.py."""
     rates = golden.tensors["train.lr"].double()
     trainer = Recorder(model=golden_model, args=golden_arguments(golden, tmp_path), train_dataset=GoldenViews(golden))
     trainer.create_optimizer()
@@ -107,7 +116,7 @@ def test_golden_training(golden, golden_model, tmp_path):
     trainer.train()
 
     assert torch.stack(trainer.labels).equal(golden.tensors["train.pseudo_labels"])
-    assert_close(torch.stack(trainer.losses), golden.tensors["train.losses"], rtol=1e-4, atol=0)
+    assert_close(torch.stack(trainer.losses), golden.tensors["train.losses"], rtol=LOSS, atol=0)
 
     def published_name(name):
         name = name.removeprefix("clip.").removeprefix("fg_pooling.")
@@ -115,12 +124,8 @@ def test_golden_training(golden, golden_model, tmp_path):
 
     gradients = {published_name(name): value for name, value in trainer.gradients.items()}
     finals = {published_name(n): p.detach() for n, p in golden_model.named_parameters() if p.requires_grad}
-    recorded = {n.removeprefix("train.final."): v for n, v in golden.tensors.items() if n.startswith("train.final.")}
-    assert gradients.keys() == finals.keys() == recorded.keys()
-    for name, value in recorded.items():
-        gradient = golden.tensors[f"train.grad0.{name}"]
-        assert (gradients[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
-        assert_close(finals[name], value, rtol=0, atol=1e-4)
+    assert_gradients_close(gradients, recorded(golden, "train.grad0."))
+    assert_weights_close(finals, recorded(golden, "train.final."), rates.sum().item())
 
 
 @pytest.mark.parametrize("epochs", [1, 3])

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASS_NAMES
+from decisions import ClearDecisions
 from PIL import Image
-from tiny_inputs import draw_shape
+from tiny_inputs import LOGIT_SCALE, draw_shape
+from tolerances import COSINE, within
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -68,7 +70,7 @@ def test_a_loaded_model_saved_again_keeps_its_code(saved, tmp_path):
 def expected_scores(folder, images):
     model = MicroCLIPForImageClassification.from_pretrained(folder)
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-    with torch.no_grad():
+    with torch.no_grad(), ClearDecisions():
         return model(**processor(images, return_tensors="pt")).logits.softmax(-1)
 
 
@@ -83,6 +85,7 @@ BACKENDS = [
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("batch_size", [1, 16])
+@pytest.mark.numerical
 def test_pipeline_by_name_and_by_object(saved, tmp_path, backend, batch_size):
     """Scores are the softmax of the fused logits; back ends differ by a rounding of the bicubic resize."""
     images = [picture().rotate(angle) for angle in range(0, 180, 9)]
@@ -98,7 +101,8 @@ def test_pipeline_by_name_and_by_object(saved, tmp_path, backend, batch_size):
     for answers in (by_name(paths, batch_size=batch_size), by_object(images, batch_size=batch_size)):
         for answer, row in zip(answers, expected, strict=True):
             scores = torch.tensor([{a["label"]: a["score"] for a in answer}[name] for name in CLASS_NAMES])
-            torch.testing.assert_close(scores, row, rtol=0, atol=1e-5 if backend == "pil" else 2e-2)
+            close = within(LOGIT_SCALE / 2) if backend == "pil" else {"rtol": 0, "atol": 2e-2}
+            torch.testing.assert_close(scores, row, **close)
 
 
 def kinds_of_photos():
@@ -118,6 +122,7 @@ def kinds_of_photos():
 
 
 @pytest.mark.parametrize("name", kinds_of_photos())
+@pytest.mark.numerical
 def test_kinds_of_photos_in_the_pipeline(saved, tmp_path, name):
     """As the same picture in plain RGB; 16-bit grey, which the pipeline clips, gives an answer."""
     image, options, plain = kinds_of_photos()[name]
@@ -125,9 +130,10 @@ def test_kinds_of_photos_in_the_pipeline(saved, tmp_path, name):
     processor = AutoImageProcessor.from_pretrained(saved, backend="pil")
     answer = pipeline("image-classification", model=str(saved), image_processor=processor)(str(tmp_path / name))
     scores = torch.tensor([{a["label"]: a["score"] for a in answer}[label] for label in CLASS_NAMES])
-    assert scores.sum().item() == pytest.approx(1, abs=1e-5)
+    assert scores.sum().item() == pytest.approx(1, abs=COSINE)
     if plain is not None:
-        torch.testing.assert_close(scores, expected_scores(saved, [plain.convert("RGB")])[0], rtol=0, atol=1e-5)
+        expected = expected_scores(saved, [plain.convert("RGB")])[0]
+        torch.testing.assert_close(scores, expected, **within(LOGIT_SCALE / 2))
 
 
 REMOTE = """
@@ -171,7 +177,7 @@ def test_remote_code_without_the_package(saved, tmp_path):
     expected = expected_scores(saved, [picture()])[0]
     for answer in json.loads(result.stdout.strip().splitlines()[-1]):
         scores = torch.tensor([{a["label"]: a["score"] for a in answer}[label] for label in CLASS_NAMES])
-        torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(scores, expected, **within(LOGIT_SCALE / 2))
     assert (tmp_path / "again" / "modeling_microclip.py").exists()
 
 
@@ -213,6 +219,7 @@ def test_processors_survive_loading_and_saving_again(clip_folder, tmp_path):
     assert MicroCLIPForImageClassification.from_pretrained(tmp_path / "second").tokenizer is not None
 
 
+@pytest.mark.numerical
 def test_flowers_in_the_pipeline(clip_folder, flowers, tmp_path):
     """Real photos, by name and by object, one by one and in batches."""
     names = sorted(path.name for path in (flowers / "test").iterdir())
@@ -226,10 +233,11 @@ def test_flowers_in_the_pipeline(clip_folder, flowers, tmp_path):
     processor = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
     by_object = pipeline("image-classification", model=model, image_processor=processor)
     by_name = pipeline("image-classification", model=str(tmp_path), image_processor=processor)
-    answers = [by(photos, batch_size=size, top_k=12) for by in (by_name, by_object) for size in (1, 16)]
+    with ClearDecisions():
+        answers = [by(photos, batch_size=size, top_k=12) for by in (by_name, by_object) for size in (1, 16)]
     for answer in answers[1:]:
         for one, other in zip(answers[0], answer, strict=True):
             assert {a["label"] for a in one} == set(names)
-            assert {a["label"]: pytest.approx(a["score"], abs=1e-5) for a in one} == {
+            assert {a["label"]: pytest.approx(a["score"], abs=within(LOGIT_SCALE / 2)["atol"]) for a in one} == {
                 a["label"]: a["score"] for a in other
             }

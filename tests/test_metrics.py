@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import CLASS_NAMES
 from datasets import ClassLabel, Dataset, Features, Image
+from decisions import ClearDecisions
 from evaluate import evaluator
 from scipy.stats import hmean
 from tiny_inputs import draw_shape
@@ -66,6 +67,7 @@ def test_a_case_by_hand():
 
 
 @pytest.mark.parametrize("num_classes", [1, 2, 5, 6, 11, 40])
+@pytest.mark.numerical
 def test_against_torch_and_scipy(num_classes):
     scores, labels = random_case(num_classes, num_classes=num_classes)
     metrics = classification_metrics(scores, labels)
@@ -86,6 +88,7 @@ def test_against_torch_and_scipy(num_classes):
     assert {name: metrics[name] for name in BY_CLASS} == classification_metrics(scores.argmax(1), labels)
 
 
+@pytest.mark.numerical
 def test_confidence_at_the_edges_of_bins():
     """k equal logits among 15, the others impossible: confidence 1 / k, an edge for k = 1, 3, 5 and 15."""
     rng = np.random.default_rng(0)
@@ -203,6 +206,7 @@ def test_config_names_of_the_metric(tmp_path):
 
 
 @pytest.mark.parametrize("by_name", [True, False])
+@pytest.mark.numerical
 def test_in_the_evaluator(clip_folder, tmp_path, by_name):
     """By path or as a model, its accuracy is the one computed by hand, whatever the order of the data's labels."""
     made = MicroCLIPForImageClassification.from_clip(clip_folder, CLASS_NAMES, prior_weighting="uniform")
@@ -211,7 +215,7 @@ def test_in_the_evaluator(clip_folder, tmp_path, by_name):
     images = [draw_shape(CLASS_NAMES[i % 3], rng) for i in range(12)]
     model = MicroCLIPForImageClassification.from_pretrained(tmp_path / "saved")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "saved")
-    with torch.no_grad():
+    with torch.no_grad(), ClearDecisions():
         predicted = model(**processor(images, return_tensors="pt")).logits.argmax(1).tolist()
     # Labels of which the model gets 7 right, whatever it says.
     labels = [(guess + (i >= 7)) % 3 for i, guess in enumerate(predicted)]

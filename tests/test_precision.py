@@ -7,6 +7,9 @@ from adaptation import CLASS_NAMES, adapt
 from microclip_hf import MicroCLIPForImageClassification, modeling_microclip
 
 
+pytestmark = pytest.mark.numerical
+
+
 def losses(trainer):
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import tiny_inputs
 from datasets import ClassLabel, Dataset, Features, Image, Value
+from decisions import ClearDecisions
 from PIL import Image as PilImage
+from tolerances import assert_clear
 
 from microclip_hf import tables
 from microclip_hf.commands import adapt, evaluate
@@ -267,6 +269,7 @@ def evaluate_with_a_preset(run, output, model, **options):
     return json.loads((output / "results.json").read_text())
 
 
+@pytest.mark.numerical
 def test_adapt_and_evaluate_with_a_preset(run, tmp_path, monkeypatch):
     asked = []
     load = adapt.MicroCLIPForImageClassification.from_clip
@@ -285,6 +288,16 @@ def test_adapt_and_evaluate_with_a_preset(run, tmp_path, monkeypatch):
     assert [config["id2label"][str(index)] for index in range(10)] == names
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert results["adapted_accuracy"] * 12 == pytest.approx(round(results["adapted_accuracy"] * 12))
+    predict = evaluate.predict_all_ways
+
+    def predict_clearly(*args, **kwargs):
+        with ClearDecisions():
+            predictions = predict(*args, **kwargs)
+        for logits in predictions.logits.values():
+            assert_clear(logits)
+        return predictions
+
+    monkeypatch.setattr(evaluate, "predict_all_ways", predict_clearly)
     measured = evaluate_with_a_preset(run, tmp_path / "of_clip", model=run / "clip", descriptions=run / "words.json")
     assert measured["dataset"] == "copy" and measured["class_names"] == names
     for way in ("zero_shot", "cupl"):

@@ -55,7 +55,6 @@ def server(tmp_path_factory, adapted):
         "GRADIO_SERVER_PORT": str(port),
         "GRADIO_TEMP_DIR": str(space.parent / "cache"),
         "MICROCLIP_MODELS": ",".join([*adapted, "/no/such/model"]),
-        "OMP_NUM_THREADS": "1",
     }
     log = space.parent / "log"
     with open(log, "w") as stream:

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from adaptation import CLASS_NAMES, adapt, draw_images
+from decisions import ClearDecisions
 from naive_step import NaiveStep
 from test_invariance import assert_same_run
 from tiny_inputs import make_clip, make_tokenizer
+from tolerances import within
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,6 +21,9 @@ from microclip_hf import (
 )
 from microclip_hf.modeling_microclip import QuickGELU
 from microclip_hf.training_args import MAX_WORKERS
+
+
+pytestmark = pytest.mark.numerical
 
 
 @pytest.fixture
@@ -49,10 +54,11 @@ def test_the_last_layer_of_needed_tokens_is_the_last_layer(clip, attention):
     values = plain.self_attn.out_proj(plain.self_attn.v_proj(plain.layer_norm1(states)))
     expected = states + values
     expected = expected + plain.mlp(plain.layer_norm2(expected))
-    assert_close(layer(states, None), plain(states, None))
-    assert_close(layer(states, tokens="cls"), plain(states, None)[:, :1])
-    assert_close(layer(states, tokens="all")[:, 0], plain(states, None)[:, 0])
-    assert_close(layer(states, tokens="all")[:, 1:], expected[:, 1:])
+    close = within(expected.abs().max())
+    assert_close(layer(states, None), plain(states, None), **close)
+    assert_close(layer(states, tokens="cls"), plain(states, None)[:, :1], **close)
+    assert_close(layer(states, tokens="all")[:, 0], plain(states, None)[:, 0], **close)
+    assert_close(layer(states, tokens="all")[:, 1:], expected[:, 1:], **close)
 
 
 def test_quick_gelu_is_transformers_own():
@@ -72,10 +78,12 @@ def test_labels_do_not_depend_on_the_chunks(trainer):
     encode = trainer.model.coarse_embeds
     for chunk_size in (1, 4, 1000):
         trainer._chunk_size = chunk_size
-        views.append((trainer.refine_pseudo_labels(batch), trainer.encode_views(encode, batch["crops"].flatten(0, 1))))
+        with ClearDecisions():
+            labels = trainer.refine_pseudo_labels(batch)
+        views.append((labels, trainer.encode_views(encode, batch["crops"].flatten(0, 1))))
     for labels, embeds in views[1:]:
         assert labels.equal(views[0][0])
-        assert_close(embeds, views[0][1])
+        assert_close(embeds, views[0][1], **within())
 
 
 class HostReads(TorchDispatchMode):
@@ -160,7 +168,8 @@ def test_labels_under_autocast(clip_folder, tmp_path):
 @pytest.mark.slow
 def test_a_compiled_run_is_the_run(clip_folder, tmp_path, monkeypatch):
     """Teacher and student, by a back end that needs no compiler; few graphs, not one for each step."""
-    reference = adapt(clip_folder, tmp_path / "one")
+    with ClearDecisions():
+        reference = adapt(clip_folder, tmp_path / "one")
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()

@@ -7,7 +7,9 @@ import pytest
 import torch
 from conftest import CLASS_NAMES
 from datasets import ClassLabel, Dataset, DatasetDict
-from tiny_inputs import draw_shape
+from decisions import ClearDecisions
+from tiny_inputs import LOGIT_SCALE, draw_shape
+from tolerances import GRADIENT, LOSS, assert_clear, within
 from torch.testing import assert_close
 
 from microclip_hf import MicroCLIPConfig, MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
@@ -80,25 +82,29 @@ def test_the_same_seed_gives_the_same_run(make_model, images, tmp_path):
     assert losses[0] == losses[1] != losses[2]
 
 
+@pytest.mark.numerical
 def test_logged_metrics(make_model, images, tmp_path):
     trainer = adapt(make_model(), tmp_path, images, fairness_weight=0.5)
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(steps) == 2 * 3
     for entry in steps:
-        assert entry["loss"] == pytest.approx(entry["cross_entropy"] + 0.5 * entry["fairness"], rel=1e-4)
+        assert entry["loss"] == pytest.approx(entry["cross_entropy"] + 0.5 * entry["fairness"], rel=LOSS)
         assert 0 <= entry["student_agreement"] <= 1 and 0 <= entry["pseudo_label_accuracy"] <= 1
 
 
+@pytest.mark.numerical
 def test_pseudo_labels_follow_the_weights(make_model, images, tmp_path):
     """They are recomputed at every step: with another head the same views get other labels."""
     model = make_model()
     trainer = MicroCLIPTrainer(model=model, args=arguments(tmp_path, prior_ratio=0), train_dataset=images)
     batch = next(iter(trainer.get_train_dataloader()))
-    labels = trainer.refine_pseudo_labels(batch)
+    with ClearDecisions():
+        labels = trainer.refine_pseudo_labels(batch)
     model.classifier.weight.data.copy_(model.classifier.weight.roll(1, 0).clone())
     assert trainer.refine_pseudo_labels(batch).equal((labels + 1) % 3)
 
 
+@pytest.mark.numerical
 def test_pseudo_labels_are_computed_without_autocast(make_model, images, tmp_path):
     """bf16 training labels as float32 does, while the student does run in bf16."""
     labels, dtypes = [], []
@@ -123,31 +129,34 @@ def test_batches_without_crops_or_extras_are_enough(make_model, tmp_path):
     adapt(make_model(), tmp_path, [{**example, "crops": empty} for example in dataset])
 
 
+@pytest.mark.numerical
 def test_views_are_normalised_with_the_processors_constants(make_model, images, tmp_path):
     trainer = MicroCLIPTrainer(model=make_model(), args=arguments(tmp_path), train_dataset=images)
     view = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     pictures = [image.permute(1, 2, 0).numpy() for image in view]
     expected = trainer.processing_class(pictures, return_tensors="pt")["pixel_values"]
-    assert_close(trainer.normalize(view), expected, rtol=0, atol=1e-6)
+    assert_close(trainer.normalize(view), expected, **within())
     model = make_model()
     model.image_processor = None
     bare = MicroCLIPTrainer(model=model, args=arguments(tmp_path), train_dataset=images)
-    assert_close(bare.normalize(view), expected, rtol=0, atol=1e-6)
+    assert_close(bare.normalize(view), expected, **within())
 
 
+@pytest.mark.numerical
 def test_evaluation(make_model, images, tmp_path):
     model = make_model()
     trainer = MicroCLIPTrainer(model=model, args=arguments(tmp_path), eval_dataset=images)
     pixel_values = model.image_processor([image for image in images["image"]], return_tensors="pt")["pixel_values"]
-    with torch.no_grad():
+    with torch.no_grad(), ClearDecisions():
         logits = model(pixel_values).logits
+    assert_clear(logits)
     metrics = trainer.evaluate()
     assert metrics["eval_accuracy"] == np.mean(logits.argmax(-1).numpy() == images["label"])
     assert metrics["eval_loss"] == pytest.approx(
-        torch.nn.functional.cross_entropy(logits, torch.tensor(images["label"])).item(), rel=1e-5
+        torch.nn.functional.cross_entropy(logits, torch.tensor(images["label"])).item(), rel=LOSS
     )
     unlabelled = trainer.predict(images.remove_columns("label"))
-    assert_close(torch.tensor(unlabelled.predictions), logits)
+    assert_close(torch.tensor(unlabelled.predictions), logits, **within(LOGIT_SCALE))
 
 
 def test_saved_folders_hold_no_pickle_and_load(make_model, images, tmp_path):
@@ -231,18 +240,23 @@ def test_labels_of_a_saved_model_keep_their_order(make_model, images, tmp_path):
     assert [trainer.train_dataset[index]["labels"] for index in range(12)] == images["label"]
 
 
+@pytest.mark.numerical
 def test_accumulated_gradients_are_not_scaled_up(make_model, images, tmp_path):
     """Without fairness, which looks at whole batches, 2 x 6 images give the gradient of 12; labels or not."""
     weights = []
+    start = make_model().state_dict()
     for dataset in (images, images.remove_columns("label")):
         for batch_size, accumulation in ((12, 1), (6, 2)):
             model = make_model()
             kwargs = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
-            adapt(model, tmp_path, dataset, num_train_epochs=1, fairness_weight=0.0, optim="sgd", **kwargs)
+            with ClearDecisions():
+                adapt(model, tmp_path, dataset, num_train_epochs=1, fairness_weight=0.0, optim="sgd", **kwargs)
             weights.append(model.state_dict())
-    for other in weights[1:]:
-        for name, value in weights[0].items():
-            assert_close(other[name], value, msg=lambda text, name=name: f"{name}: {text}")
+    for name, value in weights[0].items():
+        moved = (value - start[name]).norm()
+        for other in weights[1:]:
+            # A step is added to weights of about 1, of which float32 keeps 6e-8.
+            assert (other[name] - value).norm() <= GRADIENT * moved + 1e-7 * value.norm(), name
 
 
 def test_bad_input(make_model, images, tmp_path, clip):
@@ -296,6 +310,7 @@ def test_strange_labels_are_left_out(make_model, images, tmp_path):
         assert not any("pseudo_label_accuracy" in entry for entry in trainer.state.log_history)
 
 
+@pytest.mark.numerical
 def test_evaluation_of_partly_labelled_images(make_model, images, tmp_path):
     """Images without a label, or with a negative one, don't count; without any label there are no metrics."""
     trainer = MicroCLIPTrainer(model=make_model(), args=arguments(tmp_path))

@@ -11,6 +11,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 
+# Of a CLIP that wasn't trained.
+LOGIT_SCALE = 1 / 0.07
 DESCRIPTIONS = {
     "red disc": ["A round red shape.", "A circle filled with red."],
     "green square": ["A green shape with four equal sides.", "A box filled with green."],
