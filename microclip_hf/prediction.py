@@ -1,7 +1,6 @@
 """What unlabelled photos show: the best class of each and the runner-up, in batches, a photo in memory no longer."""
 
 import functools
-import glob
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import BaseImageProcessor
 
-from .data import image_files
+from .data import expand_pattern, image_files
 from .modeling_microclip import MicroCLIPForImageClassification
 from .view_datasets import UNREADABLE
 from .views import to_rgb
@@ -56,8 +55,7 @@ def find_photos(sources: Sequence[str]) -> dict[str, Path]:
     for source in sources:
         if os.path.isdir(source):
             raise ValueError(f"{source} is a folder, and not the only source; pass one folder, or files alone.")
-        exists = os.path.exists(source)
-        found = [source] if exists else filter(os.path.isfile, sorted(glob.glob(source, recursive=True)))
+        found = [source] if os.path.exists(source) else expand_pattern(source)
         matches = {path: Path(path) for path in found}
         if not matches:
             raise ValueError(f"{source} is no file or folder here, and no file matches it as a pattern.")
