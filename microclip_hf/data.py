@@ -105,15 +105,25 @@ def _file_kind(source: str) -> tuple[str | None, list[str]]:
 
 
 def _matches(source: str, ending: str) -> list[str]:
-    """Files with this ending in a folder, or that are a file or match a pattern; what exists is no pattern."""
-    folder, name = os.path.split(source)
+    """Files with this ending in a folder, or that match a pattern."""
     if os.path.isdir(source):
-        pattern = os.path.join(glob.escape(source), f"*{ending}")
-    elif os.path.isfile(source):
-        pattern = glob.escape(source)
-    else:
-        pattern = os.path.join(glob.escape(folder), name) if os.path.isdir(folder) else source
-    return sorted(glob.glob(pattern)) if pattern.endswith(ending) else []
+        return expand_pattern(os.path.join(source, f"*{ending}"))
+    return expand_pattern(source) if source.endswith(ending) else []
+
+
+def expand_pattern(pattern: str) -> list[str]:
+    """The files, sorted, that a pattern stands for; a file, or a folder it begins with, that exists is no pattern.
+
+    "photos [v2]/*.png" are the files in the folder of that name, if there is one.
+    """
+    if os.path.isfile(pattern):
+        return [pattern]
+    folder = pattern
+    while folder and not os.path.isdir(folder):
+        parent = os.path.dirname(folder)
+        folder = parent if parent != folder else ""
+    matches = glob.glob(glob.escape(folder) + pattern[len(folder) :], recursive=True)
+    return sorted(filter(os.path.isfile, matches))
 
 
 def load_image_folder(path: str | os.PathLike, class_names: Sequence[str], labels_required: bool = False) -> Dataset:

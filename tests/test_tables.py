@@ -15,6 +15,7 @@ from datasets import Dataset, Features, Image, Value
 from packaging.version import Version
 
 from microclip_hf.data import load_images
+from microclip_hf.prediction import find_photos
 from microclip_hf.view_datasets import decode
 
 
@@ -40,7 +41,8 @@ ODD_NAMES = [
     *("a*", "a?", "hf:", "C:x", "file:", "a\\b"),
 ]
 # What the oldest versions of `datasets` don't do.
-CASTS_LARGE_TYPES = SAVES_NO_ROWS = Version(datasets.__version__) >= Version("4.8")
+CASTS_LARGE_TYPES = Version(datasets.__version__) >= Version("4.8")
+SAVES_NO_ROWS = Version(datasets.__version__) >= Version("5.2")
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -98,7 +100,7 @@ def test_names_of_files_and_folders(plain, images, name):
     (folder / "photos").mkdir()
     for index, image in enumerate(images["image"]):
         image.save(folder / "photos" / f"{name}{index}.png")
-    sources = ["parquet", "arrow", "tar", "saved", f"parquet/{name}.parquet", "parquet/*.parquet"]
+    sources = ["parquet", "arrow", "tar", "saved", f"parquet/{name}.parquet", "parquet/*.parquet", "**/*.parquet"]
     for source in (f"{name}/{source}" for source in sources):
         for path in (source, str(plain / source)):
             for streaming in (False, True):
@@ -106,6 +108,7 @@ def test_names_of_files_and_folders(plain, images, name):
                 assert found == [image.tobytes() for image in images["image"]], (path, streaming)
     for path in (f"{name}/photos", str(plain / name / "photos")):
         assert [row["image"].tobytes() for row in load_images(path, CLASS_NAMES)] == found
+        assert list(find_photos([f"{path}/*.png"])) == [f"{path}/{name}{index}.png" for index in range(3)]
 
 
 @pytest.mark.parametrize("name", ["a::b", "a$IS_SET", "a*", "a?", "a[v2]"])
