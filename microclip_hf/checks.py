@@ -84,15 +84,14 @@ def check_training(model: MicroCLIPForImageClassification, args: MicroCLIPTraini
         ImportError: if the optimiser's package is missing.
         ValueError: if there are too few images for a batch, or a setting of optimiser or schedule is wrong.
     """
-    batch = args.train_batch_size * args.world_size
+    split = args.accelerator_config.split_batches
+    batch = args.train_batch_size * (1 if split else args.world_size)
     if args.dataloader_drop_last and has_length(dataset) and len(dataset) < batch:
         raise ValueError(
             f"dataloader_drop_last leaves out batches that aren't full, and {len(dataset)} images don't fill one of "
             f"{batch}. Lower per_device_train_batch_size ({args.per_device_train_batch_size}), or leave out "
             "dataloader_drop_last."
         )
-    if args.max_steps <= 0 and not 0 < args.num_train_epochs < math.inf:
-        raise ValueError(f"num_train_epochs is {args.num_train_epochs}; it must be more than 0, and finite.")
     Trainer.get_optimizer_cls_and_kwargs(args, model)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
     try:
@@ -128,7 +127,8 @@ def check_room(
         ValueError: if it hasn't.
     """
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-    moments = 2 * BYTES * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    moments = 2 * BYTES * num_trained if "adam" in args.optim else 0  # what other optimisers keep isn't counted
     num_kept = _num_saves(args, num_images)
     if args.save_total_limit is not None:
         num_kept = min(num_kept, args.save_total_limit + 1)
@@ -137,10 +137,10 @@ def check_room(
     needed = weights + num_kept * (weights + (0 if args.save_only_model else moments))
     free = shutil.disk_usage(_nearest_folder(args.output_dir)).free
     if needed > free:
+        fewer = f", lower save_total_limit ({args.save_total_limit}), or use save_strategy='no'" if num_kept else ""
         raise ValueError(
             f"The model and {num_kept} checkpoints need about {needed / 1e9:.1f} GB in {args.output_dir}, where "
-            f"{free / 1e9:.1f} GB are free. Make room, lower save_total_limit ({args.save_total_limit}), or use "
-            "save_strategy='no'."
+            f"{free / 1e9:.1f} GB are free. Make room{fewer}."
         )
 
 
@@ -173,29 +173,32 @@ def image_facts(dataset: Any) -> dict[str, str]:
     return facts
 
 
-def check_checkpoint(checkpoint: str, model: MicroCLIPForImageClassification, images: Mapping[str, str]) -> None:
+def check_checkpoint(
+    checkpoint: str, config: MicroCLIPConfig, prior_head: torch.Tensor, images: Mapping[str, str]
+) -> None:
     """Whether a run can go on from a checkpoint: it has the same classes, texts, architecture and images.
 
     Args:
         checkpoint (`str`): its folder.
-        model ([`MicroCLIPForImageClassification`]): as it was before any training.
+        config ([`MicroCLIPConfig`]): the model's.
+        prior_head (`torch.Tensor` of shape `(num_classes, embed_dim)`): its frozen head, on the CPU.
         images (`Mapping[str, str]`): by [`image_facts`].
 
     Raises:
         ValueError: if not; it says what differs.
     """
-    config = MicroCLIPConfig.from_pretrained(checkpoint)
-    check_classes(checkpoint, list(model.config.id2label.values()))
+    saved_config = MicroCLIPConfig.from_pretrained(checkpoint)
+    check_classes(checkpoint, list(config.id2label.values()))
     for name in config.architecture_names():
-        saved = vars(config)[name]
-        wanted = vars(model.config)[name]
+        saved = vars(saved_config)[name]
+        wanted = vars(config)[name]
         if saved != wanted:
             raise ValueError(
                 f"The checkpoint {checkpoint} has {name}={saved!r}, this run {wanted!r}. Resume with the settings "
                 "that the run began with."
             )
     head = _read_weight(checkpoint, PRIOR_HEAD)
-    if head is not None and (head - model.prior_head.weight.cpu()).abs().max() > SAME_HEAD:
+    if head is not None and (head.shape != prior_head.shape or (head - prior_head).abs().max() > SAME_HEAD):
         raise ValueError(
             f"The checkpoint {checkpoint} has another frozen head than this run: its CLIP, its descriptions or its "
             "templates were others. Resume with those that the run began with."
@@ -226,7 +229,8 @@ def _read_weight(checkpoint: str, name: str) -> torch.Tensor | None:
     path = Path(checkpoint, SAFE_WEIGHTS_NAME)
     index = Path(checkpoint, SAFE_WEIGHTS_INDEX_NAME)
     if index.exists():
-        path = path.with_name(json.loads(index.read_text(encoding="utf-8"))["weight_map"][name])
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        path = path.with_name(shards.get(name, "none"))
     if not path.exists():
         return None
     with safe_open(path, "pt") as file:

@@ -9,6 +9,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Image, IterableDataset
 
 from .class_names import read_class_names as read_class_names  # for callers, with the images
+from .folders import existing_folder
 from .images import holds_photos, photo_files, refuse_undecodable
 from .labels import DataSource, align_labels, align_or_leave_out, labelled, name_labels
 from .tables import read_files, read_repository, read_saved, select_columns
@@ -118,10 +119,7 @@ def expand_pattern(pattern: str) -> list[str]:
     """
     if os.path.isfile(pattern):
         return [pattern]
-    folder = pattern
-    while folder and not os.path.isdir(folder):
-        parent = os.path.dirname(folder)
-        folder = parent if parent != folder else ""
+    folder = existing_folder(pattern)
     matches = glob.glob(glob.escape(folder) + pattern[len(folder) :], recursive=True)
     return sorted(filter(os.path.isfile, matches))
 

@@ -30,31 +30,45 @@ class EvalDatasets:
 
     def __init__(self, class_names: Sequence[str] | None, warn: bool = True, progress: bool = True) -> None:
         self.class_names, self.warn, self.progress = class_names, warn, progress
-        self._unreadable: dict[str, torch.Tensor] = {}  # by the fingerprint of a data set
+        self._readable: dict[str, datasets.Dataset] = {}  # by the fingerprint of a data set, or of what is left of it
 
-    def prepare(self, dataset: Any) -> Any:
-        """What to evaluate on in place of a data set.
+    def align(self, dataset: Any) -> Any:
+        """A data set with images as such, and labels numbered like the classes; nothing is read.
 
         Args:
             dataset: a data set, or a stream, of `datasets`, or a dictionary of such; anything else stays as it is.
+
+        Raises:
+            ValueError: if labels are no classes.
+        """
+        if isinstance(dataset, dict):
+            return {name: self.align(part) for name, part in dataset.items()}
+        if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
+            return dataset
+        dataset = undecoded(as_images(dataset))
+        return dataset if self.class_names is None else align_labels(dataset, self.class_names)
+
+    def prepare(self, dataset: Any) -> Any:
+        """What to evaluate on in place of a data set: [`align`], and only images that can be read.
 
         Raises:
             ValueError: if labels are no classes, or no image can be read.
         """
         if isinstance(dataset, dict):
             return {name: self.prepare(part) for name, part in dataset.items()}
-        if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
+        dataset = self.align(dataset)
+        has_features = isinstance(dataset, (datasets.Dataset, datasets.IterableDataset))
+        if not has_features or not isinstance((dataset.features or {}).get("image"), datasets.Image):
             return dataset
-        dataset = undecoded(as_images(dataset))
-        if isinstance((dataset.features or {}).get("image"), datasets.Image):
-            is_stream = isinstance(dataset, datasets.IterableDataset)
-            dataset = dataset.filter(_is_readable) if is_stream else self._select_readable(dataset)
-        return dataset if self.class_names is None else align_labels(dataset, self.class_names)
+        if isinstance(dataset, datasets.IterableDataset):
+            return dataset.filter(self._is_readable)
+        if dataset._fingerprint not in self._readable:
+            readable = self._select_readable(dataset)
+            self._readable |= {dataset._fingerprint: readable, readable._fingerprint: readable}
+        return self._readable[dataset._fingerprint]
 
     def _select_readable(self, dataset: datasets.Dataset) -> datasets.Dataset:
-        if dataset._fingerprint not in self._unreadable:
-            self._unreadable[dataset._fingerprint] = self._find_unreadable(dataset)
-        unreadable = self._unreadable[dataset._fingerprint]
+        unreadable = self._find_unreadable(dataset)
         if not unreadable.any():
             return dataset
         if unreadable.all():
@@ -76,6 +90,12 @@ class EvalDatasets:
             warnings.warn(f"{describe_unreadable(dataset, mask)} and are left out.", stacklevel=2)
         return mask
 
+    def _is_readable(self, example: dict[str, Any]) -> bool:
+        problem = _find_problem(example["image"])
+        if problem is not None and self.warn:
+            warnings.warn(f"An image can't be read and is left out: {problem}", stacklevel=2)
+        return problem is None
+
 
 def _find_problem(image: Any) -> Exception | None:
     """Why an image can't be read, if it can't."""
@@ -84,10 +104,3 @@ def _find_problem(image: Any) -> Exception | None:
     except UNREADABLE as error:
         return error
     return None
-
-
-def _is_readable(example: dict[str, Any]) -> bool:
-    problem = _find_problem(example["image"])
-    if problem is not None:
-        warnings.warn(f"An image can't be read and is left out: {problem}", stacklevel=2)
-    return problem is None

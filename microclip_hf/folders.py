@@ -5,7 +5,6 @@ import fnmatch
 import itertools
 import json
 import os
-import re
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -75,8 +74,10 @@ class FolderWalk:
             self._enter(self.folders.pop() if self.folders else self.folder_links.popleft())
         for path in self.file_links:
             real = self._real(path)
-            if real not in self.taken:
-                self.taken.add(real)
+            # Outside lies what many names stand for, as in the Hub's cache: it counts in each folder once.
+            place = real if self.root in Path(real).parents else (real, path.parent)
+            if place not in self.taken:
+                self.taken.add(place)
                 self.contents.files.append(path)
         self.contents.files.sort()
         return self.contents
@@ -114,6 +115,15 @@ class FolderWalk:
         return os.path.realpath(os.path.join(self.folder, path))
 
 
+def existing_folder(pattern: str) -> str:
+    """The longest folder that a path or pattern begins with and that exists, whatever its letters; "" for none."""
+    folder = pattern
+    while folder and not os.path.isdir(folder):
+        parent = os.path.dirname(folder)
+        folder = parent if parent != folder else ""
+    return folder
+
+
 def match_files(pattern: str) -> list[str]:
     """The files that a pattern stands for, sorted: `*`, `?` and `[...]` as in a shell, `**` for folders at any depth.
 
@@ -123,9 +133,7 @@ def match_files(pattern: str) -> list[str]:
     Raises:
         ValueError: if a folder can't be listed.
     """
-    head = os.path.dirname(re.split(r"[*?[]", pattern)[0])
-    if not os.path.isdir(head or "."):
-        return []
+    head = existing_folder(pattern)
     wanted = Path(pattern).parts[len(Path(head).parts) :]
     walk = FolderWalk(head or ".", lambda parts: _matches(parts, wanted), lambda parts: _leads_to(parts, wanted))
     contents = walk.run()

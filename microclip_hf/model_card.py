@@ -80,7 +80,7 @@ class CardFacts:
 
 def write_model_card(
     config: MicroCLIPConfig, args: MicroCLIPTrainingArguments, facts: CardFacts, num_images: int | None
-) -> str:
+) -> None:
     """Write `README.md` into the output folder; a picture that lies there is shown.
 
     Args:
@@ -88,9 +88,6 @@ def write_model_card(
         args ([`MicroCLIPTrainingArguments`]): settings, with the output folder and perhaps the Hub id.
         facts ([`CardFacts`]): the rest.
         num_images (`int`, *optional*): images adapted to, `None` for a stream.
-
-    Returns:
-        `str`: what was written.
     """
     folder, results = Path(args.output_dir), facts.results
     model_id = args.hub_model_id or os.path.basename(os.path.abspath(folder))
@@ -115,7 +112,6 @@ def write_model_card(
         settings=_settings(config, args, facts),
     )
     save_card(card, folder)
-    return str(card)
 
 
 def keep_card(folder: str | os.PathLike) -> None:

@@ -4,6 +4,7 @@ B images, C classes, N patches, D vision width, E joint embedding width.
 """
 
 import copy
+import difflib
 import os
 import random
 import re
@@ -49,7 +50,6 @@ from .text_heads import (
     encode_heads,
     load_tokenizer,
     match_descriptions,
-    suggest,
 )
 
 
@@ -669,8 +669,9 @@ def _check_keywords(kwargs: dict[str, Any]) -> None:
     known = {*MicroCLIPConfig.architecture_names(), *signature(MicroCLIPForImageClassification.from_clip).parameters}
     known |= {*HUB_KEYWORDS, "dtype", "torch_dtype", "attn_implementation", "device_map", "device_mesh"}
     for name in sorted(kwargs.keys() - known):
-        if (advice := suggest(name, sorted(known))) != ".":
-            raise TypeError(f"from_clip has no argument {name!r}{advice}")
+        near = difflib.get_close_matches(name, sorted(known), 1, cutoff=0.85)
+        if near:
+            raise TypeError(f"from_clip has no argument {name!r}; did you mean {near[0]!r}?")
 
 
 def _pop_dtype(kwargs: dict[str, Any]) -> torch.dtype | Literal["auto"]:

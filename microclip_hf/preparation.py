@@ -74,7 +74,7 @@ class Preparation:
         if not pixel_values.is_floating_point():
             raise _error(processor, f"makes {pixel_values.dtype} pixel values", RESCALE)
         color = torch.tensor(PROBE_COLOR).view(1, 3, 1, 1) / 255
-        if not ((self.denormalize(pixel_values.float()) - color).abs() <= TOLERANCE).all():
+        if not ((self.denormalize(pixel_values.float().cpu()) - color).abs() <= TOLERANCE).all():
             raise _error(
                 processor,
                 f"makes other pixel values {of_photo} than (photo - mean) / std, perhaps in a margin",

@@ -120,7 +120,7 @@ def write_record(trainer: "MicroCLIPTrainer", tested: PredictionOutput | None = 
     if tested is not None:
         probabilities = torch.tensor(tested.predictions).float().softmax(-1)
         known = [(int(own.argmax()), float(own.max()), 0) for own in probabilities]
-        test_files, _ = image_names(trainer.eval_dataset)
+        test_files, _ = image_names(trainer.eval_datasets.prepare(trainer.eval_dataset))
         truths = np.asarray(tested.label_ids).tolist() if tested.label_ids is not None else [-1] * len(known)
         test_files = (test_files or [""] * len(known))[: len(known)]  # a last batch may have been dropped
         _write_labels(folder / TEST_LABELS, test_files, known, truths, names)

@@ -1,6 +1,7 @@
 """Self-training without labels (arXiv:2510.02270, sections 3.3 and 3.4) on transformers' Trainer."""
 
 import contextlib
+import functools
 import math
 import os
 import shutil
@@ -129,8 +130,8 @@ class MicroCLIPTrainer(Trainer):
         self._preparation = Preparation.of(processing_class, model.config.clip_config.vision_config.image_size)
         model.image_processor = processing_class
         is_main = args.process_index == 0
-        self._eval_datasets = EvalDatasets(_class_names(model.config), is_main, is_main and not args.disable_tqdm)
-        eval_dataset = self._eval_datasets.prepare(eval_dataset)
+        self.eval_datasets = EvalDatasets(_class_names(model.config), is_main, is_main and not args.disable_tqdm)
+        eval_dataset = self.eval_datasets.align(eval_dataset)
         if train_dataset is not None:
             check_training(model, args, train_dataset)
         if train_dataset is not None and data_collator is None:
@@ -170,6 +171,7 @@ class MicroCLIPTrainer(Trainer):
         self._epoch: int | None = None
         self._checkpoint: str | None = None
         self._card: bytes | None = None  # as this Trainer wrote it
+        self._prior_head = model.prior_head.weight.detach().cpu()  # also where the model will be split over processes
         self._prior_batches: torch.utils.data.DataLoader | None = None
         self._num_unreadable = 0
         # Of the current optimiser step: log sums of class probabilities and the number of images of each part, where
@@ -233,11 +235,17 @@ class MicroCLIPTrainer(Trainer):
             ValueError: if `output_dir` can't be written or has no room for the checkpoints, or the checkpoint is of
                 other classes, texts, images or architecture.
         """
+        if self.args.max_steps <= 0 and not 0 < self.args.num_train_epochs < math.inf:
+            raise ValueError(f"num_train_epochs is {self.args.num_train_epochs}; it must be more than 0, and finite.")
         check_writable(self.args.output_dir)
         num_images = len(self.train_dataset) if has_length(self.train_dataset) else None
         check_room(self.accelerator.unwrap_model(self.model), self.args, num_images, checkpoint)
         if checkpoint is not None:
-            check_checkpoint(checkpoint, self.model, image_facts(self.train_dataset))
+            check_checkpoint(checkpoint, self.model.config, self._prior_head, self._image_facts)
+
+    @functools.cached_property
+    def _image_facts(self) -> dict[str, str]:
+        return image_facts(self.train_dataset)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -499,22 +507,27 @@ class MicroCLIPTrainer(Trainer):
         """Weights that aren't finite are neither saved in place of good ones nor called a result; on all processes."""
         trained = [parameter.detach() for parameter in self.model.parameters() if parameter.requires_grad]
         parts = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in trained]
-        finite = torch.stack([part.isfinite().all() for part in parts]).all()
+        finite = torch.stack([part.isfinite().all().to(self.args.device) for part in parts]).all()
         if self.accelerator.reduce(finite.float(), "sum") < self.accelerator.num_processes:
             raise NonFiniteError(f"the weights hold NaN or infinite values after step {self.state.global_step}.")
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         """As in the base class, without images that can't be read, and with labels numbered as the classes are."""
-        return super().get_eval_dataloader(self._eval_datasets.prepare(eval_dataset))
+        if eval_dataset is None or isinstance(eval_dataset, str):  # the Trainer's own, or one of them
+            eval_dataset = self.eval_dataset if eval_dataset is None else self.eval_dataset[eval_dataset]
+        return super().get_eval_dataloader(self.eval_datasets.prepare(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
         """As in the base class, without images that can't be read, and with labels numbered as the classes are."""
-        return super().get_test_dataloader(self._eval_datasets.prepare(test_dataset))
+        return super().get_test_dataloader(self.eval_datasets.prepare(test_dataset))
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """As in the base class; the loss is the mean over the images that have a label, and absent where none has."""
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if output.predictions is None or output.label_ids is None:
+        try:
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        except NonFiniteError as error:  # in the images, since weights are looked at in training
+            raise ValueError(str(error)) from error
+        if output.predictions is None or output.label_ids is None or self.preprocess_logits_for_metrics is not None:
             return output
         logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
         labels = torch.as_tensor(output.label_ids)
@@ -556,8 +569,8 @@ class MicroCLIPTrainer(Trainer):
         if self.state.log_history and not os.path.exists(picture):
             plot_adaptation(picture, self.state.log_history, self.card_facts.results)
         num_images = len(self.train_dataset) if has_length(self.train_dataset) else None
-        text = write_model_card(self.model.config, self.args, self.card_facts, num_images)
-        self._card = text.encode()
+        write_model_card(self.model.config, self.args, self.card_facts, num_images)
+        self._card = card.read_bytes()
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """As in the base class; a repository that exists is also checked, as it will be when pushing.
@@ -658,7 +671,7 @@ class MicroCLIPTrainer(Trainer):
             state = {"epoch": torch.tensor(self._epoch), **self.diagnostics.state_dict()}
             means = {"log_class_mean": self._log_class_mean, "log_head_means": self._log_head_means}
             state |= {name: mean for name, mean in means.items() if mean is not None}
-            save_file(state, os.path.join(folder, STATE_NAME), metadata=image_facts(self.train_dataset))
+            save_file(state, os.path.join(folder, STATE_NAME), metadata=self._image_facts)
         super()._save_checkpoint(model, trial)
         for has_turn in self._turns():
             if has_turn and os.path.exists(folder):

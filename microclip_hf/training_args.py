@@ -133,7 +133,7 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             if not 0 <= number < math.inf:
                 raise ValueError(f"{name} is {number}; it must be 0 or more, and finite.")
         counts = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-        for name in (*counts, "save_steps"):
+        for name in (*counts, *(["save_steps"] if self.save_strategy == "steps" else [])):
             number = vars(self)[name]
             if not number > 0:
                 raise ValueError(f"{name} is {number}; it must be more than 0.")

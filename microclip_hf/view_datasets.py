@@ -179,6 +179,7 @@ class ViewStream(torch.utils.data.IterableDataset):
 def describe_unreadable(dataset: Any, unreadable: torch.Tensor) -> str:
     """How many images can't be read, and which ones the first are; `unreadable` `(num_images,)`, bool."""
     if isinstance(dataset, datasets.Dataset):
+        dataset = dataset.with_format(None).select_columns(["image"])
         dataset = dataset.cast_column("image", datasets.Image(decode=False))
     names = []
     for index in unreadable.nonzero().flatten()[:NUM_NAMES].tolist():
@@ -196,12 +197,11 @@ def image_names(dataset: Any) -> tuple[list[str], bool]:
     """
     if not isinstance(dataset, datasets.Dataset) or not isinstance(dataset.features.get("image"), datasets.Image):
         return [], False
-    names, are_files = [], True
-    for batch in dataset.select_columns(["image"]).with_format("arrow").iter(1000):
-        contents, paths = batch["image"].combine_chunks().flatten()
-        names += [path or "" for path in paths.to_pylist()]
-        are_files &= contents.null_count == len(contents)
-    return names, are_files
+    images = dataset.with_format(None).select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+    columns = images.flatten()  # paths can be read without the photos' bytes
+    names = [path or "" for path in columns.select_columns(["image.path"])["image.path"][:]]
+    contents = columns.data.column("image.bytes")
+    return names, contents.null_count == len(contents)
 
 
 def first_example(dataset: Any) -> Any:

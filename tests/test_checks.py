@@ -47,7 +47,7 @@ def make_trainer(clip_folder, folder, dataset=None, **kwargs):
 )
 def test_settings_without_a_step_to_take(clip_folder, tmp_path, kwargs, error, message):
     with pytest.raises(error, match=message):
-        make_trainer(clip_folder, tmp_path, **kwargs)
+        make_trainer(clip_folder, tmp_path, **kwargs).check_run()
 
 
 @pytest.mark.parametrize(
@@ -255,6 +255,17 @@ def test_an_error_has_a_line_of_its_own(capsys):
         next(iter(bar))
         raise ValueError
     assert capsys.readouterr().err.endswith("\n")
+
+
+def test_a_pipe_that_breaks_elsewhere_is_told():
+    with pytest.raises(SystemExit, match="microclip try: the worker is gone"), command_frame("try", "nothing"):
+        raise BrokenPipeError("the worker is gone")
+
+
+def test_a_traceback_on_demand(monkeypatch):
+    monkeypatch.setenv("MICROCLIP_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="is wrong"), command_frame("try", "nothing"):
+        raise ValueError("is wrong")
 
 
 def test_a_mistake_of_ours_keeps_its_traceback():

@@ -8,6 +8,7 @@ import os
 import sys
 from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Iterator
+from typing import TextIO
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -16,7 +17,9 @@ from transformers import HfArgumentParser
 
 
 INTERRUPTED = 130  # the exit code after Ctrl-C
-# What is wrong with the input, the machine or the network; any other exception is a mistake of ours.
+# Set to anything, this variable shows the traceback of what is expected too.
+TRACEBACK = "MICROCLIP_TRACEBACK"
+# What is wrong with the input, the machine or the network, mostly; any other exception is a mistake of ours.
 EXPECTED = (ImportError, OSError, RuntimeError, TypeError, ValueError, SafetensorError, StrictDataclassError)
 # What each does, and the extra that it needs.
 COMMANDS = {
@@ -70,12 +73,23 @@ def command_frame(command: str, interrupted: str) -> Iterator[None]:
         _close_bars()
         print(f"microclip {command}: interrupted; {str(interrupt) or interrupted}.", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # as of `| head`; what is still buffered has nowhere to go
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except EXPECTED as error:
+        if _is_unread(sys.stdout):  # as of `| head`; what is still buffered has nowhere to go
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         _close_bars()
+        if os.environ.get(TRACEBACK):
+            raise
         sys.exit(f"microclip {command}: {_describe(error)}")
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether nobody reads any more what was printed."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def _close_bars() -> None:

@@ -25,7 +25,7 @@ from ..files import read_text
 from ..images import UNREADABLE, cut_strip, decode, to_rgb
 from ..model_card import DESCRIPTIONS, PICTURE, CardFacts, split_results
 from ..modeling_microclip import MicroCLIPForImageClassification
-from ..plots import plot_adaptation, snapshot
+from ..plots import Snapshot, plot_adaptation, snapshot
 from ..presets import Preset, list_presets, load_split
 from ..report import write_report
 from ..run_record import REPORT, write_record
@@ -99,7 +99,7 @@ class AdaptArguments:
     license: str | None = field(default=None, metadata={"help": "The result's licence, for its card, as in 'mit'."})
 
 
-@command_frame("adapt", "nothing was trained yet")
+@command_frame("adapt", "before training, so nothing was written")
 def main(arguments: list[str] | None = None) -> None:
     """Check the input, build the model, adapt it, save it, and show that the saved model predicts."""
     parser = make_parser((AdaptArguments, MicroCLIPTrainingArguments), "adapt", __doc__)
@@ -128,24 +128,42 @@ def main(arguments: list[str] | None = None) -> None:
         result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_how_to_go_on(training_args.output_dir)) from None
+    try:
+        _finish(options, trainer, texts, results, (shown, before), result.metrics)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"training is over, and what is complete lies in {training_args.output_dir}") from None
+    finally:
+        trainer.leave_group()
+
+
+def _finish(
+    options: AdaptArguments,
+    trainer: MicroCLIPTrainer,
+    texts: dict[str, Any],
+    results: dict[str, float],
+    shown: tuple[list[dict[str, Any]], Snapshot],
+    train_metrics: dict[str, float],
+) -> None:
+    """Save the model, measure it, draw what was learned, write card and report, push."""
+    examples, before = shown
     trainer.save_model()
     trainer.save_state()
-    trainer.log_metrics("train", result.metrics)
-    trainer.save_metrics("train", result.metrics)
+    trainer.log_metrics("train", train_metrics)
+    trainer.save_metrics("train", train_metrics)
     tested = None
-    if test_dataset is not None:
+    if trainer.eval_dataset is not None:
         tested = trainer.predict(trainer.eval_dataset, metric_key_prefix="adapted")
         trainer.log(tested.metrics)
-        results |= split_results(tested.metrics)
+        results = results | split_results(tested.metrics)
         trainer.log_metrics("eval", results)
         trainer.save_metrics("eval", results)
-    folder = Path(training_args.output_dir)
+    folder = Path(trainer.args.output_dir)
     if trainer.is_world_process_zero():
         if "descriptions" in texts:
             save_descriptions(folder / f"_{DESCRIPTIONS}", texts["descriptions"].items())
             (folder / f"_{DESCRIPTIONS}").replace(folder / DESCRIPTIONS)
         adapted = MicroCLIPForImageClassification.from_pretrained(folder)  # trainer.model may be split over processes
-        plot_adaptation(folder / PICTURE, trainer.state.log_history, results, before, snapshot(adapted, shown))
+        plot_adaptation(folder / PICTURE, trainer.state.log_history, results, before, snapshot(adapted, examples))
         dataset = options.train_dir or options.dataset_name
         trainer.card_facts = CardFacts(
             base_model=options.model_name_or_path,
@@ -157,15 +175,12 @@ def main(arguments: list[str] | None = None) -> None:
         )
         trainer.create_model_card()
         _report(trainer, tested, options.report)
-        _show_prediction(training_args.output_dir, shown[0]["image"])
+        _show_prediction(trainer.args.output_dir, examples[0]["image"])
         print(f"What was learned, in a picture: {folder / PICTURE}")
-    try:
-        if training_args.push_to_hub:
-            pushed = trainer.push_to_hub()
-            if trainer.is_world_process_zero():
-                print(f"Pushed to {pushed}")
-    finally:
-        trainer.leave_group()
+    if trainer.args.push_to_hub:
+        pushed = trainer.push_to_hub()
+        if trainer.is_world_process_zero():
+            print(f"Pushed to {pushed}")
 
 
 def _how_to_go_on(folder: str) -> str:

@@ -120,7 +120,7 @@ class Subject:
     left_out: dict[str, str]
 
 
-@command_frame("evaluate", "nothing was written")
+@command_frame("evaluate", "no result is half-written")
 def main(arguments: list[str] | None = None) -> None:
     """Check the input, load the model, predict in every way, and write and print what was found."""
     parser = make_parser(EvaluateArguments, "evaluate", __doc__)
