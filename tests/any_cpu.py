@@ -2,8 +2,8 @@
 
 python tests/any_cpu.py
 
-A line for each way, with pytest's summary, and its output where a test fails. All ways are run; then it ends with 1 if a
-test failed. PyTorch, oneDNN and MKL each choose their kernels by themselves. What doesn't know a variable ignores it.
+A line for each way, with pytest's summary, and its output where a test fails. It ends with 1 if any failed, after
+all. PyTorch, oneDNN and MKL each choose their kernels by themselves. What doesn't know a variable ignores it.
 """
 
 import os

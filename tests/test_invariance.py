@@ -31,7 +31,7 @@ METRICS = (
     "effective_classes",
     "label_changes",
 )
-# Whole batches of 8, which two processes share: the last one, if it weren't whole, would be filled up with first images.
+# Whole batches of 8, for two processes to share: a last one that isn't whole would be filled up with first images.
 THREE_BATCHES = {"num_images": 24, "seed": 2}
 
 
