@@ -6,6 +6,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 # Threads of torch, here and in the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = os.environ.get("TEST_THREADS", "1")
+os.environ["OMP_WAIT_POLICY"] = "passive"  # a thread that waits by counting takes a core from another process's tests
 
 import functools
 import json

@@ -148,4 +148,4 @@ def test_learning_rate_is_the_published_schedule(golden, golden_model, tmp_path,
     expected = 2e-6 + (1e-4 - 2e-6) * (1 + torch.cos(torch.pi * progress)) / 2
     assert_close(torch.tensor(rates, dtype=torch.float64), expected, rtol=1e-6, atol=0)
     (group,) = [group for group in trainer.optimizer.param_groups if group["params"]]
-    assert (group["weight_decay"], group["betas"], group["eps"]) == (0.1, (0.9, 0.999), 1e-8)
+    assert (group["weight_decay"], group["betas"], group["eps"]) == (golden.meta["weight_decay"], (0.9, 0.999), 1e-8)

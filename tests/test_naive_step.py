@@ -1,6 +1,7 @@
 """The benchmark's plain step gives the published numbers too, so it is a fair thing to compare with."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def golden_step(golden, golden_features):
     clip = copy.deepcopy(golden.clip)
     del clip.text_model
     clip.text_projection = None
-    return NaiveStep(
+    step = NaiveStep(
         clip,
         *build_heads(*golden_features),
         logit_scale=PUBLISHED_SCALE,
@@ -33,6 +34,8 @@ def golden_step(golden, golden_features):
         prior_ratio=golden.meta["gamma"],
         fusion_ratio=golden.meta["fusion"],
     )
+    step.optimizer.param_groups[0]["weight_decay"] = golden.meta["weight_decay"]
+    return step
 
 
 def views_of(golden, step):
@@ -71,9 +74,10 @@ def assert_certain(golden_step, weak, crops, strong):
 
 def test_golden_training(golden, golden_step):
     losses, labels, rates = [], [], golden.tensors["train.lr"].tolist()
+    epoch_starts = list(itertools.accumulate(golden.meta["epochs_of_steps"]))
     untrained = {name: p.clone() for name, p in golden_step.clip.named_parameters() if not p.requires_grad}
     for step, rate in enumerate(rates):
-        if step == golden.meta["epochs_of_steps"][0]:
+        if step in epoch_starts:
             golden_step.start_epoch()
         golden_step.optimizer.param_groups[0]["lr"] = rate
         assert_certain(golden_step, **views_of(golden, step))
@@ -106,6 +110,7 @@ def test_no_mask_is_empty(patches):
 
 
 def test_blank_images_leave_finite_weights(golden_step):
-    blank = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    size = golden_step.clip.config.vision_config.image_size
+    blank = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     golden_step.step(blank, blank.unsqueeze(1), blank)
     assert all(parameter.isfinite().all() for parameter in golden_step.trained)
