@@ -38,8 +38,12 @@ SAME_HEAD = 1e-3
 BYTES = 4  # of a float32
 
 
-def check_writable(folder: str | os.PathLike) -> None:
+def check_writable(folder: str | os.PathLike, argument: str = "output_dir") -> None:
     """Whether files can be written into a folder, or into the nearest one that exists, where it isn't there yet.
+
+    Args:
+        folder (`str` or `os.PathLike`): the folder.
+        argument (`str`): whose it is, for the error's text.
 
     Raises:
         ValueError: if they can't, or a file stands in the way.
@@ -49,7 +53,7 @@ def check_writable(folder: str | os.PathLike) -> None:
             pass
     except OSError as error:
         raise ValueError(
-            f"output_dir {os.fspath(folder)} can't be written: {error.strerror or error}. Choose another folder, or "
+            f"{argument} {os.fspath(folder)} can't be written: {error.strerror or error}. Choose another folder, or "
             "change its permissions."
         ) from error
 

@@ -138,9 +138,11 @@ def match_descriptions(
     for key, sentences in descriptions.items():
         index = position.get(normalize_name(key)) if isinstance(key, str) else None
         if index is None:
+            unknown = [other for other in descriptions if normalize_name(str(other)) not in position]
+            others = f" So are {len(unknown) - 1} other keys: {abbreviate(unknown[1:])}." if len(unknown) > 1 else ""
             raise ValueError(
                 f"descriptions has the key {key!r}, which is none of the {len(class_names)} class names "
-                f"({abbreviate(class_names)}){suggest(str(key), class_names)} Rename or remove it."
+                f"({abbreviate(class_names)}){suggest(str(key), class_names)}{others} Rename or remove it."
             )
         if matched[index] is not None:
             raise ValueError(f"descriptions has two keys for the class {class_names[index]!r}; merge them into one.")

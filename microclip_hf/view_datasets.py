@@ -109,7 +109,8 @@ class ViewDataset(torch.utils.data.Dataset):
     def check_limit(self, cause: Exception | None = None) -> None:
         """Raise the error where more images are `unreadable` than the settings permit."""
         if self.unreadable.sum() > self._limit:
-            raise self.settings.error(describe_unreadable(self.dataset, self.unreadable), cause) from cause
+            found = f"At least {describe_unreadable(self.dataset, self.unreadable)}"
+            raise self.settings.error(found, cause) from cause
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if index >= len(self):  # by this a loop over the data set ends

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
 
 import pytest
 import torch
@@ -255,6 +256,13 @@ def test_an_error_has_a_line_of_its_own(capsys):
         next(iter(bar))
         raise ValueError
     assert capsys.readouterr().err.endswith("\n")
+
+
+def test_warnings_are_one_line():
+    place = ("two photos are passed over", UserWarning, "data.py", 64)
+    with command_frame("try", "nothing"):
+        assert warnings.formatwarning(*place) == "microclip try: warning: two photos are passed over\n"
+    assert "data.py:64" in warnings.formatwarning(*place)
 
 
 def test_a_pipe_that_breaks_elsewhere_is_told():

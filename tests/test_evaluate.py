@@ -436,7 +436,7 @@ def test_a_card_that_cannot_be_written_is_found_first(inputs, tmp_path, text, me
         (plain, {"update_card": "true"}, "--update_card doesn't go with .*, a CLIP"),
         (plain, {"config_overrides": '{"fusion": 1}'}, "has 'fusion'; the settings are"),
         (plain, {"model_name_or_path": "no/model"}, "no/model can't be loaded"),
-        (plain, {"model_name_or_path": "."}, "There is no config.json with a 'model_type'"),
+        (plain, {"model_name_or_path": "."}, "there is no config.json with a 'model_type'"),
         (plain, {"templates": "a photo"}, "no '{}'"),
         (plain, {"test_dir": None}, "either --test_dir or --dataset_name"),
         (plain, {"dataset_name": "user/photos"}, "either --test_dir or --dataset_name"),

@@ -359,7 +359,7 @@ EACH_EPOCH = {"eval_strategy": "epoch", "save_strategy": "epoch"}
         ({"per_device_train_batch_size": 0}, "per_device_train_batch_size is 0; it must be more than 0"),
         ({"per_device_eval_batch_size": -1}, "per_device_eval_batch_size is -1"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0"),
-        ({"save_steps": 0}, "save_steps is 0"),
+        ({"save_steps": 0, "save_strategy": "steps"}, "save_steps is 0"),
         ({"remove_unused_columns": True}, "must be False"),
         ({"load_best_model_at_end": True, **EACH_EPOCH}, "labels only measure"),
         ({"save_strategy": "best", "metric_for_best_model": "accuracy"}, "labels only measure"),

@@ -6,6 +6,7 @@ import importlib
 import io
 import os
 import sys
+import warnings
 from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Iterator
 from typing import TextIO
@@ -55,6 +56,8 @@ def main() -> None:
 def command_frame(command: str, interrupted: str) -> Iterator[None]:
     r"""The frame of a command: what is expected to go wrong ends it with one line and an exit code, not a traceback.
 
+    Warnings are one line too, without the place in the code.
+
     Printing doesn't fail for want of a letter in the terminal's encoding, which is then written as `\\uXXXX`.
 
     Args:
@@ -67,6 +70,8 @@ def command_frame(command: str, interrupted: str) -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    format_with_place = warnings.formatwarning
+    warnings.formatwarning = lambda message, *place, **kwargs: f"microclip {command}: warning: {message}\n"
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -81,6 +86,8 @@ def command_frame(command: str, interrupted: str) -> Iterator[None]:
         if os.environ.get(TRACEBACK):
             raise
         sys.exit(f"microclip {command}: {_describe(error)}")
+    finally:
+        warnings.formatwarning = format_with_place
 
 
 def _is_unread(stream: TextIO) -> bool:

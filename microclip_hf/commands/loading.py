@@ -42,18 +42,24 @@ def load_adapted(source: str) -> MicroCLIPForImageClassification:
     return model
 
 
-def read_model_type(source: str) -> str | None:
-    """The `model_type` of a saved model's configuration: "microclip", "clip", ...; `None` where it has none.
+def read_model_type(source: str) -> str:
+    """The `model_type` of a saved model's configuration: "microclip", "clip", ...
 
     Raises:
         ValueError: if there is no configuration.
     """
     try:
         with naming_damaged_file(source, CONFIG_FILES, {}):
-            return PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+            model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
     except OSError as error:
         where = "" if os.path.isdir(source) else "there is no such folder here, and from the Hub: "
         raise ValueError(f"{source} can't be loaded: {where}{error}") from error
+    if model_type is None:
+        raise ValueError(
+            f"{source} holds no model: there is no config.json with a 'model_type', as transformers writes it. Pass a "
+            "CLIP or microCLIP in transformers' format."
+        )
+    return model_type
 
 
 def load_clip(
@@ -111,7 +117,8 @@ def check_files(options: Any, *names: str) -> None:
     for name in names:
         path = vars(options)[name]
         if path is not None and not os.path.isfile(path):
-            raise ValueError(f"--{name} {path}: there is no such file.")
+            what = "that is a folder; pass a file" if os.path.isdir(path) else "there is no such file"
+            raise ValueError(f"--{name} {path}: {what}.")
 
 
 def refuse_given(options: Any, other: str, *names: str) -> None:

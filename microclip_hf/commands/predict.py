@@ -12,6 +12,7 @@ from typing import TextIO
 import torch
 from tqdm import tqdm
 
+from ..checks import check_writable
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..prediction import find_photos, predict_photos
 from . import command_frame, make_parser, refuse_unknown
@@ -78,6 +79,7 @@ def _check(options: PredictArguments) -> torch.device:
             raise ValueError(f"--output {options.output} exists already; choose another name.")
         if not Path(options.output).parent.is_dir():
             raise ValueError(f"--output {options.output}: there is no folder {Path(options.output).parent}; make it.")
+        check_writable(Path(options.output).parent, "--output: the folder")
     return choose_device(options.device)
 
 
