@@ -644,8 +644,8 @@ class MicroCLIPTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As in the base class, with the means of this period's training metrics."""
         if "loss" in logs:
-            if not math.isfinite(logs["loss"]):
-                raise NonFiniteError(f"the loss is {logs['loss']} at step {self.state.global_step}.")
+            if not math.isfinite(logs["loss"]):  # fp16 skips a step that overflows, and goes on
+                self._check_weights()
             logs.update(self.diagnostics.summarize(self.accelerator))
         super().log(logs, *args, **kwargs)
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
 from microclip_hf.commands import INTERRUPTED, command_frame
 from microclip_hf.commands import adapt as command
+from microclip_hf.saliency import NonFiniteError
 
 
 Usage = collections.namedtuple("Usage", "total used free")
@@ -216,6 +217,15 @@ def test_weights_that_are_not_finite_replace_no_checkpoint(clip_folder, tmp_path
     weights = [load_file(path) for path in tmp_path.glob("checkpoint-*/model.safetensors")]
     assert len(weights) == (0 if strategy == "no" else 1)
     assert all(value.isfinite().all() for state in weights for value in state.values())
+
+
+def test_a_step_that_fp16_skips_is_no_divergence(clip_folder, tmp_path):
+    """Its loss isn't finite, the weights are."""
+    trainer = make_trainer(clip_folder, tmp_path)
+    trainer.log({"loss": float("nan")})
+    trainer.model.classifier.weight.data[0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="the weights hold NaN or infinite values after step 0"):
+        trainer.log({"loss": float("nan")})
 
 
 @pytest.mark.parametrize("workers", [0, 1])
