@@ -5,12 +5,13 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 
-from .files import parse_json, read_text
+from .files import parse_json, read_text, write_whole
 from .text_heads import abbreviate, match_descriptions, normalize_name
 
 
@@ -106,7 +107,7 @@ def read_description_columns(
 
 
 def save_descriptions(path: str | os.PathLike, described: Iterable[tuple[str, Sequence[str]]]) -> str:
-    """Write a descriptions file in JSON, class by class, so that never all of it is in memory.
+    """Write a descriptions file in JSON, as a whole or not at all; halves of characters become JSON's escapes.
 
     Args:
         path (`str` or `os.PathLike`): the file.
@@ -115,19 +116,10 @@ def save_descriptions(path: str | os.PathLike, described: Iterable[tuple[str, Se
     Returns:
         `str`: the file's SHA-256.
     """
-    digest = hashlib.sha256()
-    with open(path, "wb") as file:
-
-        def write(text: str) -> None:
-            data = text.encode("utf-8", "backslashreplace")  # halves of characters as JSON's escapes
-            file.write(data)
-            digest.update(data)
-
-        for index, (name, sentences) in enumerate(described):
-            item = json.dumps({name: list(sentences)}, ensure_ascii=False, indent=1)
-            write((",\n" if index else "{\n") + item.removeprefix("{\n").removesuffix("\n}"))
-        write("\n}\n")
-    return digest.hexdigest()
+    text = json.dumps({name: list(sentences) for name, sentences in described}, ensure_ascii=False, indent=1)
+    content = f"{text}\n".encode("utf-8", "backslashreplace")
+    write_whole(Path(path), content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def _by_class(class_names: Sequence[str], content: Any) -> dict[str, list[str]]:

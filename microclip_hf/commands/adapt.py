@@ -160,8 +160,7 @@ def _finish(
     folder = Path(trainer.args.output_dir)
     if trainer.is_world_process_zero():
         if "descriptions" in texts:
-            save_descriptions(folder / f"_{DESCRIPTIONS}", texts["descriptions"].items())
-            (folder / f"_{DESCRIPTIONS}").replace(folder / DESCRIPTIONS)
+            save_descriptions(folder / DESCRIPTIONS, texts["descriptions"].items())
         adapted = MicroCLIPForImageClassification.from_pretrained(folder)  # trainer.model may be split over processes
         plot_adaptation(folder / PICTURE, trainer.state.log_history, results, before, snapshot(adapted, examples))
         dataset = options.train_dir or options.dataset_name
