@@ -74,9 +74,9 @@ class FolderWalk:
             self._enter(self.folders.pop() if self.folders else self.folder_links.popleft())
         for path in self.file_links:
             real = self._real(path)
-            # Outside lies what many names stand for, as in the Hub's cache: it counts in each folder once.
+            # In the Hub's cache a file outside stands for all photos of the same content: in each folder it counts.
             place = real if self.root in Path(real).parents else (real, path.parent)
-            if place not in self.taken:
+            if self.taken.isdisjoint((real, place)):
                 self.taken.add(place)
                 self.contents.files.append(path)
         self.contents.files.sort()

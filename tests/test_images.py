@@ -79,6 +79,14 @@ def test_links_to_the_outside_count_once(photos, tmp_path):
     assert len(found(photos)) == 7
 
 
+def test_a_cache_of_contents(photos, tmp_path):
+    """As the Hub's, where equal photos of two classes are one file."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "content", "png")
+    for link in ("a/7.png", "b/7.png", "b/same.png"):
+        (photos / link).symlink_to(tmp_path / "content")
+    assert found(photos) == sorted([*NAMES, "a/7.png", "b/7.png"])
+
+
 def test_each_name_of_a_folder_of_a_class_must_be_a_class(photos):
     """Though its photos count once."""
     (photos / "0.png").unlink()
