@@ -7,7 +7,7 @@ from exact_cut import known_masks
 from tolerances import assert_clear
 from torch.overrides import TorchFunctionMode
 
-from microclip_hf import MicroCLIPConfig, modeling_microclip
+from microclip_hf import MicroCLIPConfig, MicroCLIPForImageClassification, modeling_microclip
 from microclip_hf.saliency import saliency_mask
 
 
@@ -49,3 +49,12 @@ class ClearDecisions(TorchFunctionMode):
         config = MicroCLIPConfig(saliency_affinity=affinity, saliency_threshold=threshold, saliency_cut=statistic)
         self.tokens.append((patch_embeds.detach().clone(), config))
         return saliency_mask(patch_embeds, affinity, threshold, statistic)
+
+
+@torch.no_grad()
+def assert_clear_answers(folder, images) -> None:
+    """A saved model's answers to PIL images hang on no rounding."""
+    model = MicroCLIPForImageClassification.from_pretrained(folder)
+    with ClearDecisions():
+        logits = model(**model.image_processor(list(images), return_tensors="pt")).logits
+    assert_clear(logits)

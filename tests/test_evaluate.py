@@ -13,7 +13,7 @@ import pytest
 import tiny_inputs
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
-from decisions import ClearDecisions
+from decisions import ClearDecisions, assert_clear_answers
 from evaluate import evaluator
 from huggingface_hub import ModelCard
 from PIL import Image as PILImage
@@ -44,7 +44,6 @@ from microclip_hf.views import crop_box
 ROOT = Path(__file__).parents[1]
 NAMES = list(tiny_inputs.DESCRIPTIONS)
 UNIFORM = '{"prior_weighting": "uniform"}'
-WITHOUT_CROPS = EvaluationSettings(num_crops=0)
 HUB_ID = "openai/clip-vit-base-patch32"
 
 
@@ -116,12 +115,6 @@ def clip_logits(folder, images, texts):
 def clear_guesses(logits):
     assert_clear(logits, tiny_inputs.LOGIT_SCALE)
     return logits.argmax(1)
-
-
-def assert_clear_answers(folder, data):
-    """The answers, which are compared, hang on no rounding."""
-    with ClearDecisions():
-        clear_guesses(predict_all_ways(load_adapted(str(folder)), data, settings=WITHOUT_CROPS).logits["fused"])
 
 
 def describe_by_hand(predicted, labels):
@@ -235,7 +228,7 @@ def evaluate_by_the_evaluator(folder, data, names, cache):
 def test_the_answer_against_the_evaluator(inputs, photos, tmp_path, capsys):
     evaluate.main(adapted(inputs, tmp_path / "out", num_crops=0))
     found = results(tmp_path / "out")
-    assert_clear_answers(inputs / "adapted", photos)
+    assert_clear_answers(inputs / "adapted", photos["image"])
     expected = evaluate_by_the_evaluator(inputs / "adapted", photos, NAMES, tmp_path)
     names = ("accuracy", "mean_class_accuracy", "harmonic_mean")
     assert {name: found["ways"]["fused"][name] for name in names} == {name: expected[name] for name in names}
@@ -261,7 +254,7 @@ def test_flowers(flowers, inputs, tmp_path, capsys):
     )
     model.save_pretrained(tmp_path / "saved")
     data = load_image_folder(flowers / "test", names, labels_required=True)
-    assert_clear_answers(tmp_path / "saved", data)
+    assert_clear_answers(tmp_path / "saved", data["image"])
     expected = evaluate_by_the_evaluator(tmp_path / "saved", data, names, tmp_path)
     assert found["ways"]["fused"].items() >= {name: expected[name] for name in ("accuracy", "harmonic_mean")}.items()
     assert expected["accuracy"] > 0
