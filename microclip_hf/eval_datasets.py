@@ -61,7 +61,9 @@ class EvalDatasets:
         if not has_features or not isinstance((dataset.features or {}).get("image"), datasets.Image):
             return dataset
         if isinstance(dataset, datasets.IterableDataset):
-            return dataset.filter(self._is_readable)
+            # Not `filter`, which the oldest versions of `datasets` can't after a cast.
+            options = {"batched": True, "batch_size": BATCH_SIZE, "features": dataset.features}
+            return dataset.map(self._keep_readable, **options)
         if dataset._fingerprint not in self._readable:
             readable = self._select_readable(dataset)
             self._readable |= {dataset._fingerprint: readable, readable._fingerprint: readable}
@@ -90,11 +92,14 @@ class EvalDatasets:
             warnings.warn(f"{describe_unreadable(dataset, mask)} and are left out.", stacklevel=2)
         return mask
 
-    def _is_readable(self, example: dict[str, Any]) -> bool:
-        problem = _find_problem(example["image"])
-        if problem is not None and self.warn:
-            warnings.warn(f"An image can't be read and is left out: {problem}", stacklevel=2)
-        return problem is None
+    def _keep_readable(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Of a batch of a stream."""
+        problems = [_find_problem(image) for image in examples["image"]]
+        for problem in problems:
+            if problem is not None and self.warn:
+                warnings.warn(f"An image can't be read and is left out: {problem}", stacklevel=2)
+        kept = [index for index, problem in enumerate(problems) if problem is None]
+        return {name: [values[index] for index in kept] for name, values in examples.items()}
 
 
 def _find_problem(image: Any) -> Exception | None:
