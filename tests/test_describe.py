@@ -153,10 +153,11 @@ def test_an_interrupted_run_goes_on(server, run, capsys):
         return describe(question)
 
     server.answer = interrupt
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit) as ended:
         run(num_workers=1)
     assert ended.value.code == 130 and "the same command goes on" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler and not run.output.exists()
+    assert signal.getsignal(signal.SIGINT) is handler and not run.output.exists()
     assert len(run.partial.read_text().splitlines()) == 1 + len(server.questions) == 1 + 4
     with run.partial.open("a") as file:
         file.write('{"question": 7, "rep')

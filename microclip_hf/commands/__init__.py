@@ -58,7 +58,7 @@ def command_frame(command: str, interrupted: str) -> Iterator[None]:
 
     Warnings are one line too, without the place in the code.
 
-    Printing doesn't fail for want of a letter in the terminal's encoding, which is then written as `\\uXXXX`.
+    Printing doesn't fail for want of a letter in the terminal's encoding, which is then written as `\uXXXX`.
 
     Args:
         command (`str`): its name.
