@@ -67,10 +67,10 @@ def photo_endings() -> set[str]:
 def photo_files(folder: str | os.PathLike) -> list[Path]:
     """The photos below a folder, at any depth: paths relative to it, sorted.
 
-    Links are followed, and each photo counts once, however many links lead to it (a file that lies outside and is
-    linked to from several folders, once in each of these); a link to a folder that the search
-    started from, or to one above, isn't followed. Hidden files, folders of a system (recycle bins, thumbnails) and of
-    adapted models are passed over. One warning tells of models, and of pictures and films that can't be opened.
+    Links are followed, and each photo counts once, however many links lead to it; a file that lies outside and is
+    linked to from several folders counts once in each of these. A link to the folder that the search started from, or
+    to one above, isn't followed. Hidden files, folders of a system (recycle bins, thumbnails) and of adapted models
+    are passed over. One warning tells of models, and of pictures and films that can't be opened.
 
     Raises:
         ValueError: if there is no photo, or a folder can't be listed.

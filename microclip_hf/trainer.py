@@ -171,7 +171,8 @@ class MicroCLIPTrainer(Trainer):
         self._epoch: int | None = None
         self._checkpoint: str | None = None
         self._card: bytes | None = None  # as this Trainer wrote it
-        self._prior_head = model.prior_head.weight.detach().cpu()  # also where the model will be split over processes
+        # As the texts made it: a copy, since a checkpoint is loaded into the model's own, and FSDP may split that.
+        self._prior_head = model.prior_head.weight.detach().cpu().clone()
         self._prior_batches: torch.utils.data.DataLoader | None = None
         self._num_unreadable = 0
         # Of the current optimiser step: log sums of class probabilities and the number of images of each part, where
