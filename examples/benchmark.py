@@ -43,8 +43,9 @@ from tqdm import tqdm
 from transformers.trainer_callback import PrinterCallback
 
 from microclip_hf import MicroCLIPTrainingArguments
-from microclip_hf.data import load_image_folder, read_class_names
-from microclip_hf.descriptions import read_descriptions
+from microclip_hf.data.class_names import read_class_names
+from microclip_hf.data.sources import load_image_folder
+from microclip_hf.descriptions.files import read_descriptions
 from microclip_hf.text_heads import DEFAULT_TEMPLATES
 
 

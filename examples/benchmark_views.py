@@ -16,8 +16,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from microclip_hf.images import to_rgb
-from microclip_hf.view_datasets import ViewCollator, ViewDataset, ViewSettings
-from microclip_hf.views import augment, crop_box, cut, cut_squares, draft, strong_box, weak_box
+from microclip_hf.training.view_datasets import ViewCollator, ViewDataset, ViewSettings
+from microclip_hf.training.views import augment, crop_box, cut, cut_squares, draft, strong_box, weak_box
 
 
 def photo(width: int, height: int) -> bytes:

@@ -9,8 +9,8 @@ from .modeling_microclip import MicroCLIPForImageClassification, MicroCLIPOutput
 
 
 if TYPE_CHECKING:
-    from .trainer import MicroCLIPTrainer
-    from .training_args import MicroCLIPTrainingArguments
+    from .training.trainer import MicroCLIPTrainer
+    from .training.training_args import MicroCLIPTrainingArguments
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,11 +31,11 @@ MicroCLIPForImageClassification.register_for_auto_class("AutoModelForImageClassi
 def __getattr__(name: str) -> Any:
     """Training needs the extra `train`; classification shouldn't import it."""
     if name == "MicroCLIPTrainer":
-        from .trainer import MicroCLIPTrainer
+        from .training.trainer import MicroCLIPTrainer
 
         return MicroCLIPTrainer
     if name == "MicroCLIPTrainingArguments":
-        from .training_args import MicroCLIPTrainingArguments
+        from .training.training_args import MicroCLIPTrainingArguments
 
         return MicroCLIPTrainingArguments
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,6 +4,7 @@ import codecs
 import json
 import os
 import re
+import tempfile
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -172,3 +173,29 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise ValueError(f"it has the key {max(keys, key=keys.count)!r} twice; merge them into one.")
     return content
+
+
+def check_writable(folder: str | os.PathLike, argument: str = "output_dir") -> None:
+    """Whether files can be written into a folder, or into the nearest one that exists, where it isn't there yet.
+
+    Args:
+        folder (`str` or `os.PathLike`): the folder.
+        argument (`str`): whose it is, for the error's text.
+
+    Raises:
+        ValueError: if they can't, or a file stands in the way.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=nearest_folder(folder)):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{argument} {os.fspath(folder)} can't be written: {error.strerror or error}. Choose another folder, or "
+            "change its permissions."
+        ) from error
+
+
+def nearest_folder(folder: str | os.PathLike) -> Path:
+    """The folder, or what exists of its parents."""
+    path = Path(folder).absolute()
+    return next(parent for parent in (path, *path.parents) if parent.exists())

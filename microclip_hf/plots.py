@@ -14,11 +14,11 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
+from .data.labels import is_known
 from .fonts import readable
-from .labels import is_known
 from .modeling_microclip import MicroCLIPForImageClassification
 from .preparation import Preparation
-from .view_datasets import ViewCollator
+from .training.view_datasets import ViewCollator
 
 
 CURVES = {

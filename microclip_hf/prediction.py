@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from transformers import BaseImageProcessor
 
-from .folders import match_files
-from .images import UNREADABLE, cut_strip, photo_files, to_rgb
+from .data.folders import match_files
+from .data.photo_files import photo_files
+from .images import UNREADABLE, cut_strip, to_rgb
 from .modeling_microclip import MicroCLIPForImageClassification
 
 

@@ -13,7 +13,7 @@ from datasets import Dataset
 from tiny_inputs import DESCRIPTIONS, draw_shape
 
 from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
-from microclip_hf.run_record import write_record
+from microclip_hf.report.record import write_record
 
 
 CLASS_NAMES = list(DESCRIPTIONS)

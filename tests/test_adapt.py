@@ -19,7 +19,7 @@ from transformers import AutoProcessor, CLIPModel
 
 from microclip_hf.commands import adapt
 from microclip_hf.commands import main as microclip
-from microclip_hf.data import load_image_folder
+from microclip_hf.data.sources import load_image_folder
 
 
 ROOT = Path(__file__).parents[1]

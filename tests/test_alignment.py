@@ -11,7 +11,7 @@ from tolerances import LOSS, assert_clear, within
 from torch.testing import assert_close
 
 from microclip_hf import MicroCLIPForImageClassification
-from microclip_hf.trainer import ALIGNED_BATCHES
+from microclip_hf.training.trainer import ALIGNED_BATCHES
 
 
 pytestmark = pytest.mark.numerical

@@ -23,8 +23,9 @@ from tolerances import assert_clear
 from transformers import AutoProcessor, AutoTokenizer, CLIPModel
 
 from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
-from microclip_hf.data import load_image_folder, read_class_names
-from microclip_hf.descriptions import read_descriptions
+from microclip_hf.data.class_names import read_class_names
+from microclip_hf.data.sources import load_image_folder
+from microclip_hf.descriptions.files import read_descriptions
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
 from microclip_hf import MicroCLIPConfig, MicroCLIPForImageClassification
-from microclip_hf.commands.loading import load_adapted, load_clip, read_model_type
+from microclip_hf.loading import load_adapted, load_clip, read_model_type
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d" * 32 + b"\nsize 605247071\n"

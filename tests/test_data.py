@@ -9,10 +9,10 @@ import torch
 from adaptation import CLASS_NAMES, adapt, draw_images
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset
 
-from microclip_hf.data import load_images
+from microclip_hf.data.image_columns import undecoded
+from microclip_hf.data.sources import load_images
 from microclip_hf.images import decode
-from microclip_hf.tables import undecoded
-from microclip_hf.view_datasets import ViewCollator, ViewDataset, ViewSettings, ViewStream
+from microclip_hf.training.view_datasets import ViewCollator, ViewDataset, ViewSettings, ViewStream
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_unreadable_images_of_a_stream_are_passed_over(images, monkeypatch):
         assert np.array_equal(next(iterator)["strong"], data[index]["strong"])
     for _ in range(3):
         next(iterator)
-    monkeypatch.setattr("microclip_hf.view_datasets.LEAST_SEEN", 10)
+    monkeypatch.setattr("microclip_hf.training.view_datasets.LEAST_SEEN", 10)
     with pytest.raises(ValueError, match=r"5 of the first 18 images of the stream can't be read"):
         list(iterator)
 

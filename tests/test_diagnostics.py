@@ -10,7 +10,7 @@ from adaptation import adapt, draw_images
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tolerances import LOSS
 
-from microclip_hf.diagnostics import METRICS, Diagnostics
+from microclip_hf.training.diagnostics import METRICS, Diagnostics
 
 
 pytestmark = pytest.mark.numerical

@@ -32,7 +32,7 @@ from tolerances import assert_clear, within
 from torch.testing import assert_close
 
 from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
-from microclip_hf.run_record import write_record
+from microclip_hf.report.record import write_record
 
 
 TESTS = Path(__file__).parent

@@ -16,7 +16,7 @@ from datasets import concatenate_datasets
 from hub_server import HubServer
 
 from microclip_hf.commands import main as microclip
-from microclip_hf.data import load_image_folder
+from microclip_hf.data.sources import load_image_folder
 
 
 ROOT = Path(__file__).parents[1]

@@ -16,8 +16,8 @@ from torch.testing import assert_close
 
 from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
 from microclip_hf.commands import adapt as adapt_command
-from microclip_hf.data import load_images
-from microclip_hf.view_datasets import first_example
+from microclip_hf.data.sources import load_images
+from microclip_hf.training.view_datasets import first_example
 
 
 @pytest.fixture(scope="module")

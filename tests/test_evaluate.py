@@ -23,13 +23,11 @@ from torch.nn.functional import normalize
 from transformers import AutoProcessor, CLIPModel, pipeline
 
 from microclip_hf import MicroCLIPForImageClassification
-from microclip_hf.card_results import add_results, read_card
 from microclip_hf.commands import evaluate
 from microclip_hf.commands import main as microclip
-from microclip_hf.commands.loading import load_adapted, load_clip
-from microclip_hf.data import load_image_folder
-from microclip_hf.evaluation import EvaluationSettings, PlainCLIP, Predictions, predict_all_ways
-from microclip_hf.evaluation_report import (
+from microclip_hf.data.sources import load_image_folder
+from microclip_hf.evaluation.predictions import EvaluationSettings, PlainCLIP, Predictions, predict_all_ways
+from microclip_hf.evaluation.results import (
     EvaluationFacts,
     bootstrap_accuracies,
     confused_pairs,
@@ -37,8 +35,10 @@ from microclip_hf.evaluation_report import (
     report_page,
     write_report,
 )
+from microclip_hf.hub.card_results import add_results, read_card
+from microclip_hf.loading import load_adapted, load_clip
 from microclip_hf.metrics import MicroCLIPMetric
-from microclip_hf.views import crop_box
+from microclip_hf.training.views import crop_box
 
 
 ROOT = Path(__file__).parents[1]

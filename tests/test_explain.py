@@ -17,9 +17,9 @@ from tolerances import COSINE, assert_clear, within
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from microclip_hf import MicroCLIPForImageClassification
-from microclip_hf.explain import HATCHING, HEAT, explain, overlay
-from microclip_hf.explain_plot import plot
-from microclip_hf.patch_grid import PatchGrid
+from microclip_hf.explain.explanation import HATCHING, HEAT, explain, overlay
+from microclip_hf.explain.figure import plot
+from microclip_hf.explain.patch_grid import PatchGrid
 
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -8,10 +8,10 @@ import json
 import pytest
 from huggingface_hub import ModelCard
 
-from microclip_hf.data import read_class_names
-from microclip_hf.descriptions import read_descriptions, save_descriptions
+from microclip_hf.data.class_names import read_class_names
+from microclip_hf.descriptions.files import read_descriptions, save_descriptions
 from microclip_hf.files import read_text, write_whole
-from microclip_hf.model_card import save_card
+from microclip_hf.hub.model_card import save_card
 
 
 TEXTS = {

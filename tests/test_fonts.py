@@ -11,8 +11,8 @@ from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image
 
 from microclip_hf import fonts
-from microclip_hf.explain import explain
-from microclip_hf.explain_plot import plot
+from microclip_hf.explain.explanation import explain
+from microclip_hf.explain.figure import plot
 from microclip_hf.plots import Snapshot, plot_adaptation, plot_confusion
 
 

@@ -17,14 +17,15 @@ from tolerances import within
 
 from microclip_hf import MicroCLIPForImageClassification
 from microclip_hf.commands import adapt, evaluate, predict
-from microclip_hf.data import load_image_folder
-from microclip_hf.evaluation import EvaluationSettings, PreparedImages
-from microclip_hf.explain import explain
-from microclip_hf.folders import match_files
-from microclip_hf.images import MAX_RATIO, UNREADABLE, cut_strip, photo_endings, photo_files, to_rgb
+from microclip_hf.data.folders import match_files
+from microclip_hf.data.photo_files import photo_files
+from microclip_hf.data.sources import load_image_folder
+from microclip_hf.evaluation.predictions import EvaluationSettings, PreparedImages
+from microclip_hf.explain.explanation import explain
+from microclip_hf.images import MAX_RATIO, UNREADABLE, cut_strip, photo_endings, to_rgb
 from microclip_hf.prediction import Prediction, find_photos, predict_photos
-from microclip_hf.view_datasets import ViewCollator, ViewDataset, ViewSettings
-from microclip_hf.views import CROP_RATIO
+from microclip_hf.training.view_datasets import ViewCollator, ViewDataset, ViewSettings
+from microclip_hf.training.views import CROP_RATIO
 
 
 @pytest.fixture

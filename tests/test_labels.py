@@ -20,8 +20,8 @@ from torch.testing import assert_close
 from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
 from microclip_hf.commands import adapt as adapt_command
 from microclip_hf.commands import evaluate as evaluate_command
-from microclip_hf.data import load_images
-from microclip_hf.labels import align_labels
+from microclip_hf.data.labels import align_labels
+from microclip_hf.data.sources import load_images
 from microclip_hf.presets import load_preset, load_split
 
 

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
 from microclip_hf import MicroCLIPTrainingArguments
-from microclip_hf.model_card import CardFacts, write_model_card
+from microclip_hf.hub.model_card import CardFacts, write_model_card
 
 
 RESULTS = {"cupl_accuracy": 0.25, "adapted_accuracy": 0.5, "adapted_top5_accuracy": 1.0}

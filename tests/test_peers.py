@@ -15,7 +15,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from microclip_hf import MicroCLIPTrainingArguments
-from microclip_hf.views import crop_box, cut_squares, make_views
+from microclip_hf.training.views import crop_box, cut_squares, make_views
 
 
 NAMES = ["red disc", "green_square", "blue bar"]
@@ -443,7 +443,7 @@ def test_adaptation_keeps_what_is_right_and_does_not_see_labels(method, separabl
         num_crops.append(len(views["crops"]))
         return views
 
-    monkeypatch.setattr("microclip_hf.view_datasets.make_views", count_crops)
+    monkeypatch.setattr("microclip_hf.training.view_datasets.make_views", count_crops)
     before, _ = adapt(method, separable_task, learning_rate=0.0)
     after, extra = adapt(method, separable_task)
     assert accuracy(before, separable_task) == accuracy(after, separable_task) == 1

@@ -18,12 +18,12 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
-from microclip_hf.commands.loading import load_adapted, load_clip
-from microclip_hf.evaluation import EvaluationSettings, PreparedImages
+from microclip_hf.evaluation.predictions import EvaluationSettings, PreparedImages
+from microclip_hf.loading import load_adapted, load_clip
 from microclip_hf.plots import snapshot
 from microclip_hf.prediction import predict_photos
 from microclip_hf.preparation import Preparation
-from microclip_hf.views import cut_squares
+from microclip_hf.training.views import cut_squares
 
 
 SQUARE = {"height": 32, "width": 32}

@@ -16,9 +16,9 @@ from torch.testing import assert_close
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
-from microclip_hf.kept_prior import KeptPrior
-from microclip_hf.trainer import PRIOR_DIR
-from microclip_hf.view_datasets import ViewDataset, ViewSettings
+from microclip_hf.training.kept_prior import KeptPrior
+from microclip_hf.training.trainer import PRIOR_DIR
+from microclip_hf.training.view_datasets import ViewDataset, ViewSettings
 
 
 def kept_scores(folder, epoch=0):

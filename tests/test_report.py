@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 
 from microclip_hf.commands import adapt
 from microclip_hf.commands import report as report_command
-from microclip_hf.diagnostics import Diagnostics
-from microclip_hf.report import write_report
-from microclip_hf.run_record import read_record, write_record
-from microclip_hf.view_datasets import image_names
+from microclip_hf.data.image_columns import image_names
+from microclip_hf.report.page import write_report
+from microclip_hf.report.record import read_record, write_record
+from microclip_hf.training.diagnostics import Diagnostics
 
 
 LIMIT = 5_000_000

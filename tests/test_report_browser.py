@@ -5,7 +5,7 @@ import shutil
 import pytest
 from test_report import HISTORY, STRANGE, write_run
 
-from microclip_hf.report import write_report
+from microclip_hf.report.page import write_report
 
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")

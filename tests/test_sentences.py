@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microclip_hf.sentences import extract_sentences, fits_text_tower, sentence_key, shorten, unique_sentences
+from microclip_hf.descriptions.sentences import (
+    extract_sentences,
+    fits_text_tower,
+    sentence_key,
+    shorten,
+    unique_sentences,
+)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from microclip_hf import (
     modeling_microclip,
 )
 from microclip_hf.modeling_microclip import QuickGELU
-from microclip_hf.training_args import MAX_WORKERS
+from microclip_hf.training.training_args import MAX_WORKERS
 
 
 pytestmark = pytest.mark.numerical

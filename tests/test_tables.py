@@ -14,9 +14,9 @@ from adaptation import CLASS_NAMES, draw_images
 from datasets import Dataset, Features, Image, Value
 from packaging.version import Version
 
-from microclip_hf.data import load_images
+from microclip_hf.data.sources import load_images
 from microclip_hf.prediction import find_photos
-from microclip_hf.view_datasets import decode
+from microclip_hf.training.view_datasets import decode
 
 
 ODD_NAMES = [

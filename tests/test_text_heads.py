@@ -14,8 +14,8 @@ from tolerances import within
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from microclip_hf import MicroCLIPForImageClassification
-from microclip_hf.data import read_class_names
-from microclip_hf.descriptions import read_descriptions
+from microclip_hf.data.class_names import read_class_names
+from microclip_hf.descriptions.files import read_descriptions
 from microclip_hf.text_heads import build_heads, encode_heads, encode_texts, normalize_name
 
 

@@ -19,8 +19,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from microclip_hf import views
 from microclip_hf.images import UNREADABLE
-from microclip_hf.view_datasets import VIEW_NAMES, ViewCollator, ViewDataset, ViewSettings
-from microclip_hf.views import FILL_COLOR, OPERATIONS, make_views, to_rgb
+from microclip_hf.training.view_datasets import VIEW_NAMES, ViewCollator, ViewDataset, ViewSettings
+from microclip_hf.training.views import FILL_COLOR, OPERATIONS, make_views, to_rgb
 
 
 BICUBIC = Image.Resampling.BICUBIC

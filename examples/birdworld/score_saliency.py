@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from microclip_hf import MicroCLIPForImageClassification
-from microclip_hf.explain import Explanation, explain, overlay
-from microclip_hf.patch_grid import PatchGrid
+from microclip_hf.explain.explanation import Explanation, explain, overlay
+from microclip_hf.explain.patch_grid import PatchGrid
 
 from .domains import DOMAINS, TARGET_SIZE, Domain
 from .tiny_clip import FOLDER

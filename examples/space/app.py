@@ -28,12 +28,12 @@ from PIL import ImageOps
 from safetensors import SafetensorError
 
 from microclip_hf import MicroCLIPForImageClassification
-from microclip_hf.commands.loading import load_adapted
 from microclip_hf.commands.predict import COLUMNS
-from microclip_hf.data import read_class_names
-from microclip_hf.descriptions import read_descriptions
-from microclip_hf.explain import Explanation, explain, overlay
-from microclip_hf.patch_grid import PatchGrid
+from microclip_hf.data.class_names import read_class_names
+from microclip_hf.descriptions.files import read_descriptions
+from microclip_hf.explain.explanation import Explanation, explain, overlay
+from microclip_hf.explain.patch_grid import PatchGrid
+from microclip_hf.loading import load_adapted
 from microclip_hf.prediction import Prediction, predict_photos
 
 

@@ -18,22 +18,24 @@ from transformers import pipeline
 from transformers.trainer_utils import PredictionOutput, get_last_checkpoint, has_length
 from transformers.utils import CONFIG_NAME
 
-from ..checks import check_classes, check_unused, check_writable
-from ..data import load_images, read_class_names
-from ..descriptions import load_descriptions, read_descriptions, save_descriptions
-from ..files import read_text
+from ..data.class_names import read_class_names
+from ..data.sources import load_images
+from ..descriptions.files import load_descriptions, read_descriptions, save_descriptions
+from ..files import check_writable, read_text
+from ..hub.model_card import DESCRIPTIONS, PICTURE, CardFacts, split_results
 from ..images import UNREADABLE, cut_strip, decode, to_rgb
-from ..model_card import DESCRIPTIONS, PICTURE, CardFacts, split_results
+from ..loading import load_clip, read_model_type
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..plots import Snapshot, plot_adaptation, snapshot
 from ..presets import Preset, list_presets, load_split
-from ..report import write_report
-from ..run_record import REPORT, write_record
+from ..report.page import write_report
+from ..report.record import REPORT, write_record
 from ..text_heads import check_templates
-from ..trainer import MicroCLIPTrainer
-from ..training_args import MicroCLIPTrainingArguments
+from ..training.checks import check_classes, check_unused
+from ..training.trainer import MicroCLIPTrainer
+from ..training.training_args import MicroCLIPTrainingArguments
 from . import command_frame, make_parser, refuse_unknown
-from .loading import check_files, load_clip, read_model_type, read_overrides, read_preset, refuse_given
+from .options import check_files, read_overrides, read_preset, refuse_given
 
 
 @dataclass

@@ -20,12 +20,12 @@ import torch
 import transformers
 
 from .. import __version__
-from ..answers import AnswerFile
-from ..chat import EndpointChat, LocalChat, first_line
-from ..data import read_class_names
-from ..describe import Outcome, Questions, ask, write_descriptions
+from ..data.class_names import read_class_names
+from ..descriptions.asking import Outcome, Questions, ask, write_descriptions
+from ..descriptions.chat import EndpointChat, LocalChat, first_line
+from ..descriptions.replies import AnswerFile
+from ..descriptions.sentences import Fits, fits_text_tower
 from ..files import write_whole
-from ..sentences import Fits, fits_text_tower
 from . import command_frame, make_parser, refuse_unknown
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from ..card_results import add_results, read_card
 from ..configuration_microclip import MicroCLIPConfig
-from ..data import load_images, read_class_names
-from ..descriptions import read_descriptions
-from ..evaluation import ANSWER, EvaluationSettings, PlainCLIP, predict_all_ways
-from ..evaluation_report import (
+from ..data.class_names import read_class_names
+from ..data.labels import labelled
+from ..data.sources import load_images
+from ..descriptions.files import read_descriptions
+from ..evaluation.predictions import ANSWER, EvaluationSettings, PlainCLIP, predict_all_ways
+from ..evaluation.results import (
     PAGE,
     PICTURE,
     RESULTS,
@@ -28,23 +29,15 @@ from ..evaluation_report import (
     ways_table,
     write_report,
 )
-from ..labels import labelled
-from ..model_card import hub_id
+from ..hub.card_results import add_results, read_card
+from ..hub.model_card import hub_id
+from ..loading import choose_device, load_adapted, load_clip, read_model_type
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..presets import Preset, load_split
 from ..text_heads import check_templates, encode_heads
-from ..views import NUM_CROPS
+from ..training.views import NUM_CROPS
 from . import command_frame, make_parser, refuse_unknown
-from .loading import (
-    check_files,
-    choose_device,
-    load_adapted,
-    load_clip,
-    read_model_type,
-    read_overrides,
-    read_preset,
-    refuse_given,
-)
+from .options import check_files, read_overrides, read_preset, refuse_given
 
 
 NUM_PRINTED = 5

@@ -10,9 +10,9 @@ import torch
 from onnx.checker import ValidationError
 
 from ..export import export_onnx
+from ..loading import load_adapted
 from ..modeling_microclip import MicroCLIPForImageClassification
 from . import command_frame, make_parser, refuse_unknown
-from .loading import load_adapted
 
 
 @dataclass

@@ -12,11 +12,11 @@ from typing import TextIO
 import torch
 from tqdm import tqdm
 
-from ..checks import check_writable
+from ..files import check_writable
+from ..loading import choose_device, load_adapted
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..prediction import find_photos, predict_photos
 from . import command_frame, make_parser, refuse_unknown
-from .loading import choose_device, load_adapted
 
 
 COLUMNS = ("file", "label", "score", "runner_up", "runner_up_score")

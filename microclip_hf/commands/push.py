@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from huggingface_hub import get_token
 from huggingface_hub.utils import validate_repo_id
 
-from ..hub import check_model_folder, push_folder
+from ..hub.push import check_model_folder, push_folder
 from . import command_frame, make_parser, refuse_unknown
 
 

@@ -3,8 +3,8 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
-from ..report import EARLIER, write_report
-from ..run_record import REPORT
+from ..report.page import EARLIER, write_report
+from ..report.record import REPORT
 from . import HelpFormatter, command_frame, refuse_unknown
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from datasets import ClassLabel, Dataset, IterableDataset
 
-from ..data import open_dataset
-from ..labels import DataSource, align_labels, align_or_leave_out
+from ..data.labels import DataSource, align_labels, align_or_leave_out
+from ..data.sources import open_dataset
 from ..text_heads import abbreviate, check_class_names, check_templates
 
 

@@ -13,10 +13,10 @@ import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from . import __version__
-from .configuration_microclip import MicroCLIPConfig
-from .files import write_whole
-from .training_args import MicroCLIPTrainingArguments
+from .. import __version__
+from ..configuration_microclip import MicroCLIPConfig
+from ..files import write_whole
+from ..training.training_args import MicroCLIPTrainingArguments
 
 
 METHODS = {

@@ -19,13 +19,13 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from .evaluation_report import confused_pairs, shown_classes
-from .files import write_whole
-from .images import UNREADABLE, decode, to_rgb
-from .model_card import METHODS
-from .plots import plot_class_sizes, plot_confusion, plot_curves
-from .run_record import LABELS, REPORT, REPORT_DIR, ImageLabel, RunRecord, read_record
-from .view_datasets import ViewDataset
+from ..evaluation.results import confused_pairs, shown_classes
+from ..files import write_whole
+from ..hub.model_card import METHODS
+from ..images import UNREADABLE, decode, to_rgb
+from ..plots import plot_class_sizes, plot_confusion, plot_curves
+from ..training.view_datasets import ViewDataset
+from .record import LABELS, REPORT, REPORT_DIR, ImageLabel, RunRecord, read_record
 
 
 EARLIER = "report-earlier.html"

@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from transformers import BaseImageProcessor
 
-from .images import UNREADABLE, cut_strip, decode, to_rgb
+from ..data.image_columns import describe_unreadable
+from ..images import UNREADABLE, cut_strip, decode, to_rgb
 from .kept_prior import KeptPrior
 from .views import make_views
 
 
 VIEW_NAMES = ("weak", "strong", "crops")
 NONE_KEPT = -1
-NUM_NAMES = 3
 # A label that isn't known; cross-entropy ignores it.
 UNKNOWN = -100
 # A stream's share of unreadable images is judged as if at least so many had been seen.
@@ -175,34 +175,6 @@ class ViewStream(torch.utils.data.IterableDataset):
                     yield views
             if seen == before:
                 return  # a worker without any shard
-
-
-def describe_unreadable(dataset: Any, unreadable: torch.Tensor) -> str:
-    """How many images can't be read, and which ones the first are; `unreadable` `(num_images,)`, bool."""
-    if isinstance(dataset, datasets.Dataset):
-        dataset = dataset.with_format(None).select_columns(["image"])
-        dataset = dataset.cast_column("image", datasets.Image(decode=False))
-    names = []
-    for index in unreadable.nonzero().flatten()[:NUM_NAMES].tolist():
-        image = dataset[index]["image"] if isinstance(dataset, datasets.Dataset) else None
-        names.append((isinstance(image, dict) and image["path"]) or f"image {index}")
-    more = ", ..." if unreadable.sum() > NUM_NAMES else ""
-    return f"{unreadable.sum()} of {len(unreadable)} images can't be read ({', '.join(names)}{more})"
-
-
-def image_names(dataset: Any) -> tuple[list[str], bool]:
-    """What the images of a `datasets.Dataset` are called, and whether all of them are files of their own.
-
-    Returns:
-        One name an image, empty where it has none; for any other data set no names.
-    """
-    if not isinstance(dataset, datasets.Dataset) or not isinstance(dataset.features.get("image"), datasets.Image):
-        return [], False
-    images = dataset.with_format(None).select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
-    columns = images.flatten()  # paths can be read without the photos' bytes
-    names = [path or "" for path in columns.select_columns(["image.path"])["image.path"][:]]
-    contents = columns.data.column("image.bytes")
-    return names, contents.null_count == len(contents)
 
 
 def first_example(dataset: Any) -> Any:

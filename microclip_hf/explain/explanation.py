@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .configuration_microclip import default_image_processor
-from .images import cut_strip, to_rgb
-from .modeling_microclip import MicroCLIPForImageClassification
+from ..configuration_microclip import default_image_processor
+from ..images import cut_strip, to_rgb
+from ..modeling_microclip import MicroCLIPForImageClassification
 from .patch_grid import PatchGrid
 
 

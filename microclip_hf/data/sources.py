@@ -8,10 +8,9 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Image, IterableDataset
 
-from .class_names import read_class_names as read_class_names  # for callers, with the images
 from .folders import existing_folder
-from .images import holds_photos, photo_files, refuse_undecodable
 from .labels import DataSource, align_labels, align_or_leave_out, labelled, name_labels
+from .photo_files import holds_photos, photo_files, refuse_undecodable
 from .tables import read_files, read_repository, read_saved, select_columns
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from transformers.utils import CONFIG_NAME
 
-from .configuration_microclip import MicroCLIPConfig
-from .text_heads import abbreviate
+from ..configuration_microclip import MicroCLIPConfig
+from ..text_heads import abbreviate
 
 
 # Folders, in lower case, of deleted files, former states and thumbnails; on a NAS (Synology, QNAP, NetApp, Netgear,

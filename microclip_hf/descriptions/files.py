@@ -11,8 +11,8 @@ from typing import Any
 from datasets import ClassLabel, Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 
-from .files import parse_json, read_text, write_whole
-from .text_heads import abbreviate, match_descriptions, normalize_name
+from ..files import parse_json, read_text, write_whole
+from ..text_heads import abbreviate, match_descriptions, normalize_name
 
 
 def read_descriptions(path: str | os.PathLike, class_names: Sequence[str]) -> dict[str, list[str]]:

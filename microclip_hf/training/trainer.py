@@ -29,31 +29,24 @@ from transformers.trainer_utils import (
 )
 from transformers.utils import CONFIG_NAME
 
-from .checks import STATE_NAME, check_checkpoint, check_room, check_training, check_writable, image_facts
-from .configuration_microclip import MicroCLIPConfig, default_image_processor
+from ..configuration_microclip import MicroCLIPConfig, default_image_processor
+from ..data.eval_datasets import EvalDatasets
+from ..data.image_columns import as_images, describe_unreadable, undecoded
+from ..data.labels import align_or_leave_out
+from ..files import check_writable
+from ..hub.model_card import CARD, PICTURE, CardFacts, keep_card, split_results, write_model_card
+from ..hub.push import check_repository, push_folder
+from ..metrics import compute_metrics
+from ..modeling_microclip import MicroCLIPForImageClassification, MicroCLIPOutput
+from ..plots import plot_adaptation
+from ..preparation import Preparation
+from ..pseudo_labels import aggregate_scores, align_distribution, composite_embeds, fairness_loss, fuse_embeds
+from ..saliency import NonFiniteError
+from .checks import STATE_NAME, check_checkpoint, check_room, check_training, image_facts
 from .diagnostics import Diagnostics
-from .eval_datasets import EvalDatasets
-from .hub import check_repository, push_folder
 from .kept_prior import KeptPrior
-from .labels import align_or_leave_out
-from .metrics import compute_metrics
-from .model_card import CARD, PICTURE, CardFacts, keep_card, split_results, write_model_card
-from .modeling_microclip import MicroCLIPForImageClassification, MicroCLIPOutput
-from .plots import plot_adaptation
-from .preparation import Preparation
-from .pseudo_labels import aggregate_scores, align_distribution, composite_embeds, fairness_loss, fuse_embeds
-from .saliency import NonFiniteError
-from .tables import as_images, undecoded
 from .training_args import MicroCLIPTrainingArguments
-from .view_datasets import (
-    ViewCollator,
-    ViewDataset,
-    ViewSettings,
-    ViewStream,
-    describe_unreadable,
-    first_example,
-    holds_views,
-)
+from .view_datasets import ViewCollator, ViewDataset, ViewSettings, ViewStream, first_example, holds_views
 
 
 # Where files are written before they get their final name.

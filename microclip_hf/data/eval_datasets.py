@@ -9,10 +9,9 @@ import datasets
 import torch
 from tqdm import tqdm
 
-from .images import UNREADABLE, decode, to_rgb
+from ..images import UNREADABLE, decode, to_rgb
+from .image_columns import as_images, describe_unreadable, undecoded
 from .labels import align_labels
-from .tables import as_images, undecoded
-from .view_datasets import describe_unreadable
 
 
 # Images that are in memory at once while they are tried.

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .files import parse_json, read_text
-from .text_heads import abbreviate, check_class_names
+from ..files import parse_json, read_text
+from ..text_heads import abbreviate, check_class_names
 
 
 JSON_FORM = '["class", ...]'

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import BaseImageProcessor
 
-from .views import Box
+from ..training.views import Box
 
 
 # Of a pixel's or a patch's area; less is rounding.

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,15 +18,17 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.trainer_utils import IntervalStrategy, has_length
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from . import modeling_microclip
-from .configuration_microclip import MicroCLIPConfig
-from .hub import MODEL
-from .model_card import CARD
-from .modeling_microclip import MicroCLIPForImageClassification
-from .run_record import LABELS, REPORT, REPORT_DIR
-from .text_heads import abbreviate
+from .. import modeling_microclip
+from ..configuration_microclip import MicroCLIPConfig
+from ..data.image_columns import image_names
+from ..files import nearest_folder
+from ..hub.model_card import CARD
+from ..hub.push import MODEL
+from ..modeling_microclip import MicroCLIPForImageClassification
+from ..report.record import LABELS, REPORT, REPORT_DIR
+from ..text_heads import abbreviate
 from .training_args import MicroCLIPTrainingArguments
-from .view_datasets import ViewDataset, image_names
+from .view_datasets import ViewDataset
 
 
 # In a checkpoint: what self-training remembers besides weights.
@@ -36,26 +37,6 @@ PRIOR_HEAD = "prior_head.weight"
 # Unit vectors of the same texts, encoded on two machines, differ by far less, those of other texts by far more.
 SAME_HEAD = 1e-3
 BYTES = 4  # of a float32
-
-
-def check_writable(folder: str | os.PathLike, argument: str = "output_dir") -> None:
-    """Whether files can be written into a folder, or into the nearest one that exists, where it isn't there yet.
-
-    Args:
-        folder (`str` or `os.PathLike`): the folder.
-        argument (`str`): whose it is, for the error's text.
-
-    Raises:
-        ValueError: if they can't, or a file stands in the way.
-    """
-    try:
-        with tempfile.TemporaryFile(dir=_nearest_folder(folder)):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"{argument} {os.fspath(folder)} can't be written: {error.strerror or error}. Choose another folder, or "
-            "change its permissions."
-        ) from error
 
 
 def check_unused(folder: str | os.PathLike) -> None:
@@ -73,12 +54,6 @@ def check_unused(folder: str | os.PathLike) -> None:
             f"output_dir {os.fspath(folder)} holds {abbreviate(kept)}, which this run would overwrite. Choose another "
             "folder, or move them away."
         )
-
-
-def _nearest_folder(folder: str | os.PathLike) -> Path:
-    """The folder, or what exists of its parents."""
-    path = Path(folder).absolute()
-    return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
 def check_training(model: MicroCLIPForImageClassification, args: MicroCLIPTrainingArguments, dataset: Any) -> None:
@@ -139,7 +114,7 @@ def check_room(
     if checkpoint is not None:
         num_kept = min(num_kept, 1)
     needed = weights + num_kept * (weights + (0 if args.save_only_model else moments))
-    free = shutil.disk_usage(_nearest_folder(args.output_dir)).free
+    free = shutil.disk_usage(nearest_folder(args.output_dir)).free
     if needed > free:
         fewer = f", lower save_total_limit ({args.save_total_limit}), or use save_strategy='no'" if num_kept else ""
         raise ValueError(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from transformers import CLIPConfig
 
-from .text_heads import load_tokenizer, whole_characters
+from ..text_heads import load_tokenizer, whole_characters
 
 
 Fits = Callable[[str], bool]

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
-from .text_heads import abbreviate, normalize_name, suggest
+from ..text_heads import abbreviate, normalize_name, suggest
 
 
 DataSource = TypeVar("DataSource", Dataset, IterableDataset)

@@ -16,13 +16,13 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
-from .images import UNREADABLE, cut_strip, decode, to_rgb
-from .model_card import METHODS
-from .modeling_microclip import MicroCLIPForImageClassification, MicroCLIPOutput
-from .preparation import Preparation
-from .pseudo_labels import composite_embeds
-from .view_datasets import describe_unreadable
-from .views import CROP_RATIO, NUM_CROPS, crop_box, cut_squares
+from ..data.image_columns import describe_unreadable
+from ..hub.model_card import METHODS
+from ..images import UNREADABLE, cut_strip, decode, to_rgb
+from ..modeling_microclip import MicroCLIPForImageClassification, MicroCLIPOutput
+from ..preparation import Preparation
+from ..pseudo_labels import composite_embeds
+from ..training.views import CROP_RATIO, NUM_CROPS, crop_box, cut_squares
 
 
 WAYS = {

@@ -15,11 +15,11 @@ from typing import TextIO
 
 from tqdm.auto import tqdm
 
-from .answers import AnswerFile
+from ..text_heads import abbreviate, check_templates, check_whole, normalize_name
 from .chat import EndpointChat, LocalChat
-from .descriptions import save_descriptions
+from .files import save_descriptions
+from .replies import AnswerFile
 from .sentences import Fits, extract_sentences, sentence_key, unique_sentences
-from .text_heads import abbreviate, check_templates, check_whole, normalize_name
 
 
 # The last one sets a class apart from those that its name is similar to.

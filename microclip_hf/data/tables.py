@@ -8,17 +8,16 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, Features, Image, IterableDataset, Value, load_dataset, load_from_disk
+from datasets import Dataset, Features, Image, IterableDataset, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 
+from ..text_heads import abbreviate
+from .image_columns import CONTENTS, PATHS, as_images, has_type, holds_files, undecoded
 from .labels import DataSource, can_be_labels, warn_left_out
-from .text_heads import abbreviate
 
 
 # What `datasets` raises for files that aren't what they should be.
 LOADING_ERRORS = (OSError, ValueError, DatasetsError, pa.ArrowException, tarfile.TarError)
-# Types of columns that hold the contents, or the paths, of image files.
-CONTENTS, PATHS = ("binary", "large_binary"), ("string", "large_string")
 
 
 def read_files(source: str, kind: str, files: Sequence[str], streaming: bool) -> Dataset | IterableDataset:
@@ -88,7 +87,7 @@ def select_columns(
         ValueError: if there is no column of images, or (where required) none of labels.
     """
     image_column = _find_images(dataset.features, source, image_column)
-    if _has_type(dataset.features[image_column], PATHS):
+    if has_type(dataset.features[image_column], PATHS):
         _check_paths(dataset, source, image_column)
     if image_column == label_column:
         raise ValueError(f"{source}: image_column and label_column are both {label_column!r}; say which is which.")
@@ -104,27 +103,6 @@ def select_columns(
         names[label_column] = "label"
     dataset = dataset.select_columns(list(names))
     return dataset.rename_columns({old: new for old, new in names.items() if old != new})
-
-
-def as_images(dataset: Any, column: str = "image") -> Any:
-    """A data set of `datasets` whose column holds paths or contents of image files, with that column cast to `Image`.
-
-    One that already holds images, whose features aren't known or are transformed, or of another kind, stays as it is.
-    """
-    if not isinstance(dataset, (Dataset, IterableDataset)) or not _holds_files((dataset.features or {}).get(column)):
-        return dataset
-    if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
-        return dataset
-    return dataset.cast_column(column, Image())
-
-
-def undecoded(stream: Any, column: str = "image") -> Any:
-    """A stream of `datasets` with its images as they are stored: an error in one then doesn't end it."""
-    if not isinstance(stream, IterableDataset):
-        return stream
-    if stream.features is not None and isinstance(stream.features.get(column), Image):
-        return stream.cast_column(column, Image(decode=False))
-    return stream
 
 
 def _load(source: str, *arguments: Any, **options: Any) -> Dataset | IterableDataset:
@@ -205,7 +183,7 @@ def _find_images(features: Features, source: str, image_column: str | None) -> s
             "images; say which one is meant with image_column."
         )
     feature = features[image_column]
-    if not isinstance(feature, Image) and not _holds_files(feature):
+    if not isinstance(feature, Image) and not holds_files(feature):
         raise ValueError(
             f"The column {image_column!r} of {source} holds {feature}, not images, nor their bytes or paths; those "
             f"that hold images are {abbreviate(images) or 'none'}. Say which one is meant with image_column, or cast "
@@ -216,11 +194,11 @@ def _find_images(features: Features, source: str, image_column: str | None) -> s
 
 def _find_contents(features: Features) -> str | None:
     """The column of what `Image` would store, if it is clear which: by its type, or else by its name."""
-    stored = [name for name, feature in features.items() if isinstance(feature, dict) and _holds_files(feature)]
-    contents = stored or [name for name, feature in features.items() if _has_type(feature, CONTENTS)]
+    stored = [name for name, feature in features.items() if isinstance(feature, dict) and holds_files(feature)]
+    contents = stored or [name for name, feature in features.items() if has_type(feature, CONTENTS)]
     if len(contents) == 1:
         return contents[0]
-    return "image" if _holds_files(features.get("image")) else None
+    return "image" if holds_files(features.get("image")) else None
 
 
 def _check_paths(dataset: DataSource, source: str, column: str) -> None:
@@ -233,17 +211,6 @@ def _check_paths(dataset: DataSource, source: str, column: str) -> None:
             f"is no file's path as seen from {os.getcwd()}. Say which column is meant with image_column, or make the "
             "paths absolute."
         )
-
-
-def _holds_files(feature: Any) -> bool:
-    """Whether a column holds contents of image files, paths, or both as `Image` stores them."""
-    if isinstance(feature, dict):
-        return set(feature) == {"bytes", "path"}
-    return _has_type(feature, CONTENTS + PATHS)
-
-
-def _has_type(feature: Any, types: Sequence[str]) -> bool:
-    return isinstance(feature, Value) and feature.dtype in types
 
 
 def _label_problem(features: Features, source: str, label_column: str) -> str | None:

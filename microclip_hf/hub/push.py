@@ -14,10 +14,10 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from .configuration_microclip import MicroCLIPConfig
+from ..configuration_microclip import MicroCLIPConfig
+from ..modeling_microclip import MicroCLIPForImageClassification, check_loading_report, check_weights
+from ..text_heads import abbreviate
 from .model_card import CARD, DESCRIPTIONS, PICTURE
-from .modeling_microclip import MicroCLIPForImageClassification, check_loading_report, check_weights
-from .text_heads import abbreviate
 
 
 CONFIG, IMAGE_PROCESSOR = "config.json", "preprocessor_config.json"

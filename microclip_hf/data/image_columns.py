@@ -1,0 +1,74 @@
+"""The column of images in a data set: cast or left undecoded, what its images are called, which can't be read."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import torch
+from datasets import Dataset, Image, IterableDataset, Value
+
+
+NUM_NAMES = 3
+# Types of columns that hold the contents, or the paths, of image files.
+CONTENTS, PATHS = ("binary", "large_binary"), ("string", "large_string")
+
+
+def as_images(dataset: Any, column: str = "image") -> Any:
+    """A data set of `datasets` whose column holds paths or contents of image files, with that column cast to `Image`.
+
+    One that already holds images, whose features aren't known or are transformed, or of another kind, stays as it is.
+    """
+    if not isinstance(dataset, (Dataset, IterableDataset)) or not holds_files((dataset.features or {}).get(column)):
+        return dataset
+    if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
+        return dataset
+    return dataset.cast_column(column, Image())
+
+
+def undecoded(stream: Any, column: str = "image") -> Any:
+    """A stream of `datasets` with its images as they are stored: an error in one then doesn't end it."""
+    if not isinstance(stream, IterableDataset):
+        return stream
+    if stream.features is not None and isinstance(stream.features.get(column), Image):
+        return stream.cast_column(column, Image(decode=False))
+    return stream
+
+
+def image_names(dataset: Any) -> tuple[list[str], bool]:
+    """What the images of a `datasets.Dataset` are called, and whether all of them are files of their own.
+
+    Returns:
+        One name an image, empty where it has none; for any other data set no names.
+    """
+    if not isinstance(dataset, datasets.Dataset) or not isinstance(dataset.features.get("image"), datasets.Image):
+        return [], False
+    images = dataset.with_format(None).select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+    columns = images.flatten()  # paths can be read without the photos' bytes
+    names = [path or "" for path in columns.select_columns(["image.path"])["image.path"][:]]
+    contents = columns.data.column("image.bytes")
+    return names, contents.null_count == len(contents)
+
+
+def describe_unreadable(dataset: Any, unreadable: torch.Tensor) -> str:
+    """How many images can't be read, and which ones the first are; `unreadable` `(num_images,)`, bool."""
+    if isinstance(dataset, datasets.Dataset):
+        dataset = dataset.with_format(None).select_columns(["image"])
+        dataset = dataset.cast_column("image", datasets.Image(decode=False))
+    names = []
+    for index in unreadable.nonzero().flatten()[:NUM_NAMES].tolist():
+        image = dataset[index]["image"] if isinstance(dataset, datasets.Dataset) else None
+        names.append((isinstance(image, dict) and image["path"]) or f"image {index}")
+    more = ", ..." if unreadable.sum() > NUM_NAMES else ""
+    return f"{unreadable.sum()} of {len(unreadable)} images can't be read ({', '.join(names)}{more})"
+
+
+def holds_files(feature: Any) -> bool:
+    """Whether a column holds contents of image files, paths, or both as `Image` stores them."""
+    if isinstance(feature, dict):
+        return set(feature) == {"bytes", "path"}
+    return has_type(feature, CONTENTS + PATHS)
+
+
+def has_type(feature: Any, types: Sequence[str]) -> bool:
+    """Whether a column holds single values of one of these types."""
+    return isinstance(feature, Value) and feature.dtype in types

@@ -1,0 +1,209 @@
+"""The views of an image that self-training compares (arXiv:2510.02270, sections 3.3 and 4), as uint8 arrays.
+
+Weak view: shorter side to the input size, random square crop. Crops: K squares of the original image. Strong view:
+random resized crop, flip, RandAugment. Every random choice comes from the generator that is handed in, so that a view
+depends on (seed, epoch, image index) and not on the process that makes it. S is the input size in pixels.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
+from transformers.image_utils import OPENAI_CLIP_MEAN
+
+from ..images import ORIENTATION, to_rgb
+
+
+# K, and the least and greatest side of a crop as shares of the shorter side.
+NUM_CROPS, CROP_RATIO = 8, (0.5, 0.9)
+STRONG_SCALE = (0.3, 1.0)
+STRONG_RATIO = (3 / 4, 4 / 3)
+# RandAugment as timm's `rand-m9-mstd0.5-inc1`: two operations an image, each with probability 0.5, magnitude
+# N(9, 0.5).
+NUM_OPERATIONS, OPERATION_PROBABILITY = 2, 0.5
+MAGNITUDE_MEAN, MAGNITUDE_STD, MAX_MAGNITUDE = 9.0, 0.5, 10.0
+FILL_COLOR = tuple(round(255 * mean) for mean in OPENAI_CLIP_MEAN)
+# Those that torch has with antialiasing, which PIL always applies.
+TORCH_FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
+# Left, top, right, bottom.
+Box = tuple[float, float, float, float]
+
+
+def draft(image: Image.Image, size: int, crop_ratio: Sequence[float]) -> int:
+    """Have an opened JPEG decoded at 1/2, 1/4 or 1/8 of its size where every view is still made by down-sampling.
+
+    Returns:
+        The scale: 8, 4, 2, or 1 where the image is decoded whole, as all that isn't an upright grey or RGB JPEG.
+    """
+    if not isinstance(image, JpegImageFile) or image.mode not in ("L", "RGB"):
+        return 1
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        return 1
+    width, height = image.size
+    strong_side = math.sqrt(STRONG_SCALE[0] * STRONG_RATIO[0] * width * height)
+    smallest_side = math.floor(min(crop_ratio[0] * min(width, height), strong_side))
+    scale = next((scale for scale in (8, 4, 2) if smallest_side >= scale * size), 1)
+    return scale if scale > 1 and image.draft(None, (width // scale, height // scale)) else 1
+
+
+def weak_box(width: int, height: int, size: int, rng: np.random.Generator) -> Box:
+    """A random square, `size` at a side once the shorter side is resized to `size`, in pixels of the original."""
+    short = min(width, height)
+    resized_width, resized_height = int(size * width / short), int(size * height / short)
+    left, top = rng.integers(resized_width - size + 1), rng.integers(resized_height - size + 1)
+    x_scale, y_scale = width / resized_width, height / resized_height
+    right, bottom = min((left + size) * x_scale, width), min((top + size) * y_scale, height)
+    return left * x_scale, top * y_scale, right, bottom
+
+
+def crop_box(width: int, height: int, ratio: Sequence[float], rng: np.random.Generator) -> Box:
+    """A random square, its side U(ratio) of the shorter side."""
+    side = max(1, round(rng.uniform(*ratio) * min(width, height)))
+    left, top = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
+    return left, top, left + side, top + side
+
+
+def strong_box(width: int, height: int, rng: np.random.Generator) -> Box:
+    """A random rectangle, `STRONG_SCALE` of the area, `STRONG_RATIO` width to height.
+
+    After ten draws that don't fit, the largest central rectangle of a permitted ratio is taken.
+    """
+    for _ in range(10):
+        area = width * height * rng.uniform(*STRONG_SCALE)
+        ratio = math.exp(rng.uniform(*map(math.log, STRONG_RATIO)))
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left, top = int(rng.integers(width - crop_width + 1)), int(rng.integers(height - crop_height + 1))
+            break
+    else:
+        crop_width = max(1, min(width, round(height * STRONG_RATIO[1])))
+        crop_height = max(1, min(height, round(width / STRONG_RATIO[0])))
+        left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    return left, top, left + crop_width, top + crop_height
+
+
+def cut(
+    image: Image.Image, box: Box, size: int, scale: int = 1, resample: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
+    """The box of a file that is decoded at 1 / scale of its size, resized to a square."""
+    # Exact: a pixel of a draft is scale x scale pixels of the file, or what is left of them at its end.
+    return image.resize((size, size), resample, box=tuple(edge / scale for edge in box))
+
+
+def cut_squares(
+    image: Image.Image,
+    boxes: Sequence[Box],
+    size: int,
+    scale: int = 1,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> np.ndarray:
+    """Each box as by [`cut`], channels first, `(len(boxes), 3, size, size)`.
+
+    Boxes of whole pixels are resized by torch where it has the filter: up to two levels off, but three times as fast.
+    """
+    if not boxes:
+        return np.zeros((0, 3, size, size), dtype=np.uint8)
+    if scale > 1 or resample not in TORCH_FILTERS:
+        return np.stack([_channels_first(cut(image, box, size, scale, resample)) for box in boxes])
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    squares = [pixels[None, :, top:bottom, left:right] for left, top, right, bottom in boxes]
+    options = {"size": (size, size), "mode": TORCH_FILTERS[resample], "antialias": True}
+    return torch.cat([torch.nn.functional.interpolate(square, **options) for square in squares]).numpy()
+
+
+def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=FILL_COLOR)
+
+
+def _solarize_add(image: Image.Image, addend: int) -> Image.Image:
+    return image.point([min(255, value + addend) if value < 128 else value for value in range(256)] * 3)
+
+
+def _enhance(kind: type) -> Callable[[Image.Image, float, int], Image.Image]:
+    return lambda image, level, sign: kind(image).enhance(max(0.1, 1 + sign * 0.9 * level))
+
+
+# The 15 operations: (image, level = magnitude / 10, sign = -1 or 1 at random) -> image, stronger with the level.
+OPERATIONS: dict[str, Callable[[Image.Image, float, int], Image.Image]] = {
+    "auto_contrast": lambda image, level, sign: ImageOps.autocontrast(image),
+    "equalize": lambda image, level, sign: ImageOps.equalize(image),
+    "invert": lambda image, level, sign: ImageOps.invert(image),
+    "rotate": lambda image, level, sign: image.rotate(
+        sign * 30 * level, Image.Resampling.BICUBIC, fillcolor=FILL_COLOR
+    ),
+    # One bit at least: none would be a black image, and PIL refuses it.
+    "posterize": lambda image, level, sign: ImageOps.posterize(image, max(1, 4 - int(4 * level))),
+    "solarize": lambda image, level, sign: ImageOps.solarize(image, 256 - int(256 * level)),
+    "solarize_add": lambda image, level, sign: _solarize_add(image, min(128, int(110 * level))),
+    "color": _enhance(ImageEnhance.Color),
+    "contrast": _enhance(ImageEnhance.Contrast),
+    "brightness": _enhance(ImageEnhance.Brightness),
+    "sharpness": _enhance(ImageEnhance.Sharpness),
+    "shear_x": lambda image, level, sign: _affine(image, (1, sign * 0.3 * level, 0, 0, 1, 0)),
+    "shear_y": lambda image, level, sign: _affine(image, (1, 0, 0, sign * 0.3 * level, 1, 0)),
+    "translate_x": lambda image, level, sign: _affine(image, (1, 0, sign * 0.45 * level * image.width, 0, 1, 0)),
+    "translate_y": lambda image, level, sign: _affine(image, (1, 0, 0, 0, 1, sign * 0.45 * level * image.height)),
+}
+
+
+def rand_augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Operations drawn with replacement, each applied with a probability, magnitude and sign of its own."""
+    names = list(OPERATIONS)
+    for index in rng.integers(len(names), size=NUM_OPERATIONS):
+        if rng.random() < OPERATION_PROBABILITY:
+            magnitude = min(max(rng.normal(MAGNITUDE_MEAN, MAGNITUDE_STD), 0.0), MAX_MAGNITUDE)
+            sign = 1 if rng.random() < 0.5 else -1
+            image = OPERATIONS[names[index]](image, magnitude / MAX_MAGNITUDE, sign)
+    return image
+
+
+def augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Horizontal flip with probability 0.5, RandAugment."""
+    return rand_augment(ImageOps.mirror(image) if rng.random() < 0.5 else image, rng)
+
+
+def make_views(
+    image: Image.Image,
+    size: int,
+    num_crops: int,
+    crop_ratio: Sequence[float],
+    rng: np.random.Generator,
+    may_draft: bool = False,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> dict[str, np.ndarray]:
+    """All views of one image.
+
+    Args:
+        image (`PIL.Image.Image`): any mode, any size.
+        size (`int`): S, the model's input size in pixels.
+        num_crops (`int`): K, 0 or more.
+        crop_ratio (`Sequence[float]`): least and greatest side of a crop, as shares of the shorter side.
+        rng (`numpy.random.Generator`): the source of every random choice.
+        may_draft (`bool`): whether the image is a file opened for this call alone, which may be decoded smaller.
+        resample (`PIL.Image.Resampling`): the filter of resizing.
+
+    Returns:
+        uint8 arrays: `weak` (3, S, S), `strong` (3, S, S), `crops` (K, 3, S, S).
+    """
+    full_size = image.size
+    scale = draft(image, size, crop_ratio) if may_draft else 1
+    image = to_rgb(image)
+    # Boxes are drawn in pixels of the file; what isn't drafted may have been turned upright.
+    width, height = image.size if scale == 1 else full_size
+
+    def view(box: Box) -> Image.Image:
+        return cut(image, box, size, scale, resample)
+
+    weak = view(weak_box(width, height, size, rng))
+    strong = augment(view(strong_box(width, height, rng)), rng)
+    # Last, so that the other views don't depend on how many there are.
+    boxes = [crop_box(width, height, crop_ratio, rng) for _ in range(num_crops)]
+    crops = cut_squares(image, boxes, size, scale, resample)
+    return {"weak": _channels_first(weak), "strong": _channels_first(strong), "crops": crops}
+
+
+def _channels_first(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).transpose(2, 0, 1)
