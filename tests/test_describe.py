@@ -19,9 +19,9 @@ from tiny_inputs import DESCRIPTIONS, save_clip, write_inputs
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from microclip_hf import chat
 from microclip_hf.commands import adapt
 from microclip_hf.commands import describe as command
+from microclip_hf.descriptions import chat
 from microclip_hf.descriptions.asking import NOTHING_SIMILAR, Questions, SimilarNames, write_descriptions
 from microclip_hf.descriptions.chat import NO_KEY, ChatError, LocalChat, Reply, find_api_key
 from microclip_hf.descriptions.files import load_descriptions, read_description_columns, read_descriptions

@@ -11,8 +11,8 @@ from decisions import ClearDecisions
 from PIL import Image as PilImage
 from tolerances import assert_clear
 
-from microclip_hf import tables
 from microclip_hf.commands import adapt, evaluate
+from microclip_hf.data import tables
 from microclip_hf.data.sources import load_images
 from microclip_hf.presets import list_presets, load_preset, load_split, readable_name
 

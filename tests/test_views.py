@@ -17,8 +17,8 @@ from PIL import Image
 from scipy import ndimage, stats
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from microclip_hf import views
 from microclip_hf.images import UNREADABLE
+from microclip_hf.training import views
 from microclip_hf.training.view_datasets import VIEW_NAMES, ViewCollator, ViewDataset, ViewSettings
 from microclip_hf.training.views import FILL_COLOR, OPERATIONS, make_views, to_rgb
 
