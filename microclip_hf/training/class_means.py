@@ -11,37 +11,19 @@ from ..pseudo_labels import fairness_loss
 
 
 def log_sum(logits: torch.Tensor) -> torch.Tensor:
-    """What the whole batch's mean needs of a part.
-
-    Args:
-        logits (`torch.Tensor` of shape `(batch_size, num_classes)`): of its images.
-
-    Returns:
-        `torch.Tensor` of shape `(num_classes + 1,)`, float32: log of the sum of class probabilities, and the number of
-        images.
-    """
+    """Of a part's logits `(batch_size, C)`: log of the sum of class probabilities, and the images; `(C + 1,)`."""
     log_sums = logits.float().log_softmax(-1).logsumexp(0)
     return torch.cat([log_sums, log_sums.new_tensor([len(logits)])])
 
 
 class ClassMeans:
-    """The fairness loss and the state that it carries from batch to batch (arXiv:2510.02270, section 3.4).
-
-    Args:
-        accelerator (`Accelerator`): connects the processes.
-
-    Attributes:
-        log_mean (`torch.Tensor` of shape `(num_classes,)`, *optional*): log of the mean so far, `None` at an epoch's
-            start.
-        epoch (`int`, *optional*): whose mean it is.
-        next_part (`int`): which step of an accumulated batch comes next in this process.
-    """
+    """The fairness loss and what it carries from batch to batch (arXiv:2510.02270, section 3.4)."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
-        self.log_mean: torch.Tensor | None = None
         self.epoch: int | None = None
-        self.next_part = 0
+        self.log_mean: torch.Tensor | None = None  # (C,), of the epoch so far
+        self.next_part = 0  # of an accumulated batch, in this process
         self._parts: torch.Tensor | None = None  # (P, C + 1), of an accumulated batch
 
     def start_epoch(self, epoch: int) -> None:
@@ -51,24 +33,16 @@ class ClassMeans:
         self.epoch = epoch
 
     def start_batch(self, log_sums: list[torch.Tensor] | None = None) -> None:
-        """Begin a batch of which nothing was seen yet.
-
-        Args:
-            log_sums (`list[torch.Tensor]`, *optional*): where it is accumulated, the [`log_sum`] of each step of this
-                process.
-        """
+        """Begin a batch; where it is accumulated, with the [`log_sum`] of each step of this process."""
         self.next_part = 0
         self._parts = None if log_sums is None else self.accelerator.gather(torch.stack(log_sums))
 
     def fairness(self, logits: torch.Tensor) -> tuple[torch.Tensor, float | torch.Tensor]:
-        """Fairness of the whole batch, from its next part.
-
-        Args:
-            logits (`torch.Tensor` of shape `(batch_size, num_classes)`): the student's, float32, with gradient.
+        """Fairness of the whole batch, from the student's logits `(batch_size, C)` of its next part, with gradient.
 
         Returns:
-            `(torch.Tensor, float or torch.Tensor)`: the loss, a scalar, whose gradients add up over the parts; and by
-            how much a mean over this part counts in the mean over parts.
+            The loss, a scalar whose gradients add up over the parts; and by how much a mean over this part counts in
+            the mean over parts.
         """
         log_probabilities = logits.log_softmax(-1)
         num_processes = self.accelerator.num_processes

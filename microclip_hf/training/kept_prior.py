@@ -100,13 +100,7 @@ class KeptPrior:
         score: Callable[[dict[str, torch.Tensor]], torch.Tensor],
         accelerator: Accelerator,
     ) -> None:
-        """Write the scores of all images; every process must call it.
-
-        Args:
-            batches: views with their `index`, shared out among processes.
-            score: gives a batch's scores `(batch_size, num_classes)`.
-            accelerator (`Accelerator`): connects the processes.
-        """
+        """Write the scores `(B, C)` of batches that hold an `index` and are shared out; every process must call it."""
         for has_turn in turns(accelerator):
             if has_turn:
                 self.create()

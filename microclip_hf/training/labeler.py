@@ -51,28 +51,16 @@ class PseudoLabels:
 
 
 class HeadMeans:
-    """Running means of both heads' class probabilities, by which distribution alignment divides.
-
-    Args:
-        accelerator (`Accelerator`): connects the processes.
-
-    Attributes:
-        log_means (`torch.Tensor` of shape `(2, num_classes)`, *optional*): logs, of the prior and of the fused scores.
-    """
+    """Running means of both heads' class probabilities, by which distribution alignment divides."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
-        self.log_means: torch.Tensor | None = None
+        self.log_means: torch.Tensor | None = None  # (2, C), of the prior and of the fused scores
 
     def align(self, logits: torch.Tensor, weight: float) -> torch.Tensor:
-        """Take a batch in, and align it.
+        """Aligned probabilities of both heads' logits, both `(2, B, C)`; the batch, of all processes, is counted in.
 
-        Args:
-            logits (`torch.Tensor` of shape `(2, batch_size, num_classes)`): of both heads, of this process's images.
-            weight (`float`): see [`align_distribution`].
-
-        Returns:
-            `torch.Tensor` of the same shape: probabilities.
+        For `weight` see [`align_distribution`].
         """
         log_sums = torch.stack([log_sum(head_logits) for head_logits in logits])
         parts = self.accelerator.gather(log_sums.unsqueeze(0))
@@ -151,15 +139,9 @@ class PseudoLabeler:
     def prior_scores(
         self, model: MicroCLIPForImageClassification, crops: torch.Tensor | None, cls_embeds: torch.Tensor
     ) -> torch.Tensor:
-        """The multi-view prior.
+        """The multi-view prior: cosines `(B, C)` of the composite with the frozen head.
 
-        Args:
-            model ([`MicroCLIPForImageClassification`]): unwrapped.
-            crops (`torch.Tensor` of shape `(batch_size, num_crops, 3, S, S)`, *optional*): uint8.
-            cls_embeds (`torch.Tensor` of shape `(batch_size, embed_dim)`): of the weak views.
-
-        Returns:
-            `torch.Tensor` of shape `(batch_size, num_classes)`: cosines of the composite with the frozen head.
+        It is made of the crops `(B, K, 3, S, S)`, uint8, if there are any, and the weak views' [CLS] embeddings.
         """
         crop_embeds = cls_embeds.unsqueeze(1)[:, :0]
         if crops is not None and crops.shape[1] > 0:
@@ -175,11 +157,7 @@ class PseudoLabeler:
     ) -> None:
         """From now on a data set's examples hold the prior of the present weights, from a pass over all images.
 
-        Args:
-            model ([`MicroCLIPForImageClassification`]): unwrapped.
-            dataset ([`ViewDataset`]): the training images.
-            collator: makes batches of them.
-            is_fresh (`bool`): whether a run begins, so that the prior of an earlier one doesn't count.
+        Where a run begins afresh (`is_fresh`), the prior of an earlier one doesn't count.
         """
         args = self.args
         accelerator = self.accelerator

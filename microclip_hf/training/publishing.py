@@ -16,9 +16,7 @@ from .saving import SavingTrainer
 class PublishingTrainer(SavingTrainer):
     """A Trainer with a card of its own, which pushes a run's folder in one commit.
 
-    Attributes:
-        card_facts ([`CardFacts`]): what the card says besides settings; to be replaced or added to before it is
-            written.
+    Before the card is written, `card_facts` ([`CardFacts`]) may be replaced or added to.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
