@@ -25,6 +25,7 @@ from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer
 from microclip_hf.images import cut_strip, to_rgb
 from microclip_hf.pseudo_labels import composite_embeds
 from microclip_hf.text_heads import DEFAULT_TEMPLATES, encode_texts, match_descriptions
+from microclip_hf.training.labeler import PseudoLabels
 from microclip_hf.training.views import crop_box, cut_squares
 
 
@@ -154,9 +155,9 @@ class SelfTraining(MicroCLIPTrainer):
     needs_task = False
 
     @torch.no_grad()
-    def refine_pseudo_labels(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def label_views(self, inputs: dict[str, torch.Tensor]) -> PseudoLabels:
         model = self.model
-        return model.classifier(self.encode_views(model.coarse_embeds, inputs["weak"])).argmax(-1)
+        return PseudoLabels(model.classifier(self.encode_views(model.coarse_embeds, inputs["weak"])).argmax(-1))
 
 
 class WCASelfTraining(MicroCLIPTrainer):
@@ -167,11 +168,11 @@ class WCASelfTraining(MicroCLIPTrainer):
     needs_task = False
 
     @torch.no_grad()
-    def refine_pseudo_labels(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def label_views(self, inputs: dict[str, torch.Tensor]) -> PseudoLabels:
         model, crops = self.model, inputs["crops"]
         cls_embeds = self.encode_views(model.coarse_embeds, inputs["weak"])
         crop_embeds = self.encode_views(model.coarse_embeds, crops.flatten(0, 1)).unflatten(0, crops.shape[:2])
-        return model.classifier(composite_embeds(crop_embeds, cls_embeds)).argmax(-1)
+        return PseudoLabels(model.classifier(composite_embeds(crop_embeds, cls_embeds)).argmax(-1))
 
 
 class LaFTer(MicroCLIPTrainer):
@@ -205,8 +206,9 @@ class LaFTer(MicroCLIPTrainer):
         return torch.cat([tokens[:, :1], prompts, tokens[:, 1:]], 1)
 
     @torch.no_grad()
-    def refine_pseudo_labels(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.teacher.classifier(self.encode_views(self.teacher.coarse_embeds, inputs["weak"])).argmax(-1)
+    def label_views(self, inputs: dict[str, torch.Tensor]) -> PseudoLabels:
+        cls_embeds = self.encode_views(self.teacher.coarse_embeds, inputs["weak"])
+        return PseudoLabels(self.teacher.classifier(cls_embeds).argmax(-1))
 
 
 def train_text_classifier(task: Task, steps: int, scale: float) -> torch.Tensor:

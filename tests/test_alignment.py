@@ -11,7 +11,7 @@ from tolerances import LOSS, assert_clear, within
 from torch.testing import assert_close
 
 from microclip_hf import MicroCLIPForImageClassification
-from microclip_hf.training.trainer import ALIGNED_BATCHES
+from microclip_hf.training.labeler import ALIGNED_BATCHES
 
 
 pytestmark = pytest.mark.numerical
@@ -25,7 +25,7 @@ def aligned(clip_folder, tmp_path_factory):
 def test_labels_are_those_of_the_definition(aligned, monkeypatch):
     """Both heads' probabilities over the means of the batches so far, in float64; the older, the less they count."""
     monkeypatch.setattr(aligned.state, "global_step", 0)
-    aligned._log_head_means = None
+    aligned.labeler.head_means.log_means = None
     mean, ratio, scale = None, aligned.args.prior_ratio, float(aligned.model.logit_scale)
     recorded, batches = [], list(aligned.get_train_dataloader())
     hooks = [

@@ -77,7 +77,7 @@ def test_labels_do_not_depend_on_the_chunks(trainer):
     batch, views = make_batch(trainer), []
     encode = trainer.model.coarse_embeds
     for chunk_size in (1, 4, 1000):
-        trainer._chunk_size = chunk_size
+        trainer.labeler.chunk_size = chunk_size
         with ClearDecisions():
             labels = trainer.refine_pseudo_labels(batch)
         views.append((labels, trainer.encode_views(encode, batch["crops"].flatten(0, 1))))

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import TrainingArguments
 
 from .. import __version__
 from ..configuration_microclip import MicroCLIPConfig
 from ..files import write_whole
-from ..training.training_args import MicroCLIPTrainingArguments
 
 
 METHODS = {
@@ -79,7 +79,7 @@ class CardFacts:
 
 
 def write_model_card(
-    config: MicroCLIPConfig, args: MicroCLIPTrainingArguments, facts: CardFacts, num_images: int | None
+    config: MicroCLIPConfig, args: TrainingArguments, facts: CardFacts, num_images: int | None
 ) -> None:
     """Write `README.md` into the output folder; a picture that lies there is shown.
 
@@ -89,7 +89,8 @@ def write_model_card(
         facts ([`CardFacts`]): the rest.
         num_images (`int`, *optional*): images adapted to, `None` for a stream.
     """
-    folder, results = Path(args.output_dir), facts.results
+    folder = Path(args.output_dir)
+    results = facts.results
     model_id = args.hub_model_id or os.path.basename(os.path.abspath(folder))
     rows = [(title, f"{100 * results[key]:.1f}") for key, title in METHODS.items() if key in results]
     metrics = [
@@ -126,7 +127,7 @@ def save_card(card: ModelCard, folder: Path) -> None:
     write_whole(folder / CARD, str(card))
 
 
-def _metadata(facts: CardFacts, model_id: str, args: MicroCLIPTrainingArguments) -> ModelCardData:
+def _metadata(facts: CardFacts, model_id: str, args: TrainingArguments) -> ModelCardData:
     dataset = hub_id(facts.dataset)
     measured_on = hub_id(facts.test_dataset)
     prefix = "adapted_"
@@ -156,12 +157,15 @@ def eval_results(metrics: Mapping[str, float], **dataset: Any) -> list[EvalResul
     ]
 
 
-def run_settings(config: MicroCLIPConfig, args: MicroCLIPTrainingArguments) -> list[tuple[str, Any]]:
+def run_settings(config: MicroCLIPConfig, args: TrainingArguments) -> list[tuple[str, Any]]:
     """Those of training, and of architecture where they aren't the defaults."""
-    settings = [(name, value) for name in SETTINGS if (value := getattr(args, name)) != -1]
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    if args.max_steps < 0:
+        del settings["max_steps"]  # epochs are counted in its place
     default = MicroCLIPConfig()
     architecture = {name: getattr(config, name) for name in config.architecture_names()}
-    return settings + [(name, value) for name, value in architecture.items() if value != getattr(default, name)]
+    changed = {name: value for name, value in architecture.items() if value != getattr(default, name)}
+    return [*settings.items(), *changed.items()]
 
 
 def versions() -> str:
@@ -169,7 +173,7 @@ def versions() -> str:
     return f"microclip_hf {__version__}, transformers {transformers.__version__}, torch {torch.__version__}"
 
 
-def _settings(config: MicroCLIPConfig, args: MicroCLIPTrainingArguments, facts: CardFacts) -> list[tuple[str, Any]]:
+def _settings(config: MicroCLIPConfig, args: TrainingArguments, facts: CardFacts) -> list[tuple[str, Any]]:
     settings = run_settings(config, args)
     if facts.dataset:
         settings.append(("images", _link(facts.dataset, "https://huggingface.co/datasets/")))

@@ -6,13 +6,17 @@ import json
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
+from accelerate import Accelerator
 from safetensors import safe_open
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, get_scheduler
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.trainer_utils import IntervalStrategy, has_length
@@ -26,13 +30,13 @@ from ..hub.model_card import CARD
 from ..hub.push import MODEL
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..report.record import LABELS, REPORT, REPORT_DIR
+from ..saliency import NonFiniteError
 from ..text_heads import abbreviate
+from .saving import STATE_NAME
 from .training_args import MicroCLIPTrainingArguments
 from .view_datasets import ViewDataset
 
 
-# In a checkpoint: what self-training remembers besides weights.
-STATE_NAME = "self_training.safetensors"
 PRIOR_HEAD = "prior_head.weight"
 # Unit vectors of the same texts, encoded on two machines, differ by far less, those of other texts by far more.
 SAME_HEAD = 1e-3
@@ -56,13 +60,39 @@ def check_unused(folder: str | os.PathLike) -> None:
         )
 
 
+def check_parts(model: Any, args: Any) -> None:
+    """Whether a Trainer can be made of these.
+
+    Raises:
+        TypeError: if one is of another class.
+    """
+    if not isinstance(model, MicroCLIPForImageClassification):
+        raise TypeError(
+            f"model is a {type(model).__name__}; pass a MicroCLIPForImageClassification, for example from "
+            "MicroCLIPForImageClassification.from_clip(clip, class_names)."
+        )
+    if not isinstance(args, MicroCLIPTrainingArguments):
+        raise TypeError(f"args is a {type(args).__name__}; pass MicroCLIPTrainingArguments.")
+    if not model.prior_head.weight.any():
+        warnings.warn("prior_head is all zeros: no text has built it. Use from_clip(clip, class_names).", stacklevel=3)
+
+
 def check_training(model: MicroCLIPForImageClassification, args: MicroCLIPTrainingArguments, dataset: Any) -> None:
     """Whether a run of these settings has a step to take, and an optimiser and a schedule to take it with.
 
     Raises:
         ImportError: if the optimiser's package is missing.
-        ValueError: if there are too few images for a batch, or a setting of optimiser or schedule is wrong.
+        TypeError: if the images are several data sets.
+        ValueError: if there are too few images for a batch, they are a stream whose end isn't known, or a setting of
+            optimiser or schedule is wrong.
     """
+    if isinstance(dataset, dict):
+        raise TypeError(
+            f"train_dataset is a {type(dataset).__name__}; pass one data set, such as one split of a DatasetDict."
+        )
+    is_stream = isinstance(dataset, (datasets.IterableDataset, torch.utils.data.IterableDataset))
+    if is_stream and args.max_steps <= 0:
+        raise ValueError("train_dataset is a stream, whose end can't be known; set max_steps.")
     split = args.accelerator_config.split_batches
     batch = args.train_batch_size * (1 if split else args.world_size)
     if args.dataloader_drop_last and has_length(dataset) and len(dataset) < batch:
@@ -86,6 +116,38 @@ def check_training(model: MicroCLIPForImageClassification, args: MicroCLIPTraini
             f"lr_scheduler_type {args.lr_scheduler_type!r} can't be used with lr_scheduler_kwargs "
             f"{args.lr_scheduler_kwargs}: {error}"
         ) from error
+
+
+def check_countable(dataset: Any, args: MicroCLIPTrainingArguments) -> None:
+    """Whether what is kept for each image can be.
+
+    Raises:
+        ValueError: if the images have no numbers.
+    """
+    if args.prior_refresh == "never" and not isinstance(dataset, ViewDataset):
+        raise ValueError(
+            "prior_refresh='never' keeps a prior for each image, which a stream, views or a data_collator of one's "
+            f"own don't allow (train_dataset is a {type(dataset).__name__}). Pass images that can be counted, or use "
+            "prior_refresh='step'."
+        )
+
+
+def check_finite_weights(model: torch.nn.Module, accelerator: Accelerator, step: int) -> None:
+    """Weights that aren't finite are neither saved in place of good ones nor called a result.
+
+    Args:
+        model (`torch.nn.Module`): whose trained weights are looked at, parts of them where it is split.
+        accelerator (`Accelerator`): connects the processes, which must all call it.
+        step (`int`): for the error's text.
+
+    Raises:
+        NonFiniteError: on all processes, if a weight of any is NaN or infinite.
+    """
+    trained = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
+    parts = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in trained]
+    is_finite = torch.stack([part.isfinite().all().to(accelerator.device) for part in parts]).all()
+    if accelerator.reduce(is_finite.float(), "sum") < accelerator.num_processes:
+        raise NonFiniteError(f"the weights hold NaN or infinite values after step {step}.")
 
 
 def check_room(

@@ -81,7 +81,8 @@ class Diagnostics:
         metrics = {name: total / count for name, (total, count) in zip(METRICS, totals, strict=True) if count}
         now = time.perf_counter()
         metrics["images_per_second"] = totals[0][1] / (now - self._started)
-        self._sums, self._started = {}, now
+        self._started = now
+        self._sums = {}
         if len(self._latest):
             shares = self._latest.bincount(minlength=self.num_labels) / len(self._latest)
             metrics["effective_classes"] = torch.special.entr(shares).sum().exp().item()
@@ -92,12 +93,16 @@ class Diagnostics:
         """Bring `pseudo_labels` up to date, at least once an epoch; every process must call it."""
         if not self._pending:
             return
-        own = tuple(torch.cat(values) for values in zip(*self._pending, strict=True))
-        gathered = accelerator.gather(accelerator.pad_across_processes(own, pad_index=-1))
+        columns = tuple(torch.cat(values) for values in zip(*self._pending, strict=True))
+        self._pending = []
+        # Processes may have seen different numbers of images; what pads the shorter ones is no label.
+        gathered = accelerator.gather(accelerator.pad_across_processes(columns, pad_index=-1))
         index, labels, confidences = (values.cpu() for values in gathered)
-        there = labels >= 0
-        index, labels, confidences = index[there], labels[there].int(), confidences[there]
-        self._pending, self._latest = [], labels
+        is_label = labels >= 0
+        index = index[is_label]
+        labels = labels[is_label].int()
+        confidences = confidences[is_label]
+        self._latest = labels
         if (index >= 0).all():
             self._update(index, labels, confidences, accelerator.device)
             self._latest = self.pseudo_labels[self.pseudo_labels >= 0]
@@ -108,8 +113,9 @@ class Diagnostics:
         """The latest label of each image; of one that comes again, in place of others, the last counts."""
         index, order = index.sort(stable=True)
         is_last = torch.cat([index[1:] != index[:-1], torch.ones(1, dtype=torch.bool)])
-        index, last = index[is_last], order[is_last]
-        labels, confidences = labels[last], confidences[last]
+        index = index[is_last]
+        labels = labels[order[is_last]]
+        confidences = confidences[order[is_last]]
         missing = (0, max(0, int(index.max()) + 1 - len(self.pseudo_labels)))
         self.pseudo_labels = pad(self.pseudo_labels, missing, value=-1)
         self.confidences = pad(self.confidences, missing, value=torch.nan)
@@ -117,7 +123,8 @@ class Diagnostics:
         earlier = self.pseudo_labels[index]
         changed = (earlier != labels) & (earlier >= 0)
         self.record(label_changes=changed[earlier >= 0].to(device))
-        self.pseudo_labels[index], self.confidences[index] = labels, confidences
+        self.pseudo_labels[index] = labels
+        self.confidences[index] = confidences
         self.changes[index] += changed.int()
         self._swaps.update(zip(earlier[changed].tolist(), labels[changed].tolist(), strict=True))
 

@@ -1,20 +1,28 @@
-"""The multi-view prior of every image in a file, for `prior_refresh` of "epoch" and "never"."""
+"""The multi-view prior of every image in a file, computed once before training, for `prior_refresh="never"`."""
 
 import contextlib
 import json
 import os
-import re
 import shutil
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import torch
+from accelerate import Accelerator
+
+from .saving import turns
+
+
+# In the output folder.
+PRIOR_DIR = "_prior"
 
 
 class KeptPrior:
-    """Scores of the frozen head by image index, float32 in a memory-mapped `.npy` file of each epoch.
+    """Scores of the frozen head by image index, float32 in a memory-mapped `.npy` file.
 
-    Several processes may write the same rows with the same numbers, and any number may read; a file has its name once
-    it is complete.
+    Several processes may write the same rows with the same numbers, and any number may read; the file has its name
+    once it is complete.
 
     Args:
         folder (`str`): where the files are.
@@ -23,27 +31,26 @@ class KeptPrior:
     """
 
     def __init__(self, folder: str, shape: tuple[int, int], settings: dict[str, Any]) -> None:
-        self.folder, self.shape = folder, shape
+        self.folder = folder
+        self.shape = shape
         self._facts = json.dumps({"images": shape[0], "classes": shape[1], **settings})
-        self._facts_file, self._incomplete = (os.path.join(folder, name) for name in ("facts.json", "incomplete.npy"))
+        self._facts_file = os.path.join(folder, "facts.json")
+        self._file = os.path.join(folder, "prior.npy")
+        self._incomplete = os.path.join(folder, "incomplete.npy")
 
-    def path(self, epoch: int) -> str:
-        """The file of this epoch."""
-        return os.path.join(self.folder, f"epoch-{epoch}.npy")
-
-    def exists(self, epoch: int) -> bool:
-        """Whether the scores of this epoch are complete.
+    def exists(self) -> bool:
+        """Whether the scores are complete.
 
         Raises:
             ValueError: if they are of other images, classes or settings.
         """
-        if not os.path.exists(self.path(epoch)):
+        if not os.path.exists(self._file):
             return False
         with open(self._facts_file, encoding="utf-8") as file:
-            found = file.read()
-        if found != self._facts:
+            facts = file.read()
+        if facts != self._facts:
             raise ValueError(
-                f"{self.folder} holds a prior of {found}; this run has {self._facts}. Resume with what the run began "
+                f"{self.folder} holds a prior of {facts}; this run has {self._facts}. Resume with what the run began "
                 "with, or remove that folder to compute the prior anew."
             )
         return True
@@ -55,7 +62,8 @@ class KeptPrior:
             OSError: if the disk has no room for it (writing to the map would kill the process).
         """
         os.makedirs(self.folder, exist_ok=True)
-        needed, free = 4 * self.shape[0] * self.shape[1], shutil.disk_usage(self.folder).free
+        needed = 4 * self.shape[0] * self.shape[1]
+        free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise OSError(
                 f"The prior of {self.shape[0]} images and {self.shape[1]} classes needs {needed / 1e9:.1f} GB in "
@@ -67,31 +75,39 @@ class KeptPrior:
             file.write(self._facts)
 
     def write(self, index: np.ndarray, scores: np.ndarray) -> None:
-        """Scores `(batch_size, num_labels)` of these images; where none are written NaN stays."""
+        """Scores `(batch_size, num_classes)` of these images; where none are written NaN stays."""
         rows = np.load(self._incomplete, mmap_mode="r+")
         rows[index] = scores
 
-    def read(self, epoch: int, index: int) -> np.ndarray:
-        """Scores of one image, `(num_labels,)`."""
-        return np.array(np.load(self.path(epoch), mmap_mode="r")[index])
+    def read(self, index: int) -> np.ndarray:
+        """Scores of one image, `(num_classes,)`."""
+        return np.array(np.load(self._file, mmap_mode="r")[index])
 
-    def finish(self, epoch: int) -> None:
-        """Give the file its name; files of epochs before the last one, which no checkpoint needs, are removed."""
+    def finish(self) -> None:
+        """Give the file its name."""
         if os.path.exists(self._incomplete):
-            os.replace(self._incomplete, self.path(epoch))
-        for other in self._epochs():
-            if other < epoch - 1:
-                os.remove(self.path(other))
+            os.replace(self._incomplete, self._file)
 
-    def remove(self, from_epoch: int) -> None:
-        """Forget the scores of this epoch and later ones, and unfinished ones, of an earlier life of a run."""
-        for epoch in self._epochs():
-            if epoch >= from_epoch:
-                os.remove(self.path(epoch))
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(self._incomplete)
+    def remove(self) -> None:
+        """Forget the scores of an earlier run."""
+        for file in (self._file, self._incomplete):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(file)
 
-    def _epochs(self) -> list[int]:
-        """The epochs that have a file."""
-        names = os.listdir(self.folder) if os.path.isdir(self.folder) else []
-        return [int(match[1]) for name in names if (match := re.fullmatch(r"epoch-(\d+)\.npy", name))]
+    def fill(
+        self,
+        batches: Iterable[dict[str, torch.Tensor]],
+        score: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+        accelerator: Accelerator,
+    ) -> None:
+        """Write the scores `(B, C)` of batches that hold an `index` and are shared out; every process must call it."""
+        for has_turn in turns(accelerator):
+            if has_turn:
+                self.create()
+        for batch in batches:
+            index, scores = accelerator.gather((batch["index"], score(batch)))
+            if accelerator.is_local_main_process:
+                self.write(index.cpu().numpy(), scores.cpu().numpy())
+        for has_turn in turns(accelerator):
+            if has_turn:
+                self.finish()

@@ -13,7 +13,7 @@ from .views import CROP_RATIO, NUM_CROPS
 
 
 MAX_WORKERS = 16
-PriorRefresh = Literal["step", "epoch", "never"]
+PriorRefresh = Literal["step", "never"]
 
 
 @dataclass
@@ -48,10 +48,10 @@ class MicroCLIPTrainingArguments(TrainingArguments):
         fairness_weight (`float`, *optional*, defaults to 1.0):
             Weight of the loss that keeps every class in use. Lower it where classes are known to be rare or absent,
             and then only with `distribution_alignment`.
-        prior_refresh (`"step"`, `"epoch"` or `"never"`, *optional*, defaults to `"step"`):
-            When the multi-view prior is computed: with the weights of each step, as published; for all images at the
-            start of each epoch; or once, from the weights that training starts with, after which a step costs a third.
-            For the latter two it is kept in `output_dir`, 4 bytes an image and class.
+        prior_refresh (`"step"` or `"never"`, *optional*, defaults to `"step"`):
+            When the multi-view prior is computed: with the weights of each step, as published; or once, from the
+            weights that training starts with, after which a step costs a third. It is then kept in `output_dir`, 4
+            bytes an image and class.
         autocast_pseudo_labels (`bool`, *optional*, defaults to `False`):
             With `bf16` or `fp16`, label the images in that precision too; as published they are labelled in float32.
         max_corrupt_share (`float`, *optional*, defaults to 0.05):
@@ -89,9 +89,7 @@ class MicroCLIPTrainingArguments(TrainingArguments):
     fairness_weight: float = field(default=1.0, metadata={"help": "Weight of the fairness loss."})
     prior_refresh: PriorRefresh = field(
         default="step",
-        metadata={
-            "help": "Compute the multi-view prior at each step, at each epoch's start, or once (three times as fast)."
-        },
+        metadata={"help": "Compute the multi-view prior at each step, or never again (three times as fast)."},
     )
     autocast_pseudo_labels: bool = field(
         default=False, metadata={"help": "Label images in the precision of --bf16 or --fp16 too."}

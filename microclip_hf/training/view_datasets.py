@@ -1,54 +1,50 @@
 """Views of images as training data: data sets, streams and batches. Images that can't be read are left out."""
 
 import contextlib
-import copy
 import itertools
 import math
+import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from transformers import BaseImageProcessor
 
-from ..data.image_columns import describe_unreadable
+from ..data.image_columns import as_images, describe_unreadable, undecoded
+from ..data.labels import align_or_leave_out
 from ..images import UNREADABLE, cut_strip, decode, to_rgb
 from .kept_prior import KeptPrior
 from .views import make_views
 
 
 VIEW_NAMES = ("weak", "strong", "crops")
-NONE_KEPT = -1
 # A label that isn't known; cross-entropy ignores it.
 UNKNOWN = -100
 # A stream's share of unreadable images is judged as if at least so many had been seen.
 LEAST_SEEN = 1000
 
 
+@dataclass(frozen=True)
 class ViewSettings:
     """How views are made, and how many images may be unreadable.
 
     Args:
-        size, num_crops, crop_ratio: see [`make_views`].
+        size, num_crops, crop_ratio, resample: see [`make_views`].
         seed (`int`): with the epoch and the index of an image it seeds its views.
         max_corrupt_share (`float`): share of unreadable images above which they are an error.
-        resample (`PIL.Image.Resampling`): see [`make_views`].
     """
 
-    def __init__(
-        self,
-        size: int,
-        num_crops: int,
-        crop_ratio: Sequence[float],
-        seed: int,
-        max_corrupt_share: float = 0.0,
-        resample: Image.Resampling = Image.Resampling.BICUBIC,
-    ) -> None:
-        self.size, self.num_crops, self.crop_ratio, self.seed = size, num_crops, tuple(crop_ratio), seed
-        self.max_corrupt_share = max_corrupt_share
-        self.resample = resample
+    size: int
+    num_crops: int
+    crop_ratio: Sequence[float]
+    seed: int
+    max_corrupt_share: float = 0.0
+    resample: Image.Resampling = Image.Resampling.BICUBIC
 
     def make_example(self, example: dict[str, Any], epoch: int, index: int) -> dict[str, Any]:
         """The views of one image, with its `index`, and its `label` as `labels`."""
@@ -59,17 +55,11 @@ class ViewSettings:
         labels = {"labels": example["label"]} if "label" in example else {}
         return {**views, **labels, "index": index}
 
-    def without_crops(self) -> "ViewSettings":
-        """The same weak and strong views, and no crops."""
-        settings = copy.copy(self)
-        settings.num_crops = 0
-        return settings
-
-    def error(self, found: str, cause: Exception | None) -> ValueError:
+    def error(self, problem: str, cause: Exception | None) -> ValueError:
         """What is raised when too many images are unreadable."""
         reason = "" if cause is None else f", the last of them because of: {cause}"
         return ValueError(
-            f"{found}{reason}. Remove or repair them, or raise max_corrupt_share ({self.max_corrupt_share})."
+            f"{problem}{reason}. Remove or repair them, or raise max_corrupt_share ({self.max_corrupt_share})."
         )
 
 
@@ -82,57 +72,75 @@ class ViewDataset(torch.utils.data.Dataset):
         dataset: its items are dictionaries with a PIL `image` and perhaps a `label`, which is passed on as `labels`.
         settings ([`ViewSettings`]): how views are made.
 
+    Attributes:
+        unreadable (`torch.BoolTensor` of shape `(num_images,)`): which images were found to be so.
+        kept_prior ([`KeptPrior`], *optional*): once it is complete, its `prior_scores` come along in place of crops.
+
     Raises:
         ValueError: where more images are unreadable than the settings permit.
     """
 
     def __init__(self, dataset: Any, settings: ViewSettings) -> None:
-        self.dataset, self.settings = dataset, settings
+        self.dataset = dataset
+        self.settings = settings
+        self.kept_prior: KeptPrior | None = None
         # Shared memory: workers that outlive an epoch hold a copy of this object.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.unreadable = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
-        self.kept_prior: KeptPrior | None = None
-        self._kept_epoch = torch.full((), NONE_KEPT).share_memory_()
+        self._num_told = 0
         self._limit = min(math.ceil(settings.max_corrupt_share * len(dataset)), len(dataset) - 1)
 
     def set_epoch(self, epoch: int) -> None:
         """Views of the next pass, in every worker; the Trainer calls it."""
         self._epoch.fill_(epoch)
 
-    def replace_crops(self, epoch: int = NONE_KEPT) -> None:
-        """From now on the `kept_prior` of this epoch comes along, as `prior_scores`, and no crops; -1: crops again."""
-        self._kept_epoch.fill_(epoch)
-
     def __len__(self) -> int:
         return len(self.dataset)
-
-    def check_limit(self, cause: Exception | None = None) -> None:
-        """Raise the error where more images are `unreadable` than the settings permit."""
-        if self.unreadable.sum() > self._limit:
-            found = f"At least {describe_unreadable(self.dataset, self.unreadable)}"
-            raise self.settings.error(found, cause) from cause
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if index >= len(self):  # by this a loop over the data set ends
             raise IndexError(f"There are {len(self)} images; got the index {index}.")
-        kept = self._kept_epoch.item()
-        settings = self.settings if kept < 0 else self.settings.without_crops()
+        # From the last image it goes around to the first: what stands in is the same whatever was read before.
         for position in (*range(index, len(self)), *range(index)):
             if self.unreadable[position]:
                 continue
             try:
-                views = settings.make_example(self.dataset[position], self._epoch.item(), position)
+                return self._make_example(position)
             except UNREADABLE as error:
                 self.unreadable[position] = True
-                self.check_limit(error)
-                continue
-            if kept < 0:
-                return views
-            scores = self.kept_prior.read(kept, position)
-            if not np.isnan(scores).any():
-                return {**views, "prior_scores": scores}
-            self.unreadable[position] = True  # as it was when the prior was computed
+                self._check_limit(error)
         raise AssertionError("the limit leaves at least one readable image")
+
+    def gather_unreadable(self, accelerator: Accelerator) -> None:
+        """Bring `unreadable` together over all processes, which must all call it, and tell of images that are new.
+
+        Raises:
+            ValueError: if they are too many together.
+        """
+        unreadable = self.unreadable.to(accelerator.device, torch.int32)
+        self.unreadable.copy_(accelerator.reduce(unreadable, "sum").bool())
+        self._check_limit()
+        num_unreadable = int(self.unreadable.sum())
+        if num_unreadable > self._num_told and accelerator.is_main_process:
+            problem = describe_unreadable(self.dataset, self.unreadable)
+            warnings.warn(f"{problem}; others stood in for them.", stacklevel=2)
+        self._num_told = num_unreadable
+
+    def _make_example(self, position: int) -> dict[str, Any]:
+        if self.kept_prior is None:
+            return self.settings.make_example(self.dataset[position], self._epoch.item(), position)
+        scores = self.kept_prior.read(position)
+        if np.isnan(scores).any():
+            raise ValueError("the image couldn't be read when the prior was computed")
+        settings = replace(self.settings, num_crops=0)
+        views = settings.make_example(self.dataset[position], self._epoch.item(), position)
+        return {**views, "prior_scores": scores}
+
+    def _check_limit(self, cause: Exception | None = None) -> None:
+        """Raise the error where more images are `unreadable` than the settings permit."""
+        if self.unreadable.sum() > self._limit:
+            problem = f"At least {describe_unreadable(self.dataset, self.unreadable)}"
+            raise self.settings.error(problem, cause) from cause
 
 
 class ViewStream(torch.utils.data.IterableDataset):
@@ -151,30 +159,56 @@ class ViewStream(torch.utils.data.IterableDataset):
     """
 
     def __init__(self, dataset: Any, settings: ViewSettings) -> None:
-        self.dataset, self.settings = dataset, settings
+        self.dataset = dataset
+        self.settings = settings
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = torch.utils.data.get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        seen = unreadable = 0
+        num_seen = 0
+        num_unreadable = 0
         for epoch in itertools.count():
             if isinstance(self.dataset, datasets.IterableDataset):
                 self.dataset.set_epoch(epoch)
-            before = seen
+            num_before = num_seen
             for index, example in zip(itertools.count(first, stride), self.dataset):
-                seen += 1
+                num_seen += 1
                 try:
                     views = self.settings.make_example(example, epoch, index)
                 except UNREADABLE as error:
-                    unreadable += 1
-                    if unreadable > self.settings.max_corrupt_share * max(seen, LEAST_SEEN):
-                        found = f"{unreadable} of the first {seen} images of the stream can't be read"
-                        raise self.settings.error(found, error) from error
+                    num_unreadable += 1
+                    if num_unreadable > self.settings.max_corrupt_share * max(num_seen, LEAST_SEEN):
+                        problem = f"{num_unreadable} of the first {num_seen} images of the stream can't be read"
+                        raise self.settings.error(problem, error) from error
                 else:
                     del views["index"]
                     yield views
-            if seen == before:
+            if num_seen == num_before:
                 return  # a worker without any shard
+
+
+def as_views(dataset: Any, settings: ViewSettings, class_names: Sequence[str] | None) -> Any:
+    """Training images as views, with labels to measure by where they are classes; what holds views stays as it is.
+
+    Args:
+        dataset: a data set or a stream, of `datasets` or torch.
+        settings ([`ViewSettings`]): how views are made.
+        class_names (`Sequence[str]`, *optional*): what labels of `datasets` are numbered like; `None`: they are taken
+            as they are.
+
+    Returns:
+        [`ViewDataset`] or [`ViewStream`], or `dataset`.
+
+    Raises:
+        ValueError: if it holds neither images nor views.
+    """
+    is_stream = isinstance(dataset, (datasets.IterableDataset, torch.utils.data.IterableDataset))
+    dataset = undecoded(as_images(dataset))
+    if _holds_views(first_example(dataset)):
+        return dataset
+    if class_names is not None and isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
+        dataset = align_or_leave_out(dataset, class_names, "train_dataset")
+    return ViewStream(dataset, settings) if is_stream else ViewDataset(dataset, settings)
 
 
 def first_example(dataset: Any) -> Any:
@@ -190,11 +224,13 @@ def first_example(dataset: Any) -> Any:
         return example
     if len(dataset) == 0:
         raise ValueError("train_dataset is empty; pass images to adapt to.")
-    for index in range(min(len(dataset), LEAST_SEEN)):
+    num_tried = min(len(dataset), LEAST_SEEN)
+    for index in range(num_tried):
         with contextlib.suppress(*UNREADABLE):
-            if _has_image(example := dataset[index]):
+            example = dataset[index]
+            if _has_image(example):
                 return example
-    raise ValueError(f"None of the first {index + 1} images can be read; pass images that Pillow opens.")
+    raise ValueError(f"None of the first {num_tried} images can be read; pass images that Pillow opens.")
 
 
 def _has_image(example: Any) -> bool:
@@ -202,20 +238,25 @@ def _has_image(example: Any) -> bool:
     return not isinstance(example, dict) or "image" not in example or example["image"] is not None
 
 
-def holds_views(example: Any) -> bool:
+def _holds_views(example: Any) -> bool:
     """Whether a training example holds views; otherwise it holds an image.
 
     Raises:
         ValueError: if it holds neither.
     """
-    if isinstance(example, dict) and "weak" in example and "strong" in example:
+    if not isinstance(example, dict):
+        raise _wrong_items(example)
+    if "weak" in example and "strong" in example:
         return True
-    image = example.get("image") if isinstance(example, dict) else None
+    image = example.get("image")
     if isinstance(image, Image.Image) or (isinstance(image, dict) and {"path", "bytes"} <= set(image)):
         return False
-    found = {name: type(value).__name__ for name, value in example.items()} if isinstance(example, dict) else example
-    raise ValueError(
-        f"The items of train_dataset hold {found}; expected a PIL image under 'image' (rename the column, and "
+    raise _wrong_items({name: type(value).__name__ for name, value in example.items()})
+
+
+def _wrong_items(content: Any) -> ValueError:
+    return ValueError(
+        f"The items of train_dataset hold {content}; expected a PIL image under 'image' (rename the column, and "
         "cast_column('image', datasets.Image()) where it holds paths), or the views 'weak', 'strong' and 'crops'."
     )
 
