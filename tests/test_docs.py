@@ -31,6 +31,7 @@ STAND_INS = {
 ADAPT = """ --config_overrides '{"prior_weighting": "uniform"}' --num_train_epochs """
 PAGES = [("README.md", 13), ("docs/training.md", 6), ("docs/descriptions.md", 2)]
 PUSHED = {"README.md": {"user/birds"}, "docs/training.md": {"user/shapes"}, "docs/descriptions.md": set()}
+PLACES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/birdworld/README.md", "examples/space/README.md")
 APART = ("trust_remote_code", "--push_to_hub", "microclip push", "OPENAI_API_KEY")
 
 
@@ -127,5 +128,22 @@ def test_every_code_block(workplace, page, count, monkeypatch):
     ],
 )
 def test_the_examples_show_the_commands_of_the_readme(page, example, command):
-    shown, own = (path.read_text().replace("\\\n", " ") for path in (ROOT / page, ROOT / "examples" / example))
-    assert re.search(command, shown, re.DOTALL)[0].split() == re.search(command, own, re.DOTALL)[0].split()
+    texts = [path.read_text().replace("\\\n", " ") for path in (ROOT / page, ROOT / "examples" / example)]
+    on_page, in_example = (re.search(command, text, re.DOTALL)[0].split() for text in texts)
+    assert on_page == in_example
+
+
+def headings(path):
+    """The anchors of a page, as GitHub makes them: lower case, spaces to hyphens, other marks left out."""
+    lines = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+@pytest.mark.parametrize("page", [*PLACES, *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])
+def test_links_within_the_repository(page):
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+        name, _, anchor = link.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        assert path.exists(), link
+        assert not anchor or anchor in headings(path), link
