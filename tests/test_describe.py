@@ -7,7 +7,6 @@ import random
 import re
 import signal
 import threading
-import tracemalloc
 from collections import Counter
 
 import huggingface_hub.constants
@@ -22,10 +21,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from microclip_hf.commands import adapt
 from microclip_hf.commands import describe as command
 from microclip_hf.descriptions import chat
-from microclip_hf.descriptions.asking import NOTHING_SIMILAR, Questions, SimilarNames, write_descriptions
-from microclip_hf.descriptions.chat import NO_KEY, ChatError, LocalChat, Reply, find_api_key
+from microclip_hf.descriptions.asking import write_descriptions
+from microclip_hf.descriptions.chat import NO_KEY, ChatError, LocalChat, find_api_key
 from microclip_hf.descriptions.files import load_descriptions, read_description_columns, read_descriptions
-from microclip_hf.descriptions.replies import AnswerFile
+from microclip_hf.descriptions.questions import NOTHING_SIMILAR, Questions, SimilarNames
+from microclip_hf.descriptions.replies import Reply, ReplyFile
 
 
 NAMES = ["red disc", "green_square", "blue bar"]
@@ -383,11 +383,11 @@ def test_the_same_sentence_for_all_classes(server, run):
 def fill(folder, texts, **options):
     """A file of answers, one question a class."""
     questions = Questions([f"class {i}" for i in range(len(texts))], ["What is {}?"], **options)
-    answers = AnswerFile(folder / "answers.jsonl", {}, len(questions))
+    answers = ReplyFile(folder / "answers.jsonl", {}, len(questions))
     with answers:
         for number, text in enumerate(texts):
             answers.add(number, Reply(text))
-    return questions, AnswerFile(folder / "answers.jsonl", {}, len(questions))
+    return questions, ReplyFile(folder / "answers.jsonl", {}, len(questions))
 
 
 @pytest.mark.filterwarnings("ignore:.*said of")
@@ -408,21 +408,6 @@ def test_shared_sentences_against_counting_all(tmp_path):
     assert outcome.shared == shared
     left = {f"class {i}": list(dict.fromkeys(s for s in own if s not in shared)) for i, own in enumerate(sentences)}
     assert json.loads((tmp_path / "out.json").read_text()) == {name: own for name, own in left.items() if own}
-
-
-def test_memory_doesnt_grow_with_the_replies(tmp_path):
-    """60 replies of 0.1 MB each."""
-    texts = (f"Class {i} has {number} legs.{' ' * 100_000}" for i, number in enumerate(range(60)))
-    tracemalloc.start()
-    questions, answers = fill(tmp_path, [""] * 60)
-    with answers:
-        for number, text in enumerate(texts):
-            answers.add(number, Reply(text))
-        outcome = write_descriptions(tmp_path / "out.json", questions, answers, None)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert outcome.num_sentences == 60 and (tmp_path / "answers.jsonl").stat().st_size > 6e6
-    assert peak < 3e6
 
 
 def test_similar_names():

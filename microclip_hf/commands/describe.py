@@ -21,12 +21,14 @@ import transformers
 
 from .. import __version__
 from ..data.class_names import read_class_names
-from ..descriptions.asking import Outcome, Questions, ask, write_descriptions
+from ..descriptions.asking import Outcome, ask, write_descriptions
 from ..descriptions.chat import EndpointChat, LocalChat, first_line
-from ..descriptions.replies import AnswerFile
+from ..descriptions.questions import Questions
+from ..descriptions.replies import ReplyFile
 from ..descriptions.sentences import Fits, fits_text_tower
 from ..files import write_whole
 from . import command_frame, make_parser, refuse_unknown
+from .options import check_files
 
 
 LONGEST_TIMEOUT = 86400.0  # seconds; far more overflows in the sockets
@@ -83,68 +85,75 @@ class DescribeArguments:
 def main(arguments: list[str] | None = None) -> None:
     """Check the input, ask what wasn't answered before, write the file."""
     parser = make_parser(DescribeArguments, "describe", __doc__)
-    stop = threading.Event()
     options, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     refuse_unknown(unknown, parser)
-    with _first_interrupt_sets(stop):
-        outcome = _describe(options, stop)
-    if outcome is None:
-        raise KeyboardInterrupt
-    described = len(read_class_names(options.class_names)) - len(outcome.missing)
-    print(f"Saved to {options.output}: {outcome.num_sentences} sentences about {described} classes.")
-
-
-def _describe(options: DescribeArguments, stop: threading.Event) -> Outcome | None:
-    """All but the command line; `None` if `stop` was set before all was answered."""
-    questions, extra_body = _check_input(options)
+    _check_numbers(options)
+    _check_files(options)
+    extra_body = _read_extra_body(options)
+    class_names = read_class_names(options.class_names)
+    questions = Questions(class_names, options.questions, options.domain, options.num_sentences)
     fits = _load_fits(options.model_name_or_path)
     settings = _settings(options, questions, extra_body)
-    with AnswerFile(_partial(options), settings, len(questions)) as answers:
-        if answers.num_answered:
-            print(f"{answers.num_answered} of {len(questions)} replies are there already, in {answers.path}.")
-        if answers.num_answered < len(questions):
-            ask(questions, _load_chat(options, extra_body, stop), answers, stop)
-        if answers.num_answered < len(questions):
-            return None
-        unfinished = Path(f"{options.output}.incomplete")
-        try:
-            outcome = write_descriptions(unfinished, questions, answers, fits)
-            _write_meta(options, settings, outcome)
-            unfinished.replace(options.output)
-        finally:
-            unfinished.unlink(missing_ok=True)
-    os.remove(answers.path)
+    with ReplyFile(_partial(options), settings, len(questions)) as replies:
+        if replies:
+            print(f"{len(replies)} of {len(questions)} replies are there already, in {replies.path}.")
+        if len(replies) < len(questions):
+            with _first_interrupt_sets() as stop:
+                ask(questions, _load_chat(options, extra_body, stop), replies, stop)
+        if len(replies) < len(questions):
+            raise KeyboardInterrupt
+    outcome = _write(options, settings, questions, replies, fits)
+    num_described = len(class_names) - len(outcome.missing)
+    print(f"Saved to {options.output}: {outcome.num_sentences} sentences about {num_described} classes.")
+
+
+def _write(
+    options: DescribeArguments, settings: dict[str, Any], questions: Questions, replies: ReplyFile, fits: Fits | None
+) -> Outcome:
+    """Write the descriptions, which get their name last, and in place of the replies the settings."""
+    unfinished = Path(f"{options.output}.incomplete")
+    try:
+        outcome = write_descriptions(unfinished, questions, replies, fits)
+        _write_meta(options, settings, outcome)
+        unfinished.replace(options.output)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    replies.path.unlink()
     return outcome
 
 
-def _check_input(options: DescribeArguments) -> tuple[Questions, dict[str, Any] | None]:
-    """All that can be wrong is found before a model is loaded or asked."""
+def _check_numbers(options: DescribeArguments) -> None:
     for name in ("num_sentences", "max_new_tokens", "num_workers", "batch_size", "timeout"):
-        if not vars(options)[name] > 0:
-            raise ValueError(f"--{name} is {vars(options)[name]}; it must be more than 0.")
+        value = vars(options)[name]
+        if not value > 0:  # so that NaN is refused too
+            raise ValueError(f"--{name} is {value}; it must be more than 0.")
     if options.timeout > LONGEST_TIMEOUT:
         raise ValueError(f"--timeout is {options.timeout}; it must be at most {LONGEST_TIMEOUT:.0f} seconds, a day.")
     if not 0 <= options.temperature < math.inf:
         raise ValueError(f"--temperature is {options.temperature}; it must be 0 or more, and finite.")
-    if not os.path.basename(options.output) or os.path.isdir(options.output):
+
+
+def _check_files(options: DescribeArguments) -> None:
+    output = Path(options.output)
+    if not os.path.basename(options.output) or output.is_dir():
         raise ValueError(f"--output {options.output!r} isn't the name of a file; pass one, as in descriptions.json.")
-    if not os.path.isfile(options.class_names):
-        raise ValueError(f"--class_names {options.class_names}: there is no such file.")
-    meta, resumed = _meta(options), os.path.exists(_partial(options))
-    if existing := [path for path in (options.output, meta) if os.path.exists(path) and (path != meta or not resumed)]:
-        raise ValueError(f"--output {options.output}: {existing[0]} exists already; choose another name.")
-    if not os.path.isdir(folder := os.path.dirname(os.path.abspath(options.output))):
+    check_files(options, "class_names")
+    # A run that goes on may have been ended between the two files that it writes, the settings first.
+    results = [output] if os.path.exists(_partial(options)) else [output, Path(_meta(options))]
+    for path in results:
+        if path.exists():
+            raise ValueError(f"--output {options.output}: {path} exists already; choose another name.")
+    folder = output.absolute().parent
+    if not folder.is_dir():
         raise ValueError(f"--output {options.output}: there is no folder {folder}.")
-    if options.extra_body is not None and options.base_url is None:
-        raise ValueError("--extra_body is for an endpoint; pass its --base_url too.")
-    class_names = read_class_names(options.class_names)
-    questions = Questions(class_names, options.questions, options.domain, options.num_sentences)
-    return questions, _read_extra_body(options.extra_body)
 
 
-def _read_extra_body(text: str | None) -> dict[str, Any] | None:
+def _read_extra_body(options: DescribeArguments) -> dict[str, Any] | None:
+    text = options.extra_body
     if text is None:
         return None
+    if options.base_url is None:
+        raise ValueError("--extra_body is for an endpoint; pass its --base_url too.")
     try:
         extra_body = json.loads(text)
         json.dumps(extra_body, allow_nan=False)  # Python reads NaN and Infinity, and 1e999 as one
@@ -175,12 +184,12 @@ def _load_chat(
     return EndpointChat(
         options.base_url,
         options.llm,
-        options.num_workers,
-        options.max_new_tokens,
-        options.temperature,
-        options.timeout,
-        extra_body,
-        stop,
+        num_workers=options.num_workers,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        timeout=options.timeout,
+        extra_body=extra_body,
+        stop=stop,
     )
 
 
@@ -228,8 +237,9 @@ def _meta(options: DescribeArguments) -> str:
 
 
 @contextlib.contextmanager
-def _first_interrupt_sets(stop: threading.Event) -> Iterator[None]:
-    """Ctrl-C lets the questions on their way come to their end; a second one doesn't."""
+def _first_interrupt_sets() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets, so that the questions on their way come to their end; a second one ends all."""
+    stop = threading.Event()
 
     def set_stop(number: int, frame: FrameType | None) -> None:
         print("\nWaiting for the replies on their way; Ctrl-C again leaves without them.", file=sys.stderr)
@@ -238,6 +248,6 @@ def _first_interrupt_sets(stop: threading.Event) -> Iterator[None]:
 
     earlier = signal.signal(signal.SIGINT, set_stop)
     try:
-        yield
+        yield stop
     finally:
         signal.signal(signal.SIGINT, earlier)
