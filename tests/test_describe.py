@@ -6,7 +6,10 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
 
 import huggingface_hub.constants
@@ -164,6 +167,26 @@ def test_an_interrupted_run_goes_on(server, run, capsys):
     assert run(num_workers=2) == {name: expected(name.replace("_", " ")) for name in NAMES}
     assert sorted(server.questions) == sorted(all_questions())
     assert "4 of 9 replies are there already" in capsys.readouterr().out
+
+
+def test_a_second_interrupt_waits_for_no_reply(server, run, tmp_path):
+    blocked = threading.Event()
+    server.answer = lambda question: (blocked.wait(), describe(question))[1]
+    flags = ["--class_names", tmp_path / "names.txt", "--output", run.output, "--llm", "tiny"]
+    code = "import sys; from microclip_hf.commands.describe import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, *map(str, flags), "--base_url", server.base_url]
+    env = {**os.environ, "HF_HUB_OFFLINE": "0"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as process:
+        try:
+            while not server.requests and process.poll() is None:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            assert any("Ctrl-C again leaves" in line for line in process.stderr)
+            process.send_signal(signal.SIGINT)
+            assert "the same command goes on" in process.communicate(timeout=100)[1]
+            assert process.returncode == 130 and not server.questions
+        finally:
+            blocked.set()
 
 
 def test_other_settings_dont_go_on(server, run, tmp_path):

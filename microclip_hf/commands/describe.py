@@ -10,14 +10,14 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import huggingface_hub
 import torch
 import transformers
+from transformers.hf_argparser import HfArg
 
 from .. import __version__
 from ..data.class_names import read_class_names
@@ -31,6 +31,8 @@ from . import command_frame, make_parser, refuse_unknown
 from .options import check_files
 
 
+PARTIAL = ".partial.jsonl"  # what the file of replies is named after the output, until all are there
+META = ".meta.json"  # and that of the settings
 LONGEST_TIMEOUT = 86400.0  # seconds; far more overflows in the sockets
 
 
@@ -38,46 +40,38 @@ LONGEST_TIMEOUT = 86400.0  # seconds; far more overflows in the sockets
 class DescribeArguments:
     """The classes, the language model, and what to ask it."""
 
-    class_names: str = field(metadata={"help": "Text file with one class name a line, or JSON."})
-    output: str = field(metadata={"help": "The JSON file to write, for --descriptions of microclip adapt."})
-    llm: str = field(
-        metadata={
-            "help": "A chat model for this machine, Hub id or folder; with --base_url the endpoint's name of a model."
-        }
+    class_names: str = HfArg(help="Text file with one class name a line, or JSON.")
+    output: str = HfArg(help="The JSON file to write, for --descriptions of microclip adapt.")
+    llm: str = HfArg(
+        help="A chat model for this machine, Hub id or folder; with --base_url the endpoint's name of a model."
     )
-    base_url: str | None = field(
+    base_url: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Address of an OpenAI-compatible endpoint (vLLM, TGI, llama.cpp, Ollama, hosted ones), as in "
-            "http://localhost:8000/v1. Its key is read from the environment: OPENAI_API_KEY."
-        },
+        help="Address of an OpenAI-compatible endpoint (vLLM, TGI, llama.cpp, Ollama, hosted ones), as in "
+        "http://localhost:8000/v1. Its key is read from the environment: OPENAI_API_KEY.",
     )
-    domain: str | None = field(
-        default=None, metadata={"help": 'What each class is, as in "a species of flower"; names alone can mislead.'}
+    domain: str | None = HfArg(
+        default=None, help='What each class is, as in "a species of flower"; names alone can mislead.'
     )
-    num_sentences: int = field(default=12, metadata={"help": "Sentences a class, from all questions together."})
-    questions: list[str] | None = field(
+    num_sentences: int = HfArg(default=12, help="Sentences a class, from all questions together.")
+    questions: list[str] | None = HfArg(
         default=None,
-        metadata={
-            "help": "Questions with {} for the class name and, where wanted, {similar} for similarly named classes; "
-            "how to answer is added. Default: two about the look, one about what tells it from similar classes."
-        },
+        help="Questions with {} for the class name and, where wanted, {similar} for similarly named classes; how to "
+        "answer is added. Default: two about the look, one about what tells it from similar classes.",
     )
-    model_name_or_path: str | None = field(
+    model_name_or_path: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "The CLIP that will read the sentences, Hub id or folder: those too long for it are shortened. "
-            "Only its tokenizer is loaded. Default: no limit."
-        },
+        help="The CLIP that will read the sentences, Hub id or folder: those too long for it are shortened. Only its "
+        "tokenizer is loaded. Default: no limit.",
     )
-    max_new_tokens: int = field(default=512, metadata={"help": "Limit of one reply; a reasoning model needs more."})
-    temperature: float = field(default=0.7, metadata={"help": "0 gives the most probable reply, more gives variety."})
-    num_workers: int = field(default=4, metadata={"help": "Questions that an endpoint is asked at once."})
-    batch_size: int = field(default=8, metadata={"help": "Questions that a model on this machine is asked at once."})
-    timeout: float = field(default=300.0, metadata={"help": "Seconds to wait for an endpoint's reply."})
-    extra_body: str | None = field(
+    max_new_tokens: int = HfArg(default=512, help="Limit of one reply; a reasoning model needs more.")
+    temperature: float = HfArg(default=0.7, help="0 gives the most probable reply, more gives variety.")
+    num_workers: int = HfArg(default=4, help="Questions that an endpoint is asked at once.")
+    batch_size: int = HfArg(default=8, help="Questions that a model on this machine is asked at once.")
+    timeout: float = HfArg(default=300.0, help="Seconds to wait for an endpoint's reply.")
+    extra_body: str | None = HfArg(
         default=None,
-        metadata={"help": 'What else to send to an endpoint, as JSON, for example \'{"reasoning_effort": "low"}\'.'},
+        help='What else to send to an endpoint, as JSON, for example \'{"reasoning_effort": "low"}\'.',
     )
 
 
@@ -94,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     questions = Questions(class_names, options.questions, options.domain, options.num_sentences)
     fits = _load_fits(options.model_name_or_path)
     settings = _settings(options, questions, extra_body)
-    with ReplyFile(_partial(options), settings, len(questions)) as replies:
+    with ReplyFile(options.output + PARTIAL, settings, len(questions)) as replies:
         if replies:
             print(f"{len(replies)} of {len(questions)} replies are there already, in {replies.path}.")
         if len(replies) < len(questions):
@@ -139,7 +133,7 @@ def _check_files(options: DescribeArguments) -> None:
         raise ValueError(f"--output {options.output!r} isn't the name of a file; pass one, as in descriptions.json.")
     check_files(options, "class_names")
     # A run that goes on may have been ended between the two files that it writes, the settings first.
-    results = [output] if os.path.exists(_partial(options)) else [output, Path(_meta(options))]
+    results = [output] if os.path.exists(options.output + PARTIAL) else [output, Path(options.output + META)]
     for path in results:
         if path.exists():
             raise ValueError(f"--output {options.output}: {path} exists already; choose another name.")
@@ -179,14 +173,14 @@ def _load_fits(source: str | None) -> Fits | None:
 def _load_chat(
     options: DescribeArguments, extra_body: dict[str, Any] | None, stop: threading.Event
 ) -> LocalChat | EndpointChat:
+    limits = {"max_new_tokens": options.max_new_tokens, "temperature": options.temperature}
     if options.base_url is None:
-        return LocalChat(options.llm, options.batch_size, options.max_new_tokens, options.temperature)
+        return LocalChat(options.llm, options.batch_size, **limits)
     return EndpointChat(
         options.base_url,
         options.llm,
-        num_workers=options.num_workers,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
+        options.num_workers,
+        **limits,
         timeout=options.timeout,
         extra_body=extra_body,
         stop=stop,
@@ -225,15 +219,7 @@ def _write_meta(options: DescribeArguments, settings: dict[str, Any], outcome: O
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "sha256": outcome.sha256,
     }
-    write_whole(Path(_meta(options)), json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-
-
-def _partial(options: DescribeArguments) -> str:
-    return f"{options.output}.partial.jsonl"
-
-
-def _meta(options: DescribeArguments) -> str:
-    return f"{options.output}.meta.json"
+    write_whole(Path(options.output + META), json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
 @contextlib.contextmanager
@@ -241,10 +227,10 @@ def _first_interrupt_sets() -> Iterator[threading.Event]:
     """An event that Ctrl-C sets, so that the questions on their way come to their end; a second one ends all."""
     stop = threading.Event()
 
-    def set_stop(number: int, frame: FrameType | None) -> None:
-        print("\nWaiting for the replies on their way; Ctrl-C again leaves without them.", file=sys.stderr)
-        stop.set()
+    def set_stop(*_: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop.set()
+        print("\nWaiting for the replies on their way; Ctrl-C again leaves without them.", file=sys.stderr)
 
     earlier = signal.signal(signal.SIGINT, set_stop)
     try:

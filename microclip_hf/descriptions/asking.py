@@ -29,19 +29,12 @@ def ask(questions: Questions, chat: LocalChat | EndpointChat, replies: ReplyFile
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was written.
+    """What was written, and what wasn't."""
 
-    Args:
-        sha256 (`str`): of the file.
-        num_sentences (`int`): in it.
-        missing (`list[str]`): classes about which the model said nothing usable.
-        shared (`dict[str, int]`): sentences left out, with the number of classes of which they were said.
-    """
-
-    sha256: str
-    num_sentences: int
-    missing: list[str]
-    shared: dict[str, int]
+    sha256: str  # of the file
+    num_sentences: int  # in it
+    missing: list[str]  # classes about which the model said nothing usable
+    shared: dict[str, int]  # sentences left out, with the number of classes of which they were said
 
 
 def write_descriptions(
@@ -51,8 +44,7 @@ def write_descriptions(
 
     Args:
         path (`str` or `os.PathLike`): the JSON file.
-        questions ([`Questions`]): all of them.
-        replies ([`ReplyFile`]): with a reply to each.
+        questions, replies: all questions, and a reply to each.
         fits (`Callable[[str], bool]`, *optional*): see [`extract_sentences`].
 
     Returns:

@@ -16,8 +16,8 @@ from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
-from huggingface_hub import InferenceClient, get_token
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, InferenceTimeoutError, OfflineModeIsEnabled
+from huggingface_hub import InferenceClient, get_token, is_offline_mode
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, InferenceTimeoutError
 from safetensors import SafetensorError
 from tenacity import RetryCallState, Retrying, retry_if_exception, sleep_using_event, stop_after_attempt
 from tenacity.stop import stop_when_event_set
@@ -33,8 +33,7 @@ FIRST_WAIT = 1.0  # seconds before the second try, doubled for each more
 LONGEST_WAIT = 300.0  # seconds; an endpoint that asks for more is given up
 # Where a Hugging Face token may go: to Hugging Face itself, and to Inference Endpoints, whose protected ones open with
 # nothing else. Those are run by others too; for one that shouldn't have the token OPENAI_API_KEY comes first.
-HUGGINGFACE_HOST = "huggingface.co"
-HUGGINGFACE_SUFFIXES = (f".{HUGGINGFACE_HOST}", ".endpoints.huggingface.cloud")
+HUGGINGFACE_HOSTS = (".huggingface.co", ".endpoints.huggingface.cloud")
 NO_KEY = "none"  # With None, huggingface_hub would send the Hugging Face token to any host.
 ADVICE = {
     401: "Is OPENAI_API_KEY set, to a key of this endpoint?",
@@ -47,58 +46,56 @@ class ChatError(RuntimeError):
     """A chat model can't be used; the text says what to do."""
 
 
+@dataclass
 class LocalChat:
     """A chat model of transformers, in this process.
-
-    Args:
-        source (`str`): Hub id or folder of a causal language model whose tokenizer has a chat template.
-        batch_size (`int`): questions answered at once.
-        max_new_tokens (`int`): the limit of one reply.
-        temperature (`float`): 0 gives always the most probable reply.
 
     Raises:
         ChatError: if it can't be loaded, or isn't a chat model.
     """
 
-    def __init__(self, source: str, batch_size: int, max_new_tokens: int, temperature: float) -> None:
-        self.batch_size = batch_size
-        self.max_new_tokens = max_new_tokens
+    source: str  # Hub id or folder of a causal language model whose tokenizer has a chat template
+    batch_size: int  # questions answered at once
+    max_new_tokens: int  # the limit of one reply
+    temperature: float  # 0 gives always the most probable reply
+
+    def __post_init__(self) -> None:
         try:
             # Left to itself, the pipeline also takes models of other kinds, and fails with them later.
-            model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", device_map="auto")
-            self.pipeline = pipeline("text-generation", model=model, tokenizer=source)
+            model = AutoModelForCausalLM.from_pretrained(self.source, dtype="auto", device_map="auto")
+            self._pipeline = pipeline(
+                "text-generation",
+                model=model,
+                tokenizer=self.source,
+                batch_size=self.batch_size,
+                return_full_text=False,
+                max_new_tokens=self.max_new_tokens,
+                do_sample=self.temperature > 0,
+                temperature=self.temperature or None,
+            )
         except (ImportError, OSError, RuntimeError, SafetensorError, ValueError) as error:
             raise ChatError(
-                f"The language model {source} can't be loaded: {first_line(error)} Pass the Hub id or the folder of a "
-                "causal language model of transformers, or with --base_url an endpoint that serves another."
+                f"The language model {self.source} can't be loaded: {first_line(error)} Pass the Hub id or the folder "
+                "of a causal language model of transformers, or with --base_url an endpoint that serves another."
             ) from error
-        tokenizer = self.pipeline.tokenizer
+        tokenizer = self._pipeline.tokenizer
         if not tokenizer.chat_template:
             raise ChatError(
-                f"{source} has no chat template, so it only continues texts; take a model that was trained to answer, "
-                "often called -Instruct or -Chat."
+                f"{self.source} has no chat template, so it only continues texts; take a model that was trained to "
+                "answer, often called -Instruct or -Chat."
             )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        # Without sampling transformers warns of any temperature.
-        self._sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
 
     def replies(self, questions: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Reply]]:
         """The replies, batch by batch."""
         questions = iter(questions)
         while batch := list(islice(questions, self.batch_size)):
             chats = [[{"role": "user", "content": question}] for _, question in batch]
-            outputs = self.pipeline(
-                chats,
-                batch_size=self.batch_size,
-                return_full_text=False,
-                max_new_tokens=self.max_new_tokens,
-                **self._sampling,
-            )
-            for (number, _), (output,) in zip(batch, outputs, strict=True):
+            for (number, _), (output,) in zip(batch, self._pipeline(chats), strict=True):
                 text = output["generated_text"]
                 # The pipeline doesn't say how a text ended; its tokens are counted anew.
-                length = len(self.pipeline.tokenizer(text, add_special_tokens=False)["input_ids"])
+                length = len(self._pipeline.tokenizer(text, add_special_tokens=False)["input_ids"])
                 yield number, Reply(text, cut_off=length >= self.max_new_tokens)
 
 
@@ -108,31 +105,23 @@ class EndpointChat:
 
     Busy servers, dropped connections and time-outs are tried again, with growing pauses or the one asked for.
 
-    Args:
-        base_url (`str`): the endpoint's address, as in `http://localhost:8000/v1`.
-        model (`str`): the endpoint's name of the model.
-        num_workers (`int`): questions asked at once.
-        max_new_tokens (`int`): the limit of one reply.
-        temperature (`float`): 0 gives always the most probable reply.
-        timeout (`float`): seconds to wait for a reply.
-        extra_body (`dict[str, Any]`): what else to send with each question; `None` as a value leaves a field out.
-        stop (`threading.Event`): once set, nothing is tried again. Set here after an error.
-
     Raises:
-        ChatError: if the address isn't one, or holds a password.
+        ChatError: if the address isn't one or holds a password, or huggingface_hub is offline.
     """
 
-    base_url: str
-    model: str
-    num_workers: int
-    max_new_tokens: int
-    temperature: float
-    timeout: float = 300.0
-    extra_body: dict[str, Any] | None = None
-    stop: threading.Event = field(default_factory=threading.Event)
+    base_url: str  # as in http://localhost:8000/v1
+    model: str  # the endpoint's name of it
+    num_workers: int  # questions asked at once
+    max_new_tokens: int  # the limit of one reply
+    temperature: float  # 0 gives always the most probable reply
+    timeout: float = 300.0  # seconds to wait for a reply
+    extra_body: dict[str, Any] | None = None  # sent with each question; None as a value leaves a field out
+    stop: threading.Event = field(default_factory=threading.Event)  # once set, as after an error, nothing is asked
 
     def __post_init__(self) -> None:
         _check_address(self.base_url)
+        if is_offline_mode():
+            raise ChatError("HF_HUB_OFFLINE=1 also forbids requests to endpoints; unset it for this command.")
         self._client = InferenceClient(
             base_url=self.base_url, api_key=find_api_key(self.base_url), timeout=self.timeout
         )
@@ -174,9 +163,6 @@ class EndpointChat:
         """One reply, after as many tries as it takes; `None` if stopped before there is one."""
         try:
             return self._retrying(self._try, question)
-        except OfflineModeIsEnabled as error:
-            message = "HF_HUB_OFFLINE=1 also forbids requests to endpoints; unset it for this command."
-            raise ChatError(message) from error
         except (HTTPError, OSError) as error:
             raise ChatError(self._explain(error)) from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -237,7 +223,7 @@ def find_api_key(base_url: str) -> str:
     if not (key.isascii() and key.isprintable()):
         raise ChatError("OPENAI_API_KEY holds characters that no key has; copy it anew.")
     url = urlsplit(base_url)
-    is_huggingface = url.hostname == HUGGINGFACE_HOST or url.hostname.endswith(HUGGINGFACE_SUFFIXES)
+    is_huggingface = f".{url.hostname}".endswith(HUGGINGFACE_HOSTS)
     token = get_token() if is_huggingface and url.scheme == "https" else None
     return key or token or NO_KEY
 
@@ -281,7 +267,7 @@ def _may_pass(error: BaseException) -> bool:
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         return status in (408, 429) or status >= 500
-    return isinstance(error, (HTTPError, OSError)) and not isinstance(error, OfflineModeIsEnabled)
+    return isinstance(error, (HTTPError, OSError))
 
 
 def _is_long_wait(state: RetryCallState) -> bool:

@@ -124,10 +124,8 @@ def save_descriptions(path: str | os.PathLike, described: Iterable[tuple[str, Se
     Returns:
         `str`: the file's SHA-256.
     """
-    text = json.dumps({name: list(sentences) for name, sentences in described}, ensure_ascii=False, indent=1)
-    content = f"{text}\n".encode("utf-8", "backslashreplace")
-    write_whole(Path(path), content)
-    return hashlib.sha256(content).hexdigest()
+    write_whole(Path(path), json.dumps(dict(described), ensure_ascii=False, indent=1) + "\n")
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _by_class(class_names: Sequence[str], content: Any) -> dict[str, list[str]]:

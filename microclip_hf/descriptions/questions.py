@@ -14,7 +14,7 @@ DEFAULT_QUESTIONS = (
     "How does {} differ in a photo from {similar}?",
 )
 NOTHING_SIMILAR = "what is most easily confused with it"
-MIN_SIMILARITY = 0.5  # difflib's ratio: enough for "sea wren" and "wood wren", too much for "daisy" and "iris"
+MIN_SIMILARITY = 0.6  # difflib's ratio of names with different last words
 NUM_NEIGHBOURS = 20  # names compared on either side, so that the time for a name doesn't grow with their number
 
 
@@ -38,8 +38,10 @@ class SimilarNames:
         candidates = set(_neighbours(self._by_start, name))
         candidates.update(reverse[::-1] for reverse in _neighbours(self._by_end, name[::-1]))
         candidates.remove(name)
-        closest = get_close_matches(name, candidates, 10, MIN_SIMILARITY)
-        closest.sort(key=lambda other: other.split()[-1] != name.split()[-1])
+        last_word = name.split()[-1]
+        kin = {other for other in candidates if other.split()[-1] == last_word}
+        closest = get_close_matches(name, kin, count, cutoff=0)
+        closest += get_close_matches(name, candidates - kin, count, MIN_SIMILARITY)
         return [self._class_names[other] for other in closest[:count]]
 
 

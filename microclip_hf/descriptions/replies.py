@@ -12,15 +12,10 @@ FIRST_LINE = b'{"settings"'  # how it begins
 
 @dataclass(frozen=True)
 class Reply:
-    """What a chat model answered.
+    """What a chat model answered."""
 
-    Args:
-        text (`str`): empty where it said nothing.
-        cut_off (`bool`): whether it ran into its limit of tokens.
-    """
-
-    text: str
-    cut_off: bool = False
+    text: str  # empty where it said nothing
+    cut_off: bool = False  # whether it ran into its limit of tokens
 
 
 class ReplyFile(dict[int, Reply]):
