@@ -4,6 +4,7 @@
 reply, and writes a line of JSON to RECORD for each question that it answered.
 """
 
+import contextlib
 import json
 import sys
 import threading
@@ -112,7 +113,8 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
-        self.wfile.write(content)
+        with contextlib.suppress(ConnectionError):  # a client that didn't wait
+            self.wfile.write(content)
 
 
 def completion(text: str | None, finish_reason: str = "stop") -> dict[str, Any]:

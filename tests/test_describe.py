@@ -6,8 +6,10 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import threading
-import tracemalloc
+import time
 from collections import Counter
 
 import huggingface_hub.constants
@@ -22,10 +24,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from microclip_hf.commands import adapt
 from microclip_hf.commands import describe as command
 from microclip_hf.descriptions import chat
-from microclip_hf.descriptions.asking import NOTHING_SIMILAR, Questions, SimilarNames, write_descriptions
-from microclip_hf.descriptions.chat import NO_KEY, ChatError, LocalChat, Reply, find_api_key
+from microclip_hf.descriptions.asking import write_descriptions
+from microclip_hf.descriptions.chat import NO_KEY, ChatError, LocalChat, find_api_key
 from microclip_hf.descriptions.files import load_descriptions, read_description_columns, read_descriptions
-from microclip_hf.descriptions.replies import AnswerFile
+from microclip_hf.descriptions.questions import NOTHING_SIMILAR, Questions, SimilarNames
+from microclip_hf.descriptions.replies import Reply, ReplyFile
 
 
 NAMES = ["red disc", "green_square", "blue bar"]
@@ -164,6 +167,26 @@ def test_an_interrupted_run_goes_on(server, run, capsys):
     assert run(num_workers=2) == {name: expected(name.replace("_", " ")) for name in NAMES}
     assert sorted(server.questions) == sorted(all_questions())
     assert "4 of 9 replies are there already" in capsys.readouterr().out
+
+
+def test_a_second_interrupt_waits_for_no_reply(server, run, tmp_path):
+    blocked = threading.Event()
+    server.answer = lambda question: (blocked.wait(), describe(question))[1]
+    flags = ["--class_names", tmp_path / "names.txt", "--output", run.output, "--llm", "tiny"]
+    code = "import sys; from microclip_hf.commands.describe import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, *map(str, flags), "--base_url", server.base_url]
+    env = {**os.environ, "HF_HUB_OFFLINE": "0"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as process:
+        try:
+            while not server.requests and process.poll() is None:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            assert any("Ctrl-C again leaves" in line for line in process.stderr)
+            process.send_signal(signal.SIGINT)
+            assert "the same command goes on" in process.communicate(timeout=100)[1]
+            assert process.returncode == 130 and not server.questions
+        finally:
+            blocked.set()
 
 
 def test_other_settings_dont_go_on(server, run, tmp_path):
@@ -383,11 +406,11 @@ def test_the_same_sentence_for_all_classes(server, run):
 def fill(folder, texts, **options):
     """A file of answers, one question a class."""
     questions = Questions([f"class {i}" for i in range(len(texts))], ["What is {}?"], **options)
-    answers = AnswerFile(folder / "answers.jsonl", {}, len(questions))
+    answers = ReplyFile(folder / "answers.jsonl", {}, len(questions))
     with answers:
         for number, text in enumerate(texts):
             answers.add(number, Reply(text))
-    return questions, AnswerFile(folder / "answers.jsonl", {}, len(questions))
+    return questions, ReplyFile(folder / "answers.jsonl", {}, len(questions))
 
 
 @pytest.mark.filterwarnings("ignore:.*said of")
@@ -408,21 +431,6 @@ def test_shared_sentences_against_counting_all(tmp_path):
     assert outcome.shared == shared
     left = {f"class {i}": list(dict.fromkeys(s for s in own if s not in shared)) for i, own in enumerate(sentences)}
     assert json.loads((tmp_path / "out.json").read_text()) == {name: own for name, own in left.items() if own}
-
-
-def test_memory_doesnt_grow_with_the_replies(tmp_path):
-    """60 replies of 0.1 MB each."""
-    texts = (f"Class {i} has {number} legs.{' ' * 100_000}" for i, number in enumerate(range(60)))
-    tracemalloc.start()
-    questions, answers = fill(tmp_path, [""] * 60)
-    with answers:
-        for number, text in enumerate(texts):
-            answers.add(number, Reply(text))
-        outcome = write_descriptions(tmp_path / "out.json", questions, answers, None)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert outcome.num_sentences == 60 and (tmp_path / "answers.jsonl").stat().st_size > 6e6
-    assert peak < 3e6
 
 
 def test_similar_names():

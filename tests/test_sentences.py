@@ -9,7 +9,7 @@ from microclip_hf.descriptions.sentences import (
     extract_sentences,
     fits_text_tower,
     sentence_key,
-    shorten,
+    shorten_sentence,
     unique_sentences,
 )
 
@@ -94,10 +94,10 @@ def test_shortening_ends_at_a_clause():
     def fits(text):
         return len(text) <= 24
 
-    assert shorten("A daisy is small.", fits) == "A daisy is small."
-    assert shorten("A daisy is white, small, and grows in meadows.", fits) == "A daisy is white, small."
-    assert shorten("A daisy that grows in meadows everywhere, white.", fits) is None
-    assert shorten("Daisies, which grow in meadows everywhere.", fits) is None
+    assert shorten_sentence("A daisy is small.", fits) == "A daisy is small."
+    assert shorten_sentence("A daisy is white, small, and grows in meadows.", fits) == "A daisy is white, small."
+    assert shorten_sentence("A daisy that grows in meadows everywhere, white.", fits) is None
+    assert shorten_sentence("Daisies, which grow in meadows everywhere.", fits) is None
 
 
 def test_the_text_tower_sets_the_limit(clip_folder):

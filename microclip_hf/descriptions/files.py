@@ -31,8 +31,10 @@ def read_descriptions(path: str | os.PathLike, class_names: Sequence[str]) -> di
         TypeError: if values aren't lists of strings.
     """
     if os.fspath(path).lower().endswith(".txt"):
-        return _by_class(class_names, _read_lines(path, class_names))
-    return _by_class(class_names, parse_json(path, read_text(path), '{"class": ["sentence", ...]}'))
+        descriptions = _read_lines(path, class_names)
+    else:
+        descriptions = parse_json(path, read_text(path), '{"class": ["sentence", ...]}')
+    return _by_class(class_names, descriptions)
 
 
 def load_descriptions(source: str, class_names: Sequence[str], columns: Sequence[str] | None) -> dict[str, list[str]]:
@@ -69,29 +71,24 @@ def read_description_columns(
     Raises:
         ValueError: if there are no such columns, a row has no class or no sentence, or no class is known.
     """
-    there = abbreviate(dataset.column_names)
-    if columns is None or len(columns) != 2:
-        raise ValueError(
-            f"Of the columns {there} two are needed, that of the classes and that of the sentences; got {columns}."
-        )
-    if unknown := [name for name in columns if name not in dataset.column_names]:
-        raise ValueError(f"There is no column {unknown[0]!r}; the data set has {there}.")
+    _check_columns(dataset, columns)
     feature = dataset.features[columns[0]]
-    known = {normalize_name(name) for name in class_names}
+    keys = set(map(normalize_name, class_names))
     descriptions: dict[str, list[str]] = {}
     passed_over = set()
     for number, row in enumerate(dataset.select_columns(list(columns))):
         name, sentences = (row[column] for column in columns)
-        name = feature.int2str(name) if isinstance(feature, ClassLabel) and name is not None else name
+        if isinstance(feature, ClassLabel) and name is not None:
+            name = feature.int2str(name)
         if not isinstance(name, str) or not sentences:
             raise ValueError(
                 f"Row {number} has the class {name!r} and the sentences {sentences!r}; both must be text."
             )
-        if normalize_name(name) not in known:
+        key = normalize_name(name)
+        if key in keys:
+            descriptions.setdefault(key, []).extend([sentences] if isinstance(sentences, str) else sentences)
+        else:
             passed_over.add(name)
-            continue
-        own = descriptions.setdefault(normalize_name(name), [])
-        own += [sentences] if isinstance(sentences, str) else sentences
     if not descriptions:
         raise ValueError(
             f"None of the classes in column {columns[0]!r} ({abbreviate(sorted(passed_over))}) is one of the "
@@ -106,6 +103,17 @@ def read_description_columns(
     return _by_class(class_names, descriptions)
 
 
+def _check_columns(dataset: Dataset, columns: Sequence[str] | None) -> None:
+    names = abbreviate(dataset.column_names)
+    if columns is None or len(columns) != 2:
+        raise ValueError(
+            f"Of the columns {names} two are needed, that of the classes and that of the sentences; got {columns}."
+        )
+    for column in columns:
+        if column not in dataset.column_names:
+            raise ValueError(f"There is no column {column!r}; the data set has {names}.")
+
+
 def save_descriptions(path: str | os.PathLike, described: Iterable[tuple[str, Sequence[str]]]) -> str:
     """Write a descriptions file in JSON, as a whole or not at all; halves of characters become JSON's escapes.
 
@@ -116,31 +124,29 @@ def save_descriptions(path: str | os.PathLike, described: Iterable[tuple[str, Se
     Returns:
         `str`: the file's SHA-256.
     """
-    text = json.dumps({name: list(sentences) for name, sentences in described}, ensure_ascii=False, indent=1)
-    content = f"{text}\n".encode("utf-8", "backslashreplace")
-    write_whole(Path(path), content)
-    return hashlib.sha256(content).hexdigest()
+    write_whole(Path(path), json.dumps(dict(described), ensure_ascii=False, indent=1) + "\n")
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _by_class(class_names: Sequence[str], content: Any) -> dict[str, list[str]]:
     matched = match_descriptions(class_names, content)
-    return {name: own for name, own in zip(class_names, matched, strict=True) if own is not None}
+    return {name: sentences for name, sentences in zip(class_names, matched, strict=True) if sentences is not None}
 
 
 def _read_lines(path: str | os.PathLike, class_names: Sequence[str]) -> dict[str, list[str]]:
-    known = {normalize_name(name) for name in class_names}
+    keys = set(map(normalize_name, class_names))
     descriptions: dict[str, list[str]] = {}
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         parts = line.split(":")
-        for count in range(len(parts) - 1, 0, -1):
-            if (key := normalize_name(":".join(parts[:count]))) in known:
-                descriptions.setdefault(key, []).append(":".join(parts[count:]).strip())
-                break
-        else:
+        ends = [end for end in range(1, len(parts)) if normalize_name(":".join(parts[:end])) in keys]
+        if not ends:
             raise ValueError(
                 f"{path}, line {number}, is {line[:80]!r}; expected 'class: sentence' with one of the "
                 f"{len(class_names)} class names ({abbreviate(class_names)})."
             )
+        end = ends[-1]  # names may hold colons themselves, and the longest one counts
+        sentences = descriptions.setdefault(normalize_name(":".join(parts[:end])), [])
+        sentences.append(":".join(parts[end:]).strip())
     return descriptions

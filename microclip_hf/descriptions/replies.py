@@ -2,20 +2,27 @@
 
 import json
 import os
-from array import array
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-
-from .chat import Reply
 
 
 FIRST_LINE = b'{"settings"'  # how it begins
 
 
-class AnswerFile:
-    """A file of replies by the number of their question, as a context manager. Replies that it holds already are kept.
+@dataclass(frozen=True)
+class Reply:
+    """What a chat model answered."""
 
-    The first line holds the settings, each other one a reply. In memory there are only the places of the lines. A
-    file without replies isn't left behind.
+    text: str  # empty where it said nothing
+    cut_off: bool = False  # whether it ran into its limit of tokens
+
+
+class ReplyFile(dict[int, Reply]):
+    """Replies by the number of their question, each also a line of a file, as a context manager.
+
+    The first line holds the settings. Replies that the file holds already are kept. A file without replies isn't left
+    behind.
 
     Args:
         path (`str` or `os.PathLike`): the file.
@@ -27,85 +34,67 @@ class AnswerFile:
     """
 
     def __init__(self, path: str | os.PathLike, settings: dict[str, Any], num_questions: int) -> None:
-        self.path, self._settings = path, settings
-        self._places = array("q", [-1]) * num_questions
-        self.num_answered = 0
+        super().__init__()
+        self.path = Path(path)
+        self.settings = settings
+        self.num_questions = num_questions
 
-    def __enter__(self) -> "AnswerFile":
-        self._file = open(self.path, "ab+")
-        try:
-            self._read()
-        except BaseException:
-            self._file.close()
-            raise
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-        if self.num_answered == 0:
-            os.remove(self.path)
-
-    def __contains__(self, number: int) -> bool:
-        return self._places[number] >= 0
-
-    def __getitem__(self, number: int) -> Reply:
-        self._file.seek(self._places[number])
-        line = json.loads(self._file.readline())
-        return Reply(line["reply"], line["cut_off"])
-
-    def add(self, number: int, reply: Reply) -> None:
-        """Append a reply; it is out of this process's hands when this returns."""
-        place = self._append({"question": number, "reply": reply.text, "cut_off": reply.cut_off})
-        self._note(number, place)
-
-    def _append(self, content: dict[str, Any]) -> int:
-        place = self._file.seek(0, os.SEEK_END)
-        self._file.write(json.dumps(content).encode() + b"\n")
-        self._file.flush()
-        return place
-
-    def _note(self, number: int, place: int) -> None:
-        self.num_answered += number not in self
-        self._places[number] = place
-
-    def _read(self) -> None:
-        """Note where each reply is; a last line that was cut off by the end of a run is removed."""
-        place = self._file.seek(0)
-        for line_number, line in enumerate(self._file, start=1):
-            if not line.endswith(b"\n") and (line_number > 1 or line.startswith(FIRST_LINE)):
-                break
-            content = _parse(line)
-            if line_number == 1:
-                self._check_first(content.get("settings") if line.startswith(FIRST_LINE) else None)
-            elif _is_reply(content) and content["question"] in range(len(self._places)):
-                self._note(content["question"], place)
-            else:
-                raise ValueError(
-                    f"{self.path}, line {line_number}, isn't a reply of this command. Remove the line, or the file to "
-                    "ask everything anew."
-                )
-            place += len(line)
-        self._file.truncate(place)
-        if place == 0:
-            self._append({"settings": self._settings})
-
-    def _check_first(self, earlier: Any) -> None:
-        settings = self._settings
-        if not isinstance(earlier, dict):
+    def __enter__(self) -> "ReplyFile":
+        content = self.path.read_bytes() if self.path.exists() else b""
+        complete = content[: content.rfind(b"\n") + 1]  # the end of a run may have cut the last line off
+        first_line, *lines = complete.splitlines() or [b""]
+        earlier = _parse(first_line).get("settings") if complete else self.settings
+        if content and not (content.startswith(FIRST_LINE) and isinstance(earlier, dict)):
             raise ValueError(
                 f"{self.path} doesn't begin with the settings of replies, so it isn't a file of this command. Choose "
                 "another --output, or move the file away."
             )
+        self._check_settings(earlier)
+        for line_number, line in enumerate(lines, start=2):
+            self._read(line_number, line)
+        self._file = open(self.path, "ab")
+        self._file.truncate(len(complete))
+        if not complete:
+            self._append({"settings": self.settings})
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+        if not self:
+            os.remove(self.path)
+
+    def add(self, number: int, reply: Reply) -> None:
+        """Append a reply; it is out of this process's hands when this returns."""
+        self._append({"question": number, "reply": reply.text, "cut_off": reply.cut_off})
+        self[number] = reply
+
+    def _append(self, content: dict[str, Any]) -> None:
+        self._file.write(json.dumps(content).encode() + b"\n")
+        self._file.flush()
+
+    def _check_settings(self, earlier: dict[str, Any]) -> None:
         different = [
-            f"{name} was {earlier.get(name)!r} and is now {settings.get(name)!r}"
-            for name in {**earlier, **settings}
-            if earlier.get(name) != settings.get(name)
+            f"{name} was {earlier.get(name)!r} and is now {self.settings.get(name)!r}"
+            for name in {**earlier, **self.settings}
+            if earlier.get(name) != self.settings.get(name)
         ]
         if different:
             raise ValueError(
                 f"{self.path} holds the replies of a run with other settings: "
                 f"{'; '.join(different)}. Use those settings to go on, choose another --output, or remove the file."
             )
+
+    def _read(self, line_number: int, line: bytes) -> None:
+        content = _parse(line)
+        number = content.get("question")
+        reply = Reply(content.get("reply"), content.get("cut_off"))
+        is_question = isinstance(number, int) and number in range(self.num_questions)
+        if not (is_question and isinstance(reply.text, str) and isinstance(reply.cut_off, bool)):
+            raise ValueError(
+                f"{self.path}, line {line_number}, isn't a reply of this command. Remove the line, or the file to ask "
+                "everything anew."
+            )
+        self[number] = reply
 
 
 def _parse(line: bytes) -> dict[str, Any]:
@@ -115,8 +104,3 @@ def _parse(line: bytes) -> dict[str, Any]:
     except (RecursionError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _is_reply(content: dict[str, Any]) -> bool:
-    types = {"question": int, "reply": str, "cut_off": bool}
-    return all(isinstance(content.get(name), kind) for name, kind in types.items())

@@ -59,20 +59,24 @@ def extract_sentences(reply: str, cut_off: bool = False, fits: Fits | None = Non
     """
     text = unicodedata.normalize("NFC", _THOUGHTS.sub("", reply)).replace("’", "'")
     text = re.sub(r"[^\S\n]+", " ", text)  # also keeps the patterns below from long runs
-    found = [(sentence, is_item) for line, is_item in _lines(text) for sentence in _split(line)]
-    if found and not _ENDS.search(found[-1][0]) and (cut_off or any(_ENDS.search(text) for text, _ in found[:-1])):
-        found.pop()
+    pieces = [(sentence, is_item) for line, is_item in _lines(text) for sentence in _split(line)]
+    ends = [_ENDS.search(sentence) is not None for sentence, _ in pieces]
+    if pieces and not ends[-1] and (cut_off or any(ends)):
+        pieces.pop()
     # After a refusal only a list is an answer: what else follows is advice to the one who asked.
-    refused = any(_REFUSAL.match(sentence) for sentence, _ in found)
-    usable = [text for text, is_item in found if _is_usable(text) and (is_item or not refused)]
+    refused = any(_REFUSAL.match(sentence) for sentence, _ in pieces)
+    usable = [sentence for sentence, is_item in pieces if _is_usable(sentence) and (is_item or not refused)]
     if fits is not None:
-        usable = [short for text in usable if (short := shorten(text, fits)) is not None]
+        usable = filter(None, (shorten_sentence(sentence, fits) for sentence in usable))
     return unique_sentences(usable)
 
 
 def unique_sentences(sentences: Iterable[str]) -> list[str]:
     """The first of those that say the same, whatever their case and punctuation."""
-    return list({sentence_key(sentence): sentence for sentence in reversed(list(sentences))}.values())[::-1]
+    first: dict[str, str] = {}
+    for sentence in sentences:
+        first.setdefault(sentence_key(sentence), sentence)
+    return list(first.values())
 
 
 def sentence_key(sentence: str) -> str:
@@ -80,7 +84,7 @@ def sentence_key(sentence: str) -> str:
     return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", sentence).casefold()))
 
 
-def shorten(sentence: str, fits: Fits) -> str | None:
+def shorten_sentence(sentence: str, fits: Fits) -> str | None:
     """The sentence up to the last clause with which it fits, or `None` if there is no such clause of three words."""
     if fits(sentence):
         return sentence
@@ -108,7 +112,8 @@ def fits_text_tower(source: str) -> Fits:
 
 def _lines(text: str) -> list[tuple[str, bool]]:
     """The lines without markup, each with whether it is a list's item."""
-    if (items := _json_items(text)) is not None:
+    items = _json_items(text)
+    if items is not None:
         return [(item, True) for item in items]
     lines = []
     for line in text.splitlines():
