@@ -29,7 +29,8 @@ from ..modeling_microclip import MicroCLIPForImageClassification
 from ..plots import Snapshot, plot_adaptation, snapshot
 from ..presets import Preset, list_presets, load_split
 from ..report.page import write_report
-from ..report.record import REPORT, write_record
+from ..report.record import write_record
+from ..run_names import REPORT
 from ..text_heads import check_templates
 from ..training.checks import check_classes, check_unused
 from ..training.trainer import MicroCLIPTrainer

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard
 
+from ..evaluation.page import describe_images, ways_table
 from ..evaluation.predictions import ANSWER
-from ..evaluation.results import describe_images, ways_table
 from .model_card import CARD, eval_results, save_card
 
 
