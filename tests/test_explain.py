@@ -158,8 +158,9 @@ def test_numbers_are_the_models(model):
     model.config.fusion_ratio = 0.3
     images = make_images()
     model.train()
+    state = torch.random.get_rng_state()
     explanations = explain(model, images, batch_size=4)
-    assert model.training
+    assert model.training and torch.equal(torch.random.get_rng_state(), state)
     model.eval()
     for image, own in zip(images, explanations, strict=True):
         rgb = own.image

@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
         if "descriptions" in texts:
             results |= _evaluate_clip(trainer, model.classifier.weight.detach().clone(), "cupl")
     shown = _spread(test_dataset if test_dataset is not None else train_dataset)
-    before = explain(model, [example["image"] for example in shown])
+    before = _explain(model, shown)
 
     try:
         result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
@@ -246,6 +246,15 @@ def _spread(dataset: Dataset | IterableDataset, count: int = 8) -> list[dict[str
         if len(readable) == count:
             break
     return readable
+
+
+def _explain(model: MicroCLIPForImageClassification, examples: list[dict[str, Any]]) -> list[Explanation]:
+    """For the picture of the run, which is drawn without images where an unusual image processor forbids."""
+    try:
+        return explain(model, [example["image"] for example in examples])
+    except ValueError as error:
+        warnings.warn(f"{PICTURE} will show no images, since they can't be explained: {error}", stacklevel=2)
+        return []
 
 
 def _check_input(
