@@ -1,7 +1,6 @@
 """Pictures of adaptation runs and evaluations, for people who would rather look."""
 
 import contextlib
-import functools
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -61,16 +60,15 @@ def plot_adaptation(
     """
     figure = Figure(figsize=(max(12, 1.7 * len(before)), 7 if before else 3), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(2, 3)) if before else (figure, None)
-    panels = [
-        functools.partial(_plot_curves, log_history=log_history, names=names, label=label)
-        for names, label in PANELS
-        if any(name in entry for entry in log_history for name in names)
-    ]
+    logged = set().union(*log_history)
+    panels = [(names, label) for names, label in PANELS if not logged.isdisjoint(names)]
     heights = {BARS[name]: 100 * accuracies[name] for name in BARS if name in accuracies}
+    axes = above.subplots(1, max(1, len(panels) + bool(heights)), squeeze=False)[0]
+    for position, (names, label) in enumerate(panels):
+        _plot_curves(axes[position], log_history, names, label)
     if heights:
-        panels.append(functools.partial(_plot_accuracies, heights=heights))
-    for axes, draw in zip(above.subplots(1, max(1, len(panels)), squeeze=False).flat, panels, strict=False):
-        draw(axes)
+        axes[-1].bar_label(axes[-1].bar(list(heights), list(heights.values())), fmt="%.1f")
+        axes[-1].set(ylabel="test accuracy (%)", ylim=(0, 100))
     if before:
         _plot_images(below, before, after, labels or [None] * len(before))
     figure.savefig(path, dpi=100)
@@ -91,10 +89,9 @@ def plot_curves(
         path (`str` or `os.PathLike`): the PNG to write, whatever its ending.
         log_history: the Trainer's.
         names (`Sequence[str]`): of `LINE_TITLES`.
-        label (`str`): of the vertical axis.
+        label (`str`): of the vertical axis, which begins at 0 where `from_zero`.
         dark (`bool`): whether the page is dark.
         limit (`float`, *optional*): where to draw a dashed line, the most that is possible.
-        from_zero (`bool`): whether the vertical axis begins at 0.
     """
     with _single_picture(path, dark) as axes:
         _plot_curves(axes, log_history, names, label)
@@ -107,10 +104,7 @@ def plot_curves(
 def plot_class_sizes(path: str | os.PathLike, sizes: Sequence[int], dark: bool = False) -> None:
     """Draw how many images each class has, the largest first; a dashed line is where all would have equally many.
 
-    Args:
-        path (`str` or `os.PathLike`): the PNG to write, whatever its ending.
-        sizes (`Sequence[int]`): images of each class.
-        dark (`bool`): whether the page is dark.
+    For `path` and `dark` see [`plot_curves`].
     """
     with _single_picture(path, dark) as axes:
         axes.fill_between(np.arange(len(sizes) + 1) + 0.5, [*sorted(sizes, reverse=True), 0], step="post", linewidth=0)
@@ -120,13 +114,11 @@ def plot_class_sizes(path: str | os.PathLike, sizes: Sequence[int], dark: bool =
 
 @contextlib.contextmanager
 def _single_picture(path: str | os.PathLike, dark: bool) -> Iterator[Axes]:
-    ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK[dark])
-    settings = {
-        **ink,
-        "axes.prop_cycle": cycler(color=HUES[dark]),
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
+    settings = dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK[dark]
+    )
+    settings |= {"axes.prop_cycle": cycler(color=HUES[dark])}
+    settings |= {"axes.spines.top": False, "axes.spines.right": False}
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(4.8, 2.8), layout="constrained")
         yield figure.subplots()
@@ -139,7 +131,7 @@ def plot_confusion(
     """Draw which classes are taken for which: rows are the true classes, numbers count images.
 
     Args:
-        path (`str` or `os.PathLike`): the PNG to write, whatever its ending.
+        path: see [`plot_curves`].
         labels, predicted (`np.ndarray` of shape `(num_images,)`): class indices.
         classes (`Sequence[int]`): the classes to show; images that are taken for another are counted in a last column.
         names (`Sequence[str]`): of all classes.
@@ -166,11 +158,9 @@ def plot_confusion(
 def _plot_images(
     figure: SubFigure, before: Sequence[Explanation], after: Sequence[Explanation], labels: Sequence[int | None]
 ) -> None:
-    class_names = before[0].class_names
-    texts, style = readable(class_names)
-    for row, title, explanations in zip(
-        figure.subplots(2, len(labels), squeeze=False), ("before", "after"), (before, after), strict=True
-    ):
+    texts, style = readable(before[0].class_names)
+    rows = figure.subplots(2, len(labels), squeeze=False)
+    for row, title, explanations in zip(rows, ("before", "after"), (before, after), strict=True):
         row[0].set_ylabel(title)
         for axes, explanation, label in zip(row, explanations, labels, strict=True):
             predicted = int(explanation.scores.argmax())
@@ -186,6 +176,7 @@ def _draw_salient(explanation: Explanation) -> np.ndarray:
     """What the model saw of the picture, in a size fit for print; patches that aren't salient are dimmed."""
     rows, columns = explanation.grid.shape
     left, top, right, bottom = explanation.grid.box
+    # Small before it is dimmed: a photo may have many megapixels.
     seen = explanation.image.crop((math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)))
     seen = seen.resize((columns * PATCH_SIDE, rows * PATCH_SIDE))
     light = np.where(explanation.saliency_mask, 1, DIMMED).repeat(PATCH_SIDE, 0).repeat(PATCH_SIDE, 1)
@@ -199,9 +190,3 @@ def _plot_curves(axes: Axes, log_history: Sequence[dict[str, float]], names: Seq
             axes.plot(*zip(*points, strict=True), label=LINE_TITLES[name])
     axes.set(xlabel="epoch", ylabel=label)
     axes.legend(frameon=False, fontsize=8)
-
-
-def _plot_accuracies(axes: Axes, heights: dict[str, float]) -> None:
-    bars = axes.bar(list(heights), list(heights.values()))
-    axes.bar_label(bars, fmt="%.1f")
-    axes.set(ylabel="test accuracy (%)", ylim=(0, 100))

@@ -63,8 +63,8 @@ def describe_left_out(report: Mapping[str, Any]) -> str:
     return "\n".join(f"- {WAYS[way]}: left out, {reason}" for way, reason in report["left_out"].items())
 
 
-def report_page(report: Mapping[str, Any], picture: str | None = PICTURE) -> str:
-    """The report as a page in Markdown; `picture` is the name of the picture beside it."""
+def report_page(report: Mapping[str, Any]) -> str:
+    """The report as a page in Markdown, which shows the picture beside it."""
     pairs = pairs_table(report, NUM_PAIRS) if report["confused_pairs"] else "No image was taken for another class."
     parts = [
         f"# {report['model']} on {report['dataset']}",
@@ -77,7 +77,7 @@ def report_page(report: Mapping[str, Any], picture: str | None = PICTURE) -> str
         _without_images(report),
         f"## Most confused, by {report['ways'][ANSWER]['title']}",
         pairs,
-        f"![Which classes are taken for which]({picture})" if picture else "",
+        f"![Which classes are taken for which]({PICTURE})",
         "## How it was measured",
         "\n".join(f"- {name}: {value}" for name, value in {**report["settings"], **report["versions"]}.items()),
     ]
@@ -91,11 +91,7 @@ def _without_images(report: Mapping[str, Any]) -> str:
 
 
 def check_output(folder: str | os.PathLike, argument: str = "output_dir") -> None:
-    """Refuse a folder that holds results.
-
-    Args:
-        folder (`str` or `os.PathLike`): where they are to be written.
-        argument (`str`): whose it is, for the error's text.
+    """Refuse a folder that holds results; `argument` is whose it is, for the error's text.
 
     Raises:
         ValueError: if it does, is a file, or has no name.
@@ -110,13 +106,7 @@ def check_output(folder: str | os.PathLike, argument: str = "output_dir") -> Non
 
 
 def write_results(folder: str | os.PathLike, report: Mapping[str, Any], predictions: Predictions) -> None:
-    """Write `results.json`, `results.md` and `confusion.png`; no file is left half-written.
-
-    Args:
-        folder (`str` or `os.PathLike`): made where it doesn't exist.
-        report: by [`make_report`].
-        predictions ([`Predictions`]): for the picture.
-    """
+    """Write `results.json`, `results.md` and `confusion.png` into a folder, new or not; the report is `make_report`'s."""
     predicted = predictions.logits[ANSWER].argmax(1)
     classes = classes_to_draw(predictions.labels, predicted)
     picture = io.BytesIO()

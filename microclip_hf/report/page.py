@@ -22,7 +22,7 @@ from ..files import write_whole
 from ..plots import plot_class_sizes, plot_confusion, plot_curves
 from ..run_names import ACCURACIES, LABELS, REPORT, REPORT_DIR
 from .record import ImageLabel, RunRecord, read_record
-from .thumbnails import Thumbnails, data_uri, image_reader, percent, truncate
+from .thumbnails import Thumbnails, data_uri, percent, truncate
 
 
 EARLIER = "report-earlier.html"
@@ -38,64 +38,21 @@ AXIS_NAME_LENGTH = 30
 
 
 class Panel(NamedTuple):
-    """A picture of curves: what is drawn of the log, and what to look for."""
+    """A picture of curves, to which the template adds a title and what to look for."""
 
     key: str
-    title: str
     names: tuple[str, ...]
     axis: str
-    advice: str
 
 
 PANELS = (
-    Panel(
-        "loss",
-        "Loss",
-        ("cross_entropy", "fairness"),
-        "loss",
-        "Look for lines that fall and then level off. Jumps say that the steps were too large: lower learning_rate. "
-        "Fairness that rises says that fewer classes are in use.",
-    ),
-    Panel(
-        "agreement",
-        "Agreement",
-        ("student_agreement", "head_agreement"),
-        "share of images",
-        "Look for lines that rise. The student sees strongly distorted views, so it usually stays below 1; the "
-        "heads should agree ever more often. If neither moves, the model learned little.",
-    ),
-    Panel(
-        "confidence",
-        "Confidence",
-        ("pseudo_label_confidence",),
-        "mean probability",
-        "Look for a calm line. High confidence doesn't mean right: compare it with the images below. A jump to 1, "
-        "while fewer classes are in use, is a collapse.",
-    ),
-    Panel(
-        "label_changes",
-        "Labels that change",
-        ("label_changes",),
-        "share of images",
-        "Look for a line that falls towards 0. If many labels still change at the end, more epochs may help; the "
-        "first epoch has no earlier labels to compare with.",
-    ),
-    Panel(
-        "balance",
-        "Classes in use",
-        ("effective_classes",),
-        "effective classes",
-        "Look for a line that stays near the number of classes that your photos really show. The dashed line is the "
-        "number of class names. A line that sinks says that the model gives up classes.",
-    ),
+    Panel("loss", ("cross_entropy", "fairness"), "loss"),
+    Panel("agreement", ("student_agreement", "head_agreement"), "share of images"),
+    Panel("confidence", ("pseudo_label_confidence",), "mean probability"),
+    Panel("label_changes", ("label_changes",), "share of images"),
+    Panel("balance", ("effective_classes",), "effective classes"),
 )
-ACCURACY_PANEL = Panel(
-    "pseudo_label_accuracy",
-    "Pseudo-labels that are right",
-    ("pseudo_label_accuracy",),
-    "share of labelled images",
-    "Look for a line that rises. If it falls while confidence rises, the model confirms its own mistakes.",
-)
+ACCURACY_PANEL = Panel("pseudo_label_accuracy", ("pseudo_label_accuracy",), "share of labelled images")
 
 
 def write_report(folder: str | os.PathLike, dataset: Any = None) -> int:
@@ -114,7 +71,7 @@ def write_report(folder: str | os.PathLike, dataset: Any = None) -> int:
     """
     folder = Path(folder)
     record = read_record(folder)
-    thumbnails = Thumbnails(record.images, image_reader(record, dataset))
+    thumbnails = Thumbnails(record, dataset)
     pictures = folder / REPORT_DIR
     pictures.mkdir(exist_ok=True)
     page = _load_template().render(
@@ -185,18 +142,23 @@ def _draw_panel(folder: Path, record: RunRecord, panel: Panel) -> dict[str, Any]
         from_zero=panel.key != "loss",
     )
     alt = f"Curve over epochs: {', '.join(parts)}."
-    return {"title": panel.title, "advice": panel.advice, "alt": alt, **_draw_both(folder, panel.key, draw)}
+    return {"key": panel.key, "alt": alt, **_draw_both(folder / panel.key, draw)}
 
 
-def _draw_both(folder: Path, key: str, draw: Callable[..., None]) -> dict[str, str]:
-    """A picture for light and for dark pages: PNGs in the folder, and data URIs."""
-    uris = {}
-    for scheme in ("light", "dark"):
-        content = io.BytesIO()
-        draw(content, dark=scheme == "dark")
-        write_whole(folder / f"{key}_{scheme}.png", content.getvalue())
-        uris[scheme] = data_uri(content.getvalue(), "png")
-    return uris
+def _draw_both(path: Path, draw: Callable[..., None]) -> dict[str, str]:
+    """A picture for light and for dark pages: PNGs whose names begin with `path`, and data URIs."""
+    return {
+        scheme: _draw(Path(f"{path}_{scheme}.png"), partial(draw, dark=scheme == "dark"))
+        for scheme in ("light", "dark")
+    }
+
+
+def _draw(path: Path, draw: Callable[[io.BytesIO], None]) -> str:
+    """A PNG, written and as a data URI."""
+    content = io.BytesIO()
+    draw(content)
+    write_whole(path, content.getvalue())
+    return data_uri(content.getvalue(), "png")
 
 
 def _count_classes(folder: Path, record: RunRecord) -> dict[str, Any] | None:
@@ -215,7 +177,7 @@ def _count_classes(folder: Path, record: RunRecord) -> dict[str, Any] | None:
         "num_more_unused": max(0, len(unused) - NUM_NAMES),
         "alt": f"Images of each class, from {ordered[0][1]} in the largest to {ordered[-1][1]} in the smallest; "
         f"{counts.total() / len(counts):.1f} on average.",
-        **_draw_both(folder, "class_sizes", partial(plot_class_sizes, sizes=list(counts.values()))),
+        **_draw_both(folder / "class_sizes", partial(plot_class_sizes, sizes=list(counts.values()))),
     }
 
 
@@ -307,6 +269,10 @@ def _measure_part(folder: Path, kind: str, images: Sequence[ImageLabel], class_n
         rows.append((class_names[index], len(right), right.mean(), mistakes.get(class_names[index])))
     rows.sort(key=lambda row: (row[2], row[0]))
     classes = classes_to_draw(truths, labels)
+    names = [truncate(name, AXIS_NAME_LENGTH) for name in class_names]
+    path = folder / f"confusion_{kind.replace(' ', '_')}.png"
+    picture = _draw(path, partial(plot_confusion, labels=truths, predicted=labels, classes=classes, names=names))
+    width, height = Image.open(path).size
     return {
         "kind": kind,
         "num": len(images),
@@ -314,16 +280,8 @@ def _measure_part(folder: Path, kind: str, images: Sequence[ImageLabel], class_n
         "rows": rows[:NUM_ROWS],
         "num_rows_left_out": max(0, len(rows) - NUM_ROWS),
         "pairs": pairs[:NUM_PAIRS],
+        "picture": picture,
+        "width": width,
+        "height": height,
         "num_confusion_left_out": max(0, len(rows) - len(classes)),
-        **_draw_confusion(folder / f"confusion_{kind.replace(' ', '_')}.png", truths, labels, classes, class_names),
     }
-
-
-def _draw_confusion(
-    path: Path, truths: np.ndarray, labels: np.ndarray, classes: Sequence[int], class_names: Sequence[str]
-) -> dict[str, Any]:
-    content = io.BytesIO()
-    plot_confusion(content, truths, labels, classes, [truncate(name, AXIS_NAME_LENGTH) for name in class_names])
-    write_whole(path, content.getvalue())
-    width, height = Image.open(content).size
-    return {"picture": data_uri(content.getvalue(), "png"), "width": width, "height": height}

@@ -1,17 +1,16 @@
-"""Small copies of a run's images for its page, read from the trainer's data set or from their files."""
+"""Small copies of a run's images for its page, and how the page writes numbers, names and pictures."""
 
 import base64
 import io
 import math
 import os
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
 from PIL import Image
 
 from ..images import UNREADABLE, decode, to_rgb
-from .record import ImageLabel, RunRecord, images_of
+from .record import RunRecord, images_of
 
 
 # The longer side in pixels, JPEG's quality, and bytes of all of them, in base64.
@@ -22,26 +21,26 @@ NAME_LENGTH = 80  # in characters
 
 
 class Thumbnails:
-    """Small JPEGs of images, as data URIs.
+    """Small JPEGs of a run's images, as data URIs; `room` is what is left of `MAX_BYTES`, `missing` can't be read.
 
     Args:
-        images (`Sequence[ImageLabel]`): all of a run.
-        read: gives the PIL image of an index, or raises one of `UNREADABLE`.
-
-    Attributes:
-        room (`int`): how many bytes are left of `MAX_BYTES`.
-        missing (`set[int]`): images that couldn't be read.
+        record ([`RunRecord`]): the run's.
+        train_dataset (*optional*): the trainer's, to read images from. Default: their files.
     """
 
-    def __init__(self, images: Sequence[ImageLabel], read: Callable[[int], Image.Image]) -> None:
-        self.images = images
+    def __init__(self, record: RunRecord, train_dataset: Any = None) -> None:
+        dataset = images_of(train_dataset)
+        if isinstance(dataset, datasets.Dataset) and isinstance(dataset.features.get("image"), datasets.Image):
+            # Undecoded, so that large JPEGs are decoded at a fraction of their size.
+            dataset = dataset.cast_column("image", datasets.Image(decode=False))
+        self.record = record
+        self.dataset = dataset
         self.room = MAX_BYTES
         self.missing: set[int] = set()
-        self._read = read
 
     def show(self, index: int, note: str | None = None) -> dict[str, Any]:
         """One image for the page: its address, `None` where it can't be read, and what to write below it."""
-        image = self.images[index]
+        image = self.record.images[index]
         name = truncate(os.path.basename(image.file) or f"image {index}")
         entry = {"uri": None, "name": name, "note": note or percent(image.confidence), "label": image.label}
         try:
@@ -56,38 +55,20 @@ class Thumbnails:
         self.room -= len(uri)
         return {**entry, "uri": uri, "width": picture.width, "height": picture.height}
 
-
-def image_reader(record: RunRecord, train_dataset: Any = None) -> Callable[[int], Image.Image]:
-    """Gives the image of an index, from a trainer's data set if there is one, else from its file."""
-    if train_dataset is None:
-        return lambda index: _open_file(record, index)
-    dataset = images_of(train_dataset)
-    if isinstance(dataset, datasets.Dataset) and isinstance(dataset.features.get("image"), datasets.Image):
-        # Undecoded, so that large JPEGs are decoded at a fraction of their size.
-        dataset = dataset.cast_column("image", datasets.Image(decode=False))
-
-    def read(index: int) -> Image.Image:
-        if dataset is None:
-            raise ValueError("these are views, or a stream")
-        stored = dataset[index]["image"]
+    def _read(self, index: int) -> Image.Image:
+        if self.dataset is not None:
+            stored = self.dataset[index]["image"]
+        else:
+            root = self.record.facts.get("root")
+            file = self.record.images[index].file
+            if root is None or not file:
+                raise FileNotFoundError(file)
+            stored = {"path": os.path.join(root, file), "bytes": None}
         image = decode(stored, lazy=True)
-        return _draft(image) if isinstance(stored, dict) else image
-
-    return read
-
-
-def _open_file(record: RunRecord, index: int) -> Image.Image:
-    root = record.facts.get("root")
-    file = record.images[index].file
-    if root is None or not file:
-        raise FileNotFoundError(file)
-    return _draft(Image.open(os.path.join(root, file)))
-
-
-def _draft(image: Image.Image) -> Image.Image:
-    """A file just opened; a JPEG of many megapixels will be decoded at a fraction of them."""
-    image.draft("RGB", (2 * SIDE, 2 * SIDE))
-    return image
+        if isinstance(stored, dict):
+            # Just opened: a JPEG of many megapixels will be decoded at a fraction of them.
+            image.draft("RGB", (2 * SIDE, 2 * SIDE))
+        return image
 
 
 def data_uri(content: bytes, kind: str) -> str:
