@@ -13,7 +13,9 @@ from .predictions import ANSWER, WAYS, Predictions
 from .results import classes_to_draw
 
 
-RESULTS, PAGE, PICTURE = "results.json", "results.md", "confusion.png"
+RESULTS = "results.json"
+PAGE = "results.md"
+PICTURE = "confusion.png"
 NUM_PAIRS = 20  # in the page; the JSON file holds all
 COLUMNS = {
     "top5_accuracy": "top-5",
@@ -106,7 +108,7 @@ def check_output(folder: str | os.PathLike, argument: str = "output_dir") -> Non
 
 
 def write_results(folder: str | os.PathLike, report: Mapping[str, Any], predictions: Predictions) -> None:
-    """Write `results.json`, `results.md` and `confusion.png` into a folder, new or not; the report is `make_report`'s."""
+    """Write a report by [`make_report`] as `results.json`, `results.md` and `confusion.png`, each as a whole."""
     predicted = predictions.logits[ANSWER].argmax(1)
     classes = classes_to_draw(predictions.labels, predicted)
     picture = io.BytesIO()

@@ -113,9 +113,11 @@ def predict_all_ways(
     logits = {way: [] for way in WAYS}
     unreadable = torch.zeros(len(dataset), dtype=torch.bool)
     with _evaluating(models), tqdm(total=len(dataset), desc="Evaluating", unit="image") as bar:
-        for batch in torch.utils.data.DataLoader(
+        # Not stacked yet, since unreadable images leave gaps.
+        loader = torch.utils.data.DataLoader(
             images, settings.batch_size, collate_fn=list, num_workers=settings.num_workers
-        ):
+        )
+        for batch in loader:
             readable = [example for example in batch if "label" in example]
             unreadable[[example["index"] for example in batch if "label" not in example]] = True
             if readable:
@@ -206,6 +208,7 @@ def _classify(
     pixel_values = [images.to(model.device) for images in batch["pixel_values"]]
     output = model(pixel_values[0])
     logits = {
+        # Adjusted as the fused ones, which are their weighted mean, so that the ways can be compared.
         "cls": model.logit_adjustment(output.cls_logits),
         "fg": model.logit_adjustment(output.fg_logits),
         "fused": output.logits,

@@ -65,11 +65,7 @@ def bootstrap_accuracies(correct: np.ndarray, resamples: int = RESAMPLES, seed: 
 
 
 def confused_pairs(labels: np.ndarray, predicted: np.ndarray) -> list[tuple[int, int, int]]:
-    """`(true class, predicted class, images)` of all wrong predictions, the most frequent first.
-
-    Args:
-        labels, predicted (`np.ndarray` of shape `(num_images,)`): class indices.
-    """
+    """`(true class, predicted class, images)` of all wrong predictions, class indices, the most frequent first."""
     wrong = labels != predicted
     # Sorted, so that of equally frequent pairs the order is that of the classes.
     pairs = sorted(zip(labels[wrong].tolist(), predicted[wrong].tolist(), strict=True))

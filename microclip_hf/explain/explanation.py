@@ -88,10 +88,8 @@ def explain(
         explanations = []
         # Neighbours of one prepared size, as a batch has to be; the third of each is the model's input.
         for _, group in groupby(_prepare(model, images), key=lambda prepared: prepared[2].shape):
-            batch = list(islice(group, batch_size))
-            while batch:
+            for batch in iter(lambda group=group: list(islice(group, batch_size)), []):
                 explanations += _explain_batch(model, *zip(*batch, strict=True), interpolate_pos_encoding)
-                batch = list(islice(group, batch_size))
         return explanations
     finally:
         model.train(was_training)

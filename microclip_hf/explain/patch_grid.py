@@ -69,10 +69,7 @@ class PatchGrid:
         return np.stack([lefts, tops, rights, bottoms], -1)
 
     def to_image(self, values: np.ndarray) -> np.ndarray:
-        """Values of patches as values of the picture's pixels.
-
-        Args:
-            values (`np.ndarray` of shape `(rows, columns)`): numbers or booleans.
+        """Numbers or booleans of patches, `(rows, columns)`, as values of the picture's pixels.
 
         Returns:
             `np.ndarray` of shape `(height, width)`, float32: the mean over a pixel's area, as far as it was seen; NaN
@@ -82,14 +79,12 @@ class PatchGrid:
             ValueError: on another shape.
         """
         _check_shape("values", values, self.shape)
+        # Sums along both axes at once, as matrix products: a pixel may share its area with several patches.
         down, across = self._overlaps()
         return _mean(down @ values.astype(np.float32) @ across.T, np.outer(down.sum(1), across.sum(1)))
 
     def to_patches(self, values: np.ndarray) -> np.ndarray:
-        """Values of the picture's pixels as values of patches.
-
-        Args:
-            values (`np.ndarray` of shape `(height, width)`): numbers or booleans.
+        """Numbers or booleans of the picture's pixels, `(height, width)`, as values of patches.
 
         Returns:
             `np.ndarray` of shape `(rows, columns)`, float32: the mean over a patch's area, as far as it lies in the

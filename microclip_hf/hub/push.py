@@ -102,6 +102,7 @@ def check_model_folder(folder: str | os.PathLike) -> None:
             "it; from Python, save_model or save_pretrained writes the model and create_model_card the README.md."
         )
     try:
+        # Sizes that don't fit are reported below with all else that is wrong.
         model, report = MicroCLIPForImageClassification.from_pretrained(
             folder, output_loading_info=True, ignore_mismatched_sizes=True
         )

@@ -30,11 +30,11 @@ TEMPLATE = Path(__file__).with_name("report_template.html")
 NUM_EACH = 4  # most, and least, confident images of a class
 NUM_CLASSES = 40  # whose images are shown
 NUM_CHANGED = 24  # images that changed
-NUM_PAIRS = 20  # of classes; so many of them with images
+NUM_PAIRS = 20  # of classes
 NUM_PAIRS_WITH_IMAGES = 8
 NUM_ROWS = 60  # of tables
 NUM_NAMES = 20  # in a sentence
-AXIS_NAME_LENGTH = 30
+AXIS_NAME_LENGTH = 30  # in characters
 
 
 class Panel(NamedTuple):
@@ -89,6 +89,7 @@ def write_report(folder: str | os.PathLike, dataset: Any = None) -> int:
         num_missing=len(thumbnails.missing),
         files={"labels": LABELS, "folder": REPORT_DIR},
     )
+    # A page that shows more than can be shown now isn't lost; of several the first.
     if thumbnails.missing and (folder / REPORT).exists() and not (folder / EARLIER).exists():
         (folder / REPORT).replace(folder / EARLIER)
     write_whole(folder / REPORT, page)
@@ -228,6 +229,7 @@ def _show_classes(images: Sequence[ImageLabel], thumbnails: Thumbnails) -> dict[
     means = {name: float(np.mean([images[index].confidence for index in members[name]])) for name in members}
     entries = []
     for name in sorted(members, key=lambda name: (means[name], name)):
+        # Once the room is used up: each class is shown whole, so that the page is a little larger at most.
         if len(entries) == NUM_CLASSES or thumbnails.room <= 0:
             break
         surest = sorted(members[name], key=lambda index: (-images[index].confidence, index))

@@ -27,7 +27,9 @@ from ..text_heads import abbreviate
 from ..training.view_datasets import ViewDataset
 
 
-SWAPS, TEST_LABELS, FACTS = (os.path.join(REPORT_DIR, name) for name in ("swaps.csv", "test_labels.csv", "run.json"))
+SWAPS = os.path.join(REPORT_DIR, "swaps.csv")
+TEST_LABELS = os.path.join(REPORT_DIR, "test_labels.csv")
+FACTS = os.path.join(REPORT_DIR, "run.json")
 FACT_NAMES = ("model", "images", "num_images", "root", "settings", "versions", "finished", "results")
 LABEL_COLUMNS = ("file", "label", "confidence", "changes", "truth")  # the last where a true class is known
 SWAP_COLUMNS = ("old", "new", "count")
