@@ -20,7 +20,7 @@ from transformers.utils import CONFIG_NAME
 
 from ..data.image_columns import image_names
 from ..data.labels import read_labels
-from ..files import write_whole
+from ..files import parse_json, read_text, write_whole
 from ..hub.model_card import run_settings, versions
 from ..run_names import LABELS, REPORT, REPORT_DIR
 from ..text_heads import abbreviate
@@ -236,10 +236,7 @@ def _read_csv(path: Path, columns: Sequence[str]) -> list[list[str]]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise ValueError(f"{path} isn't JSON: {error}") from error
+    content = parse_json(path, read_text(path)) if path.exists() else {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not an object")
     return content
