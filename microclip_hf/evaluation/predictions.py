@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.nn.functional import normalize
+from torch.utils.data import DataLoader, default_collate
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
@@ -114,15 +115,13 @@ def predict_all_ways(
     unreadable = torch.zeros(len(dataset), dtype=torch.bool)
     with _evaluating(models), tqdm(total=len(dataset), desc="Evaluating", unit="image") as bar:
         # Not stacked yet, since unreadable images leave gaps.
-        loader = torch.utils.data.DataLoader(
-            images, settings.batch_size, collate_fn=list, num_workers=settings.num_workers
-        )
+        loader = DataLoader(images, settings.batch_size, collate_fn=list, num_workers=settings.num_workers)
         for batch in loader:
             readable = [example for example in batch if "label" in example]
             unreadable[[example["index"] for example in batch if "label" not in example]] = True
             if readable:
                 labels += [example["label"] for example in readable]
-                for way, values in _classify(model, plain, _stack(readable)).items():
+                for way, values in _classify(model, plain, default_collate(readable)).items():
                     logits[way].append(values.cpu().numpy())
             bar.update(len(batch))
     if not labels:
@@ -191,20 +190,11 @@ class PreparedImages(torch.utils.data.Dataset):
         return (crops / 255 - mean) / std
 
 
-def _stack(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """`crops` (B, K, 3, S, S), and `pixel_values`, a list of (B, 3, S, S) for each processor."""
-    prepared = zip(*(example["pixel_values"] for example in examples), strict=True)
-    return {
-        "pixel_values": [torch.stack(images) for images in prepared],
-        "crops": torch.stack([example["crops"] for example in examples]),
-    }
-
-
 @torch.no_grad()
 def _classify(
     model: MicroCLIPForImageClassification, plain: PlainCLIP | None, batch: dict[str, Any]
 ) -> dict[str, torch.Tensor]:
-    """Logits `(batch_size, num_classes)` of each way."""
+    """Logits `(batch_size, num_classes)` of each way; of a batch of [`PreparedImages`], those that can be read."""
     pixel_values = [images.to(model.device) for images in batch["pixel_values"]]
     output = model(pixel_values[0])
     logits = {

@@ -78,7 +78,7 @@ class PatchGrid:
         Raises:
             ValueError: on another shape.
         """
-        _check_shape("values", values, self.shape)
+        _check_shape(values, self.shape)
         # Sums along both axes at once, as matrix products: a pixel may share its area with several patches.
         down, across = self._overlaps()
         return _mean(down @ values.astype(np.float32) @ across.T, np.outer(down.sum(1), across.sum(1)))
@@ -93,7 +93,7 @@ class PatchGrid:
         Raises:
             ValueError: on another shape.
         """
-        _check_shape("values", values, self.image_size[::-1])
+        _check_shape(values, self.image_size[::-1])
         down, across = self._overlaps()
         return _mean(down.T @ values.astype(np.float32) @ across, np.outer(down.sum(0), across.sum(0)))
 
@@ -137,6 +137,6 @@ def _resized(image_size: tuple[int, int], processor: BaseImageProcessor) -> tupl
     return width, height
 
 
-def _check_shape(name: str, values: np.ndarray, shape: tuple[int, int]) -> None:
+def _check_shape(values: np.ndarray, shape: tuple[int, int]) -> None:
     if values.shape != shape:
-        raise ValueError(f"{name} has the shape {values.shape}; expected {shape}.")
+        raise ValueError(f"values has the shape {values.shape}; expected {shape}.")
