@@ -39,6 +39,7 @@ def readable(names: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         _warn(tuple(sorted({_script(letter) for letter in lost})))
     for index in unreadable:
         texts[index] = f"class {index}"
+    # Two dollars in a name would be taken for a formula.
     return texts, {"fontfamily": [*matplotlib.rcParams["font.family"], *families], "parse_math": False}
 
 

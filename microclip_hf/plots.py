@@ -140,6 +140,7 @@ def plot_confusion(
     counts = np.array([[np.sum((labels == row) & column) for column in columns] for row in classes])
     texts, style = readable(names)
     titles = [*(texts[index] for index in classes), "others"]
+    # A class that others are taken for may have no images itself.
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = 2.5 + 0.45 * len(classes)
     figure = Figure(figsize=(side + 1, side), layout="constrained")

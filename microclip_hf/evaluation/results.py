@@ -59,6 +59,7 @@ def bootstrap_accuracies(correct: np.ndarray, resamples: int = RESAMPLES, seed: 
     Returns:
         `np.ndarray` of shape `(resamples, num_ways)`.
     """
+    # With W ways there are 2 ** W patterns at most, and often far fewer than images.
     patterns, counts = np.unique(correct, axis=0, return_counts=True)
     draws = np.random.default_rng(seed).multinomial(len(correct), counts / len(correct), resamples)
     return draws @ patterns / len(correct)

@@ -117,6 +117,7 @@ def overlay(
     picture = np.asarray(explanation.image, dtype=np.float32)
     if show == "fg_attention":
         values = explanation.grid.to_image(explanation.fg_attention)
+        # Of a picture's own largest: of many patches each has a small share.
         drawing = _heat(values / explanation.fg_attention.max())
     elif show == "saliency_mask":
         values = explanation.grid.to_image(explanation.saliency_mask)

@@ -50,6 +50,7 @@ def add_results(card: ModelCard, folder: str | os.PathLike, report: Mapping[str,
         if not any(earlier.is_equal_except_value(result) for result in results)
     ]
     card.data.eval_results = others + results
+    # Without a name huggingface_hub can't write results.
     card.data.model_name = card.data.model_name or os.path.basename(os.path.abspath(folder))
     content = f"{describe_images(report)} Labels only measure.\n\n{ways_table(report)}\n"
     card.text = _with_section(card.text, f"## Measured on {report['dataset']}", content)

@@ -157,6 +157,7 @@ def _collect_facts(trainer: Trainer, dataset: Any, are_files: bool) -> dict[str,
         "model": trainer.card_facts.base_model,
         "images": trainer.card_facts.dataset,
         "num_images": None if dataset is None else len(dataset),
+        # Names of files are as they were given, perhaps relative to this folder.
         "root": os.getcwd() if are_files else None,
         "settings": [(name, str(value)) for name, value in run_settings(trainer.model.config, trainer.args)],
         "versions": versions(),

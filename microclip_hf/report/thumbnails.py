@@ -44,6 +44,7 @@ class Thumbnails:
         name = truncate(os.path.basename(image.file) or f"image {index}")
         entry = {"uri": None, "name": name, "note": note or percent(image.confidence), "label": image.label}
         try:
+            # A copy, since it is scaled in place and may be the data set's own.
             picture = to_rgb(self._read(index)).copy()
         except UNREADABLE:
             self.missing.add(index)
