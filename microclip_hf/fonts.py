@@ -30,7 +30,8 @@ def readable(names: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     Returns:
         `(texts, settings)`: a text for each name, and the arguments of matplotlib's `Text` for all of them.
     """
-    texts = [_spaced(name) for name in names]
+    # Control characters have no shape.
+    texts = ["".join(" " if unicodedata.category(letter) == "Cc" else letter for letter in name) for name in names]
     lacking = _letters(texts) - _letters_of(*matplotlib.rcParams["font.family"])
     families, lost = _find_fonts(frozenset(lacking))
     unreadable = [index for index, text in enumerate(texts) if not lost.isdisjoint(text)]
@@ -38,12 +39,8 @@ def readable(names: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         _warn(tuple(sorted({_script(letter) for letter in lost})))
     for index in unreadable:
         texts[index] = f"class {index}"
+    # Two dollars in a name would be taken for a formula.
     return texts, {"fontfamily": [*matplotlib.rcParams["font.family"], *families], "parse_math": False}
-
-
-def _spaced(name: str) -> str:
-    """Control characters have no shape."""
-    return "".join(" " if unicodedata.category(letter) == "Cc" else letter for letter in name)
 
 
 def _letters(texts: Sequence[str]) -> set[str]:
@@ -73,18 +70,18 @@ def _find_fonts(letters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str
     if not letters:
         return (), letters
     _add_new_fonts()
-    known: dict[str, frozenset[str]] = {}
+    candidates: dict[str, frozenset[str]] = {}
     for family, path in _installed_fonts():
         if not letters.isdisjoint(_charmap(path)):
-            known[family] = letters & _letters_of(family)  # of the font that matplotlib takes, perhaps another
-        if known.get(family) == letters:
+            candidates[family] = letters & _letters_of(family)  # of the font that matplotlib takes, perhaps another
+        if candidates.get(family) == letters:
             return (family,), frozenset()
-    families, lost = [], letters
-    for _ in known:  # the family first that has most of the letters, then what others add to it
-        best = max(known, key=lambda family: len(lost & known[family]))
-        if not lost.isdisjoint(known[best]):
-            families.append(best)
-            lost -= known[best]
+    families = []
+    lost = letters
+    # The family first that has most of the letters, then what others add to it.
+    while any(not lost.isdisjoint(covered) for covered in candidates.values()):
+        families.append(max(candidates, key=lambda family: len(lost & candidates[family])))
+        lost -= candidates[families[-1]]
     return tuple(families), lost
 
 
@@ -99,8 +96,8 @@ def _installed_fonts() -> list[tuple[str, str]]:
 
 def _add_new_fonts() -> None:
     """Fonts installed since matplotlib's first run, whose list it keeps."""
-    known = {font.fname for font in fontManager.ttflist}
-    for path in sorted(set(findSystemFonts()) - known):
+    listed = {font.fname for font in fontManager.ttflist}
+    for path in sorted(set(findSystemFonts()) - listed):
         with contextlib.suppress(Exception):  # matplotlib can't draw all: coloured ones, damaged ones
             fontManager.addfont(path)
 

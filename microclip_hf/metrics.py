@@ -35,9 +35,10 @@ def classification_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, fl
     scores, labels = _labelled(scores, labels)
     if scores.ndim == 1:
         return _class_accuracies(scores == labels, labels)
-    own = scores[np.arange(len(labels)), labels, None]
-    before = np.arange(scores.shape[1]) < labels[:, None]
-    rank = ((scores > own) | ((scores == own) & before)).sum(1)
+    true_scores = scores[np.arange(len(labels)), labels, None]
+    is_before = np.arange(scores.shape[1]) < labels[:, None]
+    # How many classes come before the true one.
+    rank = ((scores > true_scores) | ((scores == true_scores) & is_before)).sum(1)
     return {
         **_class_accuracies(rank == 0, labels),
         "top5_accuracy": float(np.mean(rank < 5)),
@@ -55,10 +56,9 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     Returns:
         Those metrics; none where no label is known.
     """
-    logits, labels = prediction.predictions, np.maximum(prediction.label_ids, -1)
-    if np.all(labels == -1):
-        return {}
-    return classification_metrics(logits[0] if isinstance(logits, tuple) else logits, labels)
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    labels = np.maximum(prediction.label_ids, -1)
+    return {} if np.all(labels == -1) else classification_metrics(logits, labels)
 
 
 class MicroCLIPMetric(evaluate.Metric):
@@ -95,24 +95,28 @@ class MicroCLIPMetric(evaluate.Metric):
 def _labelled(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Both as arrays, checked, of the images that have a label."""
     scores, labels = _as_arrays(scores, labels)
-    known = np.flatnonzero(labels != -1)
-    if len(known) == 0:
+    labelled = np.flatnonzero(labels != -1)
+    if len(labelled) == 0:
         raise ValueError(f"None of {len(labels)} images has a label (other than -1); pass images with labels.")
-    num_classes = scores.shape[1] if scores.ndim == 2 else None
-    _check_indices("labels", labels, num_classes, -1)
-    if num_classes is None:
-        _check_indices("scores", scores, num_classes, 0)
-    elif len(bad := known[~np.isfinite(scores[known].max(1))]):
+    if scores.ndim == 1:
+        _check_indices("labels", labels, None, -1)
+        _check_indices("scores", scores, None, 0)
+        return scores[labelled], labels[labelled].astype(np.int64)
+    _check_indices("labels", labels, scores.shape[1], -1)
+    # The largest alone: classes that were ruled out may well have -inf.
+    bad = labelled[~np.isfinite(scores[labelled].max(1))]
+    if len(bad):
         raise ValueError(
-            f"The largest score is NaN or infinite in {len(bad)} of {len(known)} images with labels, first in "
+            f"The largest score is NaN or infinite in {len(bad)} of {len(labelled)} images with labels, first in "
             f"scores[{bad[0]}]; expected finite logits. Look for what made the model overflow."
         )
-    return scores[known], labels[known].astype(np.int64)
+    return scores[labelled], labels[labelled].astype(np.int64)
 
 
 def _as_arrays(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     try:
-        scores, labels = np.asarray(scores), np.asarray(labels)
+        scores = np.asarray(scores)
+        labels = np.asarray(labels)
     except ValueError as error:
         raise ValueError(f"scores or labels are no array ({error}); pass rows of one length.") from error
     if labels.ndim != 1 or scores.ndim not in (1, 2) or len(scores) != len(labels):
@@ -129,12 +133,16 @@ def _as_arrays(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.nda
 
 
 def _check_indices(name: str, values: np.ndarray, num_classes: int | None, lowest: int) -> None:
-    bad = np.flatnonzero((values < lowest) | (False if num_classes is None else values >= num_classes))
-    if len(bad):
+    is_bad = values < lowest
+    if num_classes is not None:
+        is_bad |= values >= num_classes
+    if is_bad.any():
+        index = is_bad.argmax()
         highest = "" if num_classes is None else f" to {num_classes - 1}"
+        unknown = ", or -1 for unknown" if lowest == -1 else ""
         raise ValueError(
-            f"{name}[{bad[0]}] is {values[bad[0]]}; expected class indices from 0{highest}"
-            f"{', or -1 for unknown' if lowest == -1 else ''}. Number the labels as the model does (config.label2id)."
+            f"{name}[{index}] is {values[index]}; expected class indices from 0{highest}{unknown}. Number the labels "
+            "as the model does (config.label2id)."
         )
 
 
@@ -150,6 +158,7 @@ def _class_accuracies(correct: np.ndarray, labels: np.ndarray) -> dict[str, floa
 
 def _calibration_error(logits: np.ndarray, correct: np.ndarray) -> float:
     logits = logits.astype(np.float64)
+    # The largest of softmax's probabilities, whose numerator is exp(0).
     confidence = 1 / np.exp(logits - logits.max(1, keepdims=True)).sum(1)
     bins = np.searchsorted(np.arange(1, NUM_BINS) / NUM_BINS, confidence)
     return float(np.abs(np.bincount(bins, weights=correct - confidence)).sum() / len(logits))

@@ -26,15 +26,9 @@ from microclip_hf import MicroCLIPForImageClassification
 from microclip_hf.commands import evaluate
 from microclip_hf.commands import main as microclip
 from microclip_hf.data.sources import load_image_folder
+from microclip_hf.evaluation.page import report_page, write_results
 from microclip_hf.evaluation.predictions import EvaluationSettings, PlainCLIP, Predictions, predict_all_ways
-from microclip_hf.evaluation.results import (
-    EvaluationFacts,
-    bootstrap_accuracies,
-    confused_pairs,
-    make_report,
-    report_page,
-    write_report,
-)
+from microclip_hf.evaluation.results import EvaluationFacts, bootstrap_accuracies, confused_pairs, make_report
 from microclip_hf.hub.card_results import add_results, read_card
 from microclip_hf.loading import load_adapted, load_clip
 from microclip_hf.metrics import MicroCLIPMetric
@@ -336,14 +330,14 @@ def test_a_report_by_hand(by_hand, tmp_path):
     assert re.search(r"^\| a +\| +3 \| +100.0 \| +33.3 \| +33.3 \|$", page, re.MULTILINE)
     assert re.search(r"^\| a +\| +c\\\|c \| +2 \| +66.7 \|$", page, re.MULTILINE)
     assert page.index("| a ") < page.index("| d ") < page.index("| c\\|c ")  # the worst first
-    write_report(tmp_path / "new" / "folder", report, predictions)
+    write_results(tmp_path / "new" / "folder", report, predictions)
     assert results(tmp_path / "new" / "folder") == report
 
 
 def test_nothing_confused(tmp_path):
     predictions = Predictions(np.array([0, 1]), {"fused": np.eye(2, dtype=np.float32)})
     report = make_report(predictions, EvaluationFacts("model", "photos", ["a", "b"], {}, {}, 0, {}))
-    write_report(tmp_path, report, predictions)
+    write_results(tmp_path, report, predictions)
     assert "No image was taken for another class." in (tmp_path / "results.md").read_text()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_inputs
 import torch
 from birdworld import score_saliency
 from birdworld.domains import DOMAINS
@@ -17,6 +18,7 @@ from tolerances import COSINE, assert_clear, within
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from microclip_hf import MicroCLIPForImageClassification
+from microclip_hf.commands import adapt
 from microclip_hf.explain.explanation import HATCHING, HEAT, explain, overlay
 from microclip_hf.explain.figure import plot
 from microclip_hf.explain.patch_grid import PatchGrid
@@ -158,8 +160,9 @@ def test_numbers_are_the_models(model):
     model.config.fusion_ratio = 0.3
     images = make_images()
     model.train()
+    state = torch.random.get_rng_state()
     explanations = explain(model, images, batch_size=4)
-    assert model.training
+    assert model.training and torch.equal(torch.random.get_rng_state(), state)
     model.eval()
     for image, own in zip(images, explanations, strict=True):
         rgb = own.image
@@ -270,6 +273,17 @@ def test_bad_input_is_refused(model):
         ValueError, match="made 48 x 48 pixels of a picture of 40 x 40, which aren't the 4 x 4 patches"
     ):
         explain(model, [image])
+
+
+def test_a_run_whose_image_processor_cannot_be_traced_has_a_picture_without_images(tmp_path):
+    tiny_inputs.write_inputs(tmp_path)
+    make_processor(size={"shortest_edge": SIDE, "longest_edge": 64}, crop_size=CROP).save_pretrained(tmp_path / "clip")
+    options = {"model_name_or_path": "clip", "train_dir": "photos", "class_names": "names.txt", "output_dir": "out"}
+    command = [text for name, path in options.items() for text in (f"--{name}", str(tmp_path / path))]
+    command += ["--config_overrides", '{"prior_weighting": "uniform"}', "--use_cpu", "true", "--report", "false"]
+    with pytest.warns(UserWarning, match=r"adaptation\.png will show no images, .*shortest_edge, or a height"):
+        adapt.main([*command, "--num_crops", "1", "--max_steps", "1"])
+    assert (tmp_path / "out" / "adaptation.png").exists()
 
 
 def test_scores_by_hand():

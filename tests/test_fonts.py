@@ -5,7 +5,6 @@ import warnings
 
 import numpy as np
 import pytest
-import torch
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image
@@ -13,7 +12,7 @@ from PIL import Image
 from microclip_hf import fonts
 from microclip_hf.explain.explanation import explain
 from microclip_hf.explain.figure import plot
-from microclip_hf.plots import Snapshot, plot_adaptation, plot_confusion
+from microclip_hf.plots import plot_adaptation, plot_confusion
 
 
 STIX = "\u1d84"  # matplotlib ships two fonts: STIX has this letter, DejaVu Sans doesn't
@@ -83,14 +82,15 @@ def test_letters_without_a_font_give_one_warning(installed, model, tmp_path):
     """Nothing is drawn as a box, about which matplotlib warns letter by letter."""
     installed("STIXGeneral")
     labels = np.arange(4)
-    shot = Snapshot(torch.rand(2, 8, 8, 3), torch.ones(2, 8, 8, dtype=bool), NAMES[:2], [None, NAMES[1]], NAMES)
+    images = [Image.new("RGB", (40, 40))] * 2
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert fonts.readable(NAMES)[0] == ["class 0", "green square", "class 2", "Ωμέγα"]
         plot_confusion(tmp_path / "confusion.png", labels, labels[::-1], [0, 1, 2, 3], NAMES)
-        plot_adaptation(tmp_path / "adaptation.png", [], {}, shot, shot)
         model.config.id2label = dict(enumerate(NAMES[:3]))
-        figure = plot(explain(model, [Image.new("RGB", (40, 40))])[0], num_classes=3)
+        explanations = explain(model, images)
+        plot_adaptation(tmp_path / "adaptation.png", [], {}, explanations, explanations, [None, 1])
+        figure = plot(explanations[0], num_classes=3)
         figure.savefig(tmp_path / "why.png")
     messages = [str(warning.message) for warning in caught]
     assert len(messages) == 1

@@ -19,8 +19,8 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
 from microclip_hf.evaluation.predictions import EvaluationSettings, PreparedImages
+from microclip_hf.explain.explanation import explain
 from microclip_hf.loading import load_adapted, load_clip
-from microclip_hf.plots import snapshot
 from microclip_hf.prediction import predict_photos
 from microclip_hf.preparation import Preparation
 from microclip_hf.training.views import cut_squares
@@ -81,8 +81,8 @@ def test_photos_of_any_shape_are_trained_on_and_predicted(model, tmp_path, name)
     trainer = make_trainer(model, tmp_path, photo, processing_class=SAME_PIXELS[name])
     trainer.train()
     assert model.image_processor is SAME_PIXELS[name]
-    before = snapshot(model, [{"image": noise(32, 32)}])
-    assert_close(before.images[0] * 255, torch.from_numpy(np.array(noise(32, 32))).float(), rtol=0, atol=0.01)
+    (explanation,) = explain(model, [noise(32, 32)])
+    assert explanation.image == noise(32, 32) and explanation.grid.box == (0, 0, 32, 32)
     trainer.save_model()
     photo.save(tmp_path / "photo.png")
     adapted = load_adapted(str(tmp_path))

@@ -21,15 +21,17 @@ from transformers.utils import CONFIG_NAME
 from ..data.class_names import read_class_names
 from ..data.sources import load_images
 from ..descriptions.files import load_descriptions, read_descriptions, save_descriptions
+from ..explain.explanation import Explanation, explain
 from ..files import check_writable, read_text
 from ..hub.model_card import DESCRIPTIONS, PICTURE, CardFacts, split_results
 from ..images import UNREADABLE, cut_strip, decode, to_rgb
 from ..loading import load_clip, read_model_type
 from ..modeling_microclip import MicroCLIPForImageClassification
-from ..plots import Snapshot, plot_adaptation, snapshot
+from ..plots import plot_adaptation
 from ..presets import Preset, list_presets, load_split
 from ..report.page import write_report
-from ..report.record import REPORT, write_record
+from ..report.record import write_record
+from ..run_names import REPORT
 from ..text_heads import check_templates
 from ..training.checks import check_classes, check_unused
 from ..training.trainer import MicroCLIPTrainer
@@ -124,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
         if "descriptions" in texts:
             results |= _evaluate_clip(trainer, model.classifier.weight.detach().clone(), "cupl")
     shown = _spread(test_dataset if test_dataset is not None else train_dataset)
-    before = snapshot(model, shown)
+    before = _explain(model, shown)
 
     try:
         result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
@@ -143,7 +145,7 @@ def _finish(
     trainer: MicroCLIPTrainer,
     texts: dict[str, Any],
     results: dict[str, float],
-    shown: tuple[list[dict[str, Any]], Snapshot],
+    shown: tuple[list[dict[str, Any]], list[Explanation]],
     train_metrics: dict[str, float],
 ) -> None:
     """Save the model, measure it, draw what was learned, write card and report, push."""
@@ -164,7 +166,9 @@ def _finish(
         if "descriptions" in texts:
             save_descriptions(folder / DESCRIPTIONS, texts["descriptions"].items())
         adapted = MicroCLIPForImageClassification.from_pretrained(folder)  # trainer.model may be split over processes
-        plot_adaptation(folder / PICTURE, trainer.state.log_history, results, before, snapshot(adapted, examples))
+        after = explain(adapted, [explanation.image for explanation in before])
+        labels = [example.get("label") for example in examples]
+        plot_adaptation(folder / PICTURE, trainer.state.log_history, results, before, after, labels)
         dataset = options.train_dir or options.dataset_name
         trainer.card_facts = CardFacts(
             base_model=options.model_name_or_path,
@@ -242,6 +246,15 @@ def _spread(dataset: Dataset | IterableDataset, count: int = 8) -> list[dict[str
         if len(readable) == count:
             break
     return readable
+
+
+def _explain(model: MicroCLIPForImageClassification, examples: list[dict[str, Any]]) -> list[Explanation]:
+    """For the picture of the run, which is drawn without images where an unusual image processor forbids."""
+    try:
+        return explain(model, [example["image"] for example in examples])
+    except ValueError as error:
+        warnings.warn(f"{PICTURE} will show no images, since they can't be explained: {error}", stacklevel=2)
+        return []
 
 
 def _check_input(

@@ -14,21 +14,20 @@ from ..data.class_names import read_class_names
 from ..data.labels import labelled
 from ..data.sources import load_images
 from ..descriptions.files import read_descriptions
-from ..evaluation.predictions import ANSWER, EvaluationSettings, PlainCLIP, predict_all_ways
-from ..evaluation.results import (
+from ..evaluation.page import (
     PAGE,
     PICTURE,
     RESULTS,
-    EvaluationFacts,
     check_output,
     classes_table,
     describe_images,
     describe_left_out,
-    make_report,
     pairs_table,
     ways_table,
-    write_report,
+    write_results,
 )
+from ..evaluation.predictions import ANSWER, EvaluationSettings, PlainCLIP, predict_all_ways
+from ..evaluation.results import EvaluationFacts, make_report
 from ..hub.card_results import add_results, read_card
 from ..hub.model_card import hub_id
 from ..loading import choose_device, load_adapted, load_clip, read_model_type
@@ -139,7 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
     Path(options.output_dir).mkdir(parents=True, exist_ok=True)
     predictions = predict_all_ways(subject.model, dataset, subject.plain, settings)
     report = make_report(predictions, _facts(options, class_names, subject, num_unlabelled), options.seed)
-    write_report(options.output_dir, report, predictions)
+    write_results(options.output_dir, report, predictions)
     if card is not None:
         add_results(card, options.model_name_or_path, report, **_dataset_facts(options))
     _print(report)
@@ -153,7 +152,7 @@ def _check_options(options: EvaluateArguments) -> torch.device:
     for name, lowest in (("num_crops", 0), ("num_workers", 0), ("seed", 0), ("batch_size", 1)):
         if (value := vars(options)[name]) < lowest:
             raise ValueError(f"--{name} is {value}; it must be {lowest} or more.")
-    check_output(options.output_dir)
+    check_output(options.output_dir, "--output_dir")
     test_dir = None if options.test_dir is None else os.path.realpath(options.test_dir)
     if test_dir is not None and Path(os.path.realpath(options.output_dir)).is_relative_to(test_dir):
         raise ValueError(

@@ -4,7 +4,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from ..report.page import EARLIER, write_report
-from ..report.record import REPORT
+from ..run_names import REPORT
 from . import HelpFormatter, command_frame, refuse_unknown
 
 

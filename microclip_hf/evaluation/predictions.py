@@ -1,4 +1,4 @@
-"""Every way in which a microCLIP and its CLIP can classify images, side by side, in one pass over the images.
+"""Every way in which a microCLIP and its CLIP can classify images, in one pass over the images.
 
 n images, B of them a batch, C classes, E joint embedding width, S input size in pixels, K crops.
 """
@@ -13,24 +13,25 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.nn.functional import normalize
+from torch.utils.data import DataLoader, default_collate
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from ..data.image_columns import describe_unreadable
-from ..hub.model_card import METHODS
 from ..images import UNREADABLE, cut_strip, decode, to_rgb
 from ..modeling_microclip import MicroCLIPForImageClassification, MicroCLIPOutput
 from ..preparation import Preparation
 from ..pseudo_labels import composite_embeds
+from ..run_names import ACCURACIES
 from ..training.views import CROP_RATIO, NUM_CROPS, crop_box, cut_squares
 
 
 WAYS = {
-    "zero_shot": METHODS["zero_shot_accuracy"],
-    "cupl": METHODS["cupl_accuracy"],
+    "zero_shot": ACCURACIES["zero_shot_accuracy"],
+    "cupl": ACCURACIES["cupl_accuracy"],
     "cls": "[CLS] alone",
     "fg": "[FG] alone",
-    "fused": METHODS["adapted_accuracy"],
+    "fused": ACCURACIES["adapted_accuracy"],
     "multi_crop": "crops, with the frozen head",
 }
 # The way in which the model answers, with which the others are compared.
@@ -108,18 +109,19 @@ def predict_all_ways(
     settings = settings or EvaluationSettings()
     models = [model] if plain is None or plain.model is model else [model, plain.model]
     size = model.config.clip_config.vision_config.image_size
-    images = PreparedImages(dataset, [own.image_processor for own in models], size, settings)
-    labels, logits = [], {way: [] for way in WAYS}
+    images = PreparedImages(dataset, [each.image_processor for each in models], size, settings)
+    labels = []
+    logits = {way: [] for way in WAYS}
     unreadable = torch.zeros(len(dataset), dtype=torch.bool)
     with _evaluating(models), tqdm(total=len(dataset), desc="Evaluating", unit="image") as bar:
-        for batch in torch.utils.data.DataLoader(
-            images, settings.batch_size, collate_fn=list, num_workers=settings.num_workers
-        ):
+        # Not stacked yet, since unreadable images leave gaps.
+        loader = DataLoader(images, settings.batch_size, collate_fn=list, num_workers=settings.num_workers)
+        for batch in loader:
             readable = [example for example in batch if "label" in example]
             unreadable[[example["index"] for example in batch if "label" not in example]] = True
             if readable:
                 labels += [example["label"] for example in readable]
-                for way, values in _classify(model, plain, _stack(readable)).items():
+                for way, values in _classify(model, plain, default_collate(readable)).items():
                     logits[way].append(values.cpu().numpy())
             bar.update(len(batch))
     if not labels:
@@ -133,14 +135,14 @@ def predict_all_ways(
 @contextlib.contextmanager
 def _evaluating(models: Sequence[torch.nn.Module]) -> Iterator[None]:
     """Models in evaluation mode; afterwards each is in its own again."""
-    modes = [own.training for own in models]
+    modes = [model.training for model in models]
     try:
-        for own in models:
-            own.eval()
+        for model in models:
+            model.eval()
         yield
     finally:
-        for own, mode in zip(models, modes, strict=True):
-            own.train(mode)
+        for model, mode in zip(models, modes, strict=True):
+            model.train(mode)
 
 
 class PreparedImages(torch.utils.data.Dataset):
@@ -157,8 +159,12 @@ class PreparedImages(torch.utils.data.Dataset):
     def __init__(
         self, dataset: Dataset, processors: list[BaseImageProcessor], size: int, settings: EvaluationSettings
     ) -> None:
-        self.dataset, self.size, self.settings = dataset, size, settings
-        self.processors = processors if _differ(processors) else processors[:1]
+        self.dataset = dataset
+        self.size = size
+        self.settings = settings
+        # Most CLIPs prepare images as the model does; then they are prepared once.
+        same = processors[0].to_dict() == processors[-1].to_dict()
+        self.processors = processors[:1] if same else processors
         self.preparation = Preparation.of(processors[0], size)
 
     def __len__(self) -> int:
@@ -170,6 +176,7 @@ class PreparedImages(torch.utils.data.Dataset):
             image = to_rgb(decode(example["image"]))
         except UNREADABLE:
             return {"index": index}
+        # By the index, so that neither the batches nor the number of workers change an image's crops.
         rng = np.random.default_rng((self.settings.seed, index))
         boxes = [crop_box(*image.size, CROP_RATIO, rng) for _ in range(self.settings.num_crops)]
         middle = cut_strip(image)
@@ -178,32 +185,20 @@ class PreparedImages(torch.utils.data.Dataset):
         return {"index": index, "label": example["label"], "pixel_values": prepared, "crops": self._normalize(crops)}
 
     def _normalize(self, crops: torch.Tensor) -> torch.Tensor:
-        settings = self.preparation
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (settings.mean, settings.std))
+        mean = torch.tensor(self.preparation.mean).view(-1, 1, 1)
+        std = torch.tensor(self.preparation.std).view(-1, 1, 1)
         return (crops / 255 - mean) / std
-
-
-def _differ(processors: list[BaseImageProcessor]) -> bool:
-    return processors[0].to_dict() != processors[-1].to_dict()
-
-
-def _stack(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """`crops` (B, K, 3, S, S), and `pixel_values`, a list of (B, 3, S, S) for each processor."""
-    prepared = zip(*(example["pixel_values"] for example in examples), strict=True)
-    return {
-        "pixel_values": [torch.stack(own) for own in prepared],
-        "crops": torch.stack([example["crops"] for example in examples]),
-    }
 
 
 @torch.no_grad()
 def _classify(
     model: MicroCLIPForImageClassification, plain: PlainCLIP | None, batch: dict[str, Any]
 ) -> dict[str, torch.Tensor]:
-    """Logits `(batch_size, num_classes)` of each way."""
-    pixel_values = [own.to(model.device) for own in batch["pixel_values"]]
+    """Logits `(batch_size, num_classes)` of each way; of a batch of [`PreparedImages`], those that can be read."""
+    pixel_values = [images.to(model.device) for images in batch["pixel_values"]]
     output = model(pixel_values[0])
     logits = {
+        # Adjusted as the fused ones, which are their weighted mean, so that the ways can be compared.
         "cls": model.logit_adjustment(output.cls_logits),
         "fg": model.logit_adjustment(output.fg_logits),
         "fused": output.logits,
@@ -211,8 +206,8 @@ def _classify(
     if batch["crops"].shape[1] > 0:
         logits["multi_crop"] = _multi_crop_logits(model, batch["crops"].to(model.device), output)
     if plain is not None:
-        same = plain.model is model
-        cls_embeds = output.cls_embeds if same else plain.model.coarse_embeds(pixel_values[-1])
+        is_same = plain.model is model
+        cls_embeds = output.cls_embeds if is_same else plain.model.coarse_embeds(pixel_values[-1])
         for way, head in plain.heads.items():
             cosines = cls_embeds @ normalize(head.to(cls_embeds), dim=-1).T
             logits[way] = plain.model.logit_scale * cosines
@@ -222,5 +217,6 @@ def _classify(
 def _multi_crop_logits(
     model: MicroCLIPForImageClassification, crops: torch.Tensor, output: MicroCLIPOutput
 ) -> torch.Tensor:
-    crop_embeds = torch.stack([model.coarse_embeds(own) for own in crops.unbind(1)], 1)
+    # A forward pass for each crop: all at once would need K times the memory of the batch.
+    crop_embeds = torch.stack([model.coarse_embeds(images) for images in crops.unbind(1)], 1)
     return model.logit_scale * model.prior_head(composite_embeds(crop_embeds, output.cls_embeds))

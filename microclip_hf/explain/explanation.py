@@ -1,8 +1,8 @@
 """Why a model said what it said of a picture: where it looked, and what each of its two paths thought.
 
 These are the model's own numbers, not a theory about them: the salient patches, the weights with which patches make
-the [FG] token, and the answers of [CLS] and [FG] alone (arXiv:2510.02270, section 3.2). [CLS] sees the whole picture
-through all layers; of where it looked they say nothing.
+the [FG] token, and the answers of [CLS] and [FG] alone (arXiv:2510.02270, section 3.2). Of where [CLS] looked, which
+sees the whole picture, they say nothing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -82,16 +82,17 @@ def explain(
             traced back to it (see [`PatchGrid.locate`]).
     """
     _check(images, batch_size)
-    training = model.training
+    was_training = model.training
     model.eval()
     try:
         explanations = []
-        for _, group in groupby(_prepare(model, images), key=lambda own: own[2].shape):
-            while batch := list(islice(group, batch_size)):
+        # Neighbours of one prepared size, as a batch has to be; the third of each is the model's input.
+        for _, group in groupby(_prepare(model, images), key=lambda prepared: prepared[2].shape):
+            for batch in iter(lambda group=group: list(islice(group, batch_size)), []):
                 explanations += _explain_batch(model, *zip(*batch, strict=True), interpolate_pos_encoding)
         return explanations
     finally:
-        model.train(training)
+        model.train(was_training)
 
 
 def overlay(
@@ -116,6 +117,7 @@ def overlay(
     picture = np.asarray(explanation.image, dtype=np.float32)
     if show == "fg_attention":
         values = explanation.grid.to_image(explanation.fg_attention)
+        # Of a picture's own largest: of many patches each has a small share.
         drawing = _heat(values / explanation.fg_attention.max())
     elif show == "saliency_mask":
         values = explanation.grid.to_image(explanation.saliency_mask)
@@ -187,10 +189,11 @@ def _explain_batch(
         output_patch_embeds=True,
         return_dict=True,
     )
-    adjust, names = model.logit_adjustment, tuple(model.config.id2label[index] for index in range(model.num_labels))
-    logits = output.logits, adjust(output.cls_logits), adjust(output.fg_logits)
-    scores = [own.float().softmax(-1).cpu().numpy() for own in logits]
-    masks, attention = output.saliency_mask.cpu().numpy(), output.fg_attention.float().cpu().numpy()
+    names = tuple(model.config.id2label[index] for index in range(model.num_labels))
+    paths = (output.logits, model.logit_adjustment(output.cls_logits), model.logit_adjustment(output.fg_logits))
+    scores = [logits.float().softmax(-1).cpu().numpy() for logits in paths]
+    masks = output.saliency_mask.cpu().numpy()
+    attention = output.fg_attention.float().cpu().numpy()
     return [
         Explanation(
             image=image,

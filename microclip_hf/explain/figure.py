@@ -30,13 +30,14 @@ def plot(explanation: Explanation, alpha: float = 0.6, num_classes: int = 5) -> 
         raise ValueError(f"num_classes is {num_classes}; it must be at least 1.")
     figure = Figure(figsize=(14, 3.6), layout="constrained")
     *pictures, bars = figure.subplots(1, 4)
-    salient, largest = explanation.saliency_mask.mean(), explanation.fg_attention.max()
-    shown = {
+    salient = explanation.saliency_mask.mean()
+    largest = explanation.fg_attention.max()
+    images = {
         "what the model sees": explanation.image,
         f"[FG] attention, up to {largest:.1%}; null token {explanation.null_share:.1%}": overlay(explanation, alpha),
         f"salient: {salient:.0%} of the patches": overlay(explanation, alpha, "saliency_mask"),
     }
-    for axes, (title, image) in zip(pictures, shown.items(), strict=True):
+    for axes, (title, image) in zip(pictures, images.items(), strict=True):
         axes.imshow(image)
         axes.set_title(title, fontsize=9)
         axes.set(xticks=[], yticks=[])

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import BaseImageProcessor
 
-from ..training.views import Box
-
 
 # Of a pixel's or a patch's area; less is rounding.
 SMALLEST_SHARE = 1e-6
@@ -29,7 +27,7 @@ class PatchGrid:
     """
 
     image_size: tuple[int, int]
-    box: Box
+    box: tuple[float, float, float, float]
     shape: tuple[int, int]
 
     @classmethod
@@ -46,28 +44,32 @@ class PatchGrid:
         Raises:
             ValueError: if the processor resizes in another way than to a shortest edge, or to a height and a width.
         """
-        resized = cropped = _resized(image_size, processor)
+        width, height = _resized(image_size, processor)
+        input_width, input_height = width, height
         if processor.do_center_crop:
-            cropped = processor.crop_size.width, processor.crop_size.height
-        columns, rows = (length // patch_size for length in cropped)
-        # Rounded down, below zero too: padding has the odd pixel before the picture.
-        left, top = ((length - crop) // 2 for length, crop in zip(resized, cropped, strict=True))
-        x_scale, y_scale = (own / length for own, length in zip(image_size, resized, strict=True))
-        right, bottom = left + columns * patch_size, top + rows * patch_size
+            input_width = processor.crop_size.width
+            input_height = processor.crop_size.height
+        columns = input_width // patch_size
+        rows = input_height // patch_size
+        # In pixels of the resized picture. Rounded down, below zero too: padding has the odd pixel before the picture.
+        left = (width - input_width) // 2
+        top = (height - input_height) // 2
+        # Back to the picture's own pixels. The sides' factors differ, since each was rounded to whole pixels.
+        x_scale = image_size[0] / width
+        y_scale = image_size[1] / height
+        right = left + columns * patch_size
+        bottom = top + rows * patch_size
         return cls(image_size, (left * x_scale, top * y_scale, right * x_scale, bottom * y_scale), (rows, columns))
 
     def boxes(self) -> np.ndarray:
         """Left, top, right and bottom of each patch in pixels of the picture, float64, `(rows, columns, 4)`."""
-        (left, top, right, bottom), (rows, columns) = self.box, self.shape
-        x, y = np.linspace(left, right, columns + 1), np.linspace(top, bottom, rows + 1)
-        corners = np.meshgrid(y[:-1], x[:-1], indexing="ij"), np.meshgrid(y[1:], x[1:], indexing="ij")
-        return np.stack([corners[0][1], corners[0][0], corners[1][1], corners[1][0]], -1)
+        x, y = self._edges()
+        lefts, tops = np.meshgrid(x[:-1], y[:-1])
+        rights, bottoms = np.meshgrid(x[1:], y[1:])
+        return np.stack([lefts, tops, rights, bottoms], -1)
 
     def to_image(self, values: np.ndarray) -> np.ndarray:
-        """Values of patches as values of the picture's pixels.
-
-        Args:
-            values (`np.ndarray` of shape `(rows, columns)`): numbers or booleans.
+        """Numbers or booleans of patches, `(rows, columns)`, as values of the picture's pixels.
 
         Returns:
             `np.ndarray` of shape `(height, width)`, float32: the mean over a pixel's area, as far as it was seen; NaN
@@ -76,15 +78,13 @@ class PatchGrid:
         Raises:
             ValueError: on another shape.
         """
-        _check_shape("values", values, self.shape)
+        _check_shape(values, self.shape)
+        # Sums along both axes at once, as matrix products: a pixel may share its area with several patches.
         down, across = self._overlaps()
         return _mean(down @ values.astype(np.float32) @ across.T, np.outer(down.sum(1), across.sum(1)))
 
     def to_patches(self, values: np.ndarray) -> np.ndarray:
-        """Values of the picture's pixels as values of patches.
-
-        Args:
-            values (`np.ndarray` of shape `(height, width)`): numbers or booleans.
+        """Numbers or booleans of the picture's pixels, `(height, width)`, as values of patches.
 
         Returns:
             `np.ndarray` of shape `(rows, columns)`, float32: the mean over a patch's area, as far as it lies in the
@@ -93,18 +93,25 @@ class PatchGrid:
         Raises:
             ValueError: on another shape.
         """
-        _check_shape("values", values, self.image_size[::-1])
+        _check_shape(values, self.image_size[::-1])
         down, across = self._overlaps()
         return _mean(down.T @ values.astype(np.float32) @ across, np.outer(down.sum(0), across.sum(0)))
 
+    def _edges(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where columns of patches begin and end, `(columns + 1,)`, and rows, `(rows + 1,)`."""
+        left, top, right, bottom = self.box
+        rows, columns = self.shape
+        return np.linspace(left, right, columns + 1), np.linspace(top, bottom, rows + 1)
+
     def _overlaps(self) -> tuple[np.ndarray, np.ndarray]:
         """Lengths that pixels and patches share, downwards `(height, rows)` and across `(width, columns)`."""
-        (left, top, right, bottom), (width, height), (rows, columns) = self.box, self.image_size, self.shape
-        return _overlap(top, bottom, rows, height), _overlap(left, right, columns, width)
+        x, y = self._edges()
+        width, height = self.image_size
+        return _overlap(y, height), _overlap(x, width)
 
 
-def _overlap(start: float, stop: float, parts: int, pixels: int) -> np.ndarray:
-    edges, pixel = np.linspace(start, stop, parts + 1), np.arange(pixels)[:, None]
+def _overlap(edges: np.ndarray, num_pixels: int) -> np.ndarray:
+    pixel = np.arange(num_pixels)[:, None]
     lengths = np.minimum(pixel + 1, edges[1:]) - np.maximum(pixel, edges[:-1])
     return lengths.clip(0).astype(np.float32)
 
@@ -114,6 +121,7 @@ def _mean(total: np.ndarray, area: np.ndarray) -> np.ndarray:
 
 
 def _resized(image_size: tuple[int, int], processor: BaseImageProcessor) -> tuple[int, int]:
+    """Width and height after resizing."""
     if not processor.do_resize:
         return image_size
     size = processor.size
@@ -124,12 +132,11 @@ def _resized(image_size: tuple[int, int], processor: BaseImageProcessor) -> tupl
             f"The image processor's size is {dict(size)}; patches can be found in the picture where it is a "
             "shortest_edge, or a height and a width."
         )
-    short = min(image_size)
     # Rounded down, as transformers does.
-    width, height = (int(size.shortest_edge * length / short) for length in image_size)
+    width, height = (int(size.shortest_edge * length / min(image_size)) for length in image_size)
     return width, height
 
 
-def _check_shape(name: str, values: np.ndarray, shape: tuple[int, int]) -> None:
+def _check_shape(values: np.ndarray, shape: tuple[int, int]) -> None:
     if values.shape != shape:
-        raise ValueError(f"{name} has the shape {values.shape}; expected {shape}.")
+        raise ValueError(f"values has the shape {values.shape}; expected {shape}.")

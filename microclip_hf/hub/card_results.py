@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard
 
+from ..evaluation.page import describe_images, ways_table
 from ..evaluation.predictions import ANSWER
-from ..evaluation.results import describe_images, ways_table
 from .model_card import CARD, eval_results, save_card
 
 
@@ -43,24 +43,27 @@ def add_results(card: ModelCard, folder: str | os.PathLike, report: Mapping[str,
         dataset: how the Hub's metadata call it: `dataset_type`, `dataset_name`, and perhaps `dataset_config`,
             `dataset_split` and `dataset_revision`.
     """
-    new = eval_results(report["ways"][ANSWER], **dataset)
-    kept = [old for old in card.data.eval_results or () if not any(old.is_equal_except_value(own) for own in new)]
-    card.data.eval_results = kept + new
+    results = eval_results(report["ways"][ANSWER], **dataset)
+    others = [
+        earlier
+        for earlier in card.data.eval_results or ()
+        if not any(earlier.is_equal_except_value(result) for result in results)
+    ]
+    card.data.eval_results = others + results
+    # Without a name huggingface_hub can't write results.
     card.data.model_name = card.data.model_name or os.path.basename(os.path.abspath(folder))
-    card.text = _with_section(card.text, f"## Measured on {report['dataset']}", _section(report))
+    content = f"{describe_images(report)} Labels only measure.\n\n{ways_table(report)}\n"
+    card.text = _with_section(card.text, f"## Measured on {report['dataset']}", content)
     save_card(card, Path(folder))
-
-
-def _section(report: Mapping[str, Any]) -> str:
-    return f"{describe_images(report)} Labels only measure.\n\n{ways_table(report)}\n"
 
 
 def _with_section(text: str, heading: str, content: str) -> str:
     """The text with this section in place of one of the same heading, or before the heading that it should precede."""
     section = f"{heading}\n\n{content}\n"
-    old = re.search(rf"^{re.escape(heading)}\n.*?(?=^#{{1,2}} |\Z)", text, re.DOTALL | re.MULTILINE)
-    if old:
-        return text[: old.start()] + section + text[old.end() :]
+    # Up to the next heading of its level or above.
+    earlier = re.search(rf"^{re.escape(heading)}\n.*?(?=^#{{1,2}} |\Z)", text, re.DOTALL | re.MULTILINE)
+    if earlier:
+        return text[: earlier.start()] + section + text[earlier.end() :]
     following = re.search(rf"^{re.escape(NEXT_HEADING)}$", text, re.MULTILINE)
     if following:
         return text[: following.start()] + section + text[following.start() :]

@@ -17,13 +17,9 @@ from transformers import TrainingArguments
 from .. import __version__
 from ..configuration_microclip import MicroCLIPConfig
 from ..files import write_whole
+from ..run_names import ACCURACIES
 
 
-METHODS = {
-    "zero_shot_accuracy": "CLIP with the class names",
-    "cupl_accuracy": "CLIP with the descriptions",
-    "adapted_accuracy": "this model",
-}
 METRICS = {
     "top5_accuracy": "top-5 accuracy",
     "mean_class_accuracy": "mean accuracy per class",
@@ -65,7 +61,7 @@ class CardFacts:
         license (`str`, *optional*): of the adapted model, as the Hub calls it.
         language (`str`, *optional*): of names and descriptions, as the Hub calls it.
         test_dataset (`str`, *optional*): what the results were measured on.
-        results (`dict[str, float]`): fractions by the names in `METHODS` and, as `adapted_*`, in `METRICS`.
+        results (`dict[str, float]`): fractions by the names in `ACCURACIES` and, as `adapted_*`, in `METRICS`.
         descriptions (`str`, *optional*): the file in the output folder that holds the sentences about the classes.
     """
 
@@ -92,7 +88,7 @@ def write_model_card(
     folder = Path(args.output_dir)
     results = facts.results
     model_id = args.hub_model_id or os.path.basename(os.path.abspath(folder))
-    rows = [(title, f"{100 * results[key]:.1f}") for key, title in METHODS.items() if key in results]
+    rows = [(title, f"{100 * results[key]:.1f}") for key, title in ACCURACIES.items() if key in results]
     metrics = [
         f"{title} {100 * results[f'adapted_{key}']:.1f}"
         for key, title in METRICS.items()
@@ -197,5 +193,5 @@ def hub_id(source: str | None) -> str | None:
 
 def split_results(metrics: Mapping[str, float]) -> dict[str, float]:
     """Those of a Trainer's metrics that a card shows."""
-    names = {*METHODS, *(f"adapted_{name}" for name in METRICS)}
+    names = {*ACCURACIES, *(f"adapted_{name}" for name in METRICS)}
     return {name: value for name, value in metrics.items() if name in names}

@@ -20,24 +20,15 @@ from ..text_heads import abbreviate
 from .model_card import CARD, DESCRIPTIONS, PICTURE
 
 
-CONFIG, IMAGE_PROCESSOR = "config.json", "preprocessor_config.json"
+CONFIG = "config.json"
+IMAGE_PROCESSOR = "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 # What is pushed of a model besides its code, and replaces what the repository has of it.
 MODEL = (
-    CONFIG,
-    *WEIGHTS,
-    "model-?????-of-?????.safetensors",
-    IMAGE_PROCESSOR,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    PICTURE,
-    DESCRIPTIONS,
-    "training_args.json",
-    "trainer_state.json",
-    *(f"{name}_results.json" for name in ("all", "train", "eval")),
+    *(CONFIG, *WEIGHTS, "model-?????-of-?????.safetensors", IMAGE_PROCESSOR),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"),
+    *(PICTURE, DESCRIPTIONS, "training_args.json", "trainer_state.json"),
+    *("all_results.json", "train_results.json", "eval_results.json"),
 )
 LICENSES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
 # All that is pushed but code. Nothing else is: no checkpoints, optimizer states, pickles, tokens.
@@ -66,24 +57,22 @@ def _code_files(folder: str | os.PathLike, config: dict[str, Any]) -> set[str]:
 def _imports(module: Path) -> list[str]:
     try:
         return get_relative_import_files(module)
-    except FileNotFoundError as error:  # what a module imports that isn't there can't be known
+    except FileNotFoundError as error:
+        # Of a module that isn't there it can't be known what it imports itself.
         return [error.filename]
 
 
 def files_to_push(folder: str | os.PathLike) -> list[str]:
     """Paths relative to the folder, sorted: the model, its code and card, and what training wrote beside them."""
-    files = [path.relative_to(folder).as_posix() for path in _walk(Path(folder)) if path.is_file()]
+    folder = Path(folder)
     code = _code_files(folder, _read_config(folder))
-    return sorted(file for file in files if file in code or _matches(file, PUSHED))
+    paths = (path for path in (*folder.iterdir(), *(folder / "runs").rglob("*")) if path.is_file())
+    files = (path.relative_to(folder).as_posix() for path in paths)
+    return sorted(file for file in files if file in code or _is_listed(file, PUSHED))
 
 
-def _matches(file: str, patterns: Iterable[str]) -> bool:
+def _is_listed(file: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(file, pattern) for pattern in patterns)
-
-
-def _walk(folder: Path) -> list[Path]:
-    """The folder's own files, and those of the training logs."""
-    return [*folder.iterdir(), *(folder / "runs").rglob("*")]
 
 
 def check_model_folder(folder: str | os.PathLike) -> None:
@@ -101,16 +90,19 @@ def check_model_folder(folder: str | os.PathLike) -> None:
             f"{folder} holds a model of type {config.get('model_type')!r}; pass a microCLIP that was adapted or made "
             "by from_clip, and saved."
         )
+    # Of the weights one file is enough, whole or the index of its parts.
     weights = WEIGHTS[:1] if not set(WEIGHTS) & set(names) else ()
     wanted = [CONFIG, *weights, IMAGE_PROCESSOR, *sorted(_code_files(folder, config)), CARD]
     missing = [name for name in wanted if name not in names]
-    missing += [f"auto_map in {CONFIG}"] if config and not config.get("auto_map") else []
+    if config and not config.get("auto_map"):
+        missing.append(f"auto_map in {CONFIG}")
     if missing:
         raise ValueError(
             f"{folder} lacks {abbreviate(missing)}, which others need to use the model. microclip adapt writes all of "
             "it; from Python, save_model or save_pretrained writes the model and create_model_card the README.md."
         )
     try:
+        # Sizes that don't fit are reported below with all else that is wrong.
         model, report = MicroCLIPForImageClassification.from_pretrained(
             folder, output_loading_info=True, ignore_mismatched_sizes=True
         )
@@ -136,18 +128,19 @@ def check_repository(
         raise ValueError(
             f"{repo_id} exists on the Hub and is public; make it private there, or choose another repository."
         )
-    there = {file.rfilename for file in info.siblings}
-    files, kind = there - HARMLESS, None
-    if not files:
-        return there
-    if CONFIG in files:
-        kind = PreTrainedConfig.get_config_dict(repo_id, revision=info.sha, token=token)[0].get("model_type")
-    if kind != MicroCLIPConfig.model_type:
-        what = f"a model of type {kind!r}" if CONFIG in files else f"other files ({abbreviate(sorted(files))})"
-        raise ValueError(
-            f"{repo_id} on the Hub holds {what}, which a push would mix with this one; choose another repository."
-        )
-    return there
+    files = {file.rfilename for file in info.siblings}
+    foreign = files - HARMLESS
+    if not foreign:
+        return files
+    content = f"other files ({abbreviate(sorted(foreign))})"
+    if CONFIG in foreign:
+        config, _ = PreTrainedConfig.get_config_dict(repo_id, revision=info.sha, token=token)
+        if config.get("model_type") == MicroCLIPConfig.model_type:
+            return files
+        content = f"a model of type {config.get('model_type')!r}"
+    raise ValueError(
+        f"{repo_id} on the Hub holds {content}, which a push would mix with this one; choose another repository."
+    )
 
 
 def push_folder(
@@ -183,11 +176,11 @@ def push_folder(
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        there = check_repository(repo_id, private, revision, token)
+        earlier = check_repository(repo_id, private, revision, token)
         contents = {name: Path(folder, name) for name in files_to_push(folder)}
         if CARD in contents:
             contents[CARD] = _card_of(contents[CARD], repo_id)
-        stale = (name for name in sorted(there - contents.keys()) if _matches(name, MODEL))
+        stale = (name for name in sorted(earlier - contents.keys()) if _is_listed(name, MODEL))
         operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
         operations += map(CommitOperationDelete, stale)
         # upload_folder may split a large folder over several commits.

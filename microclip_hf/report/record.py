@@ -2,39 +2,37 @@
 
 import csv
 import datetime
-import io
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
-import numpy as np
+import pandas as pd
 import torch
+from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PredictionOutput
 from transformers.utils import CONFIG_NAME
 
 from ..data.image_columns import image_names
 from ..data.labels import read_labels
-from ..files import write_whole
+from ..files import parse_json, read_text, write_whole
 from ..hub.model_card import run_settings, versions
+from ..run_names import LABELS, REPORT, REPORT_DIR
 from ..text_heads import abbreviate
 from ..training.view_datasets import ViewDataset
 
 
-if TYPE_CHECKING:
-    from ..training.trainer import MicroCLIPTrainer
-
-
-LABELS = "pseudo_labels.csv"
-REPORT, REPORT_DIR = "report.html", "report"
-SWAPS, TEST_LABELS, FACTS = (os.path.join(REPORT_DIR, name) for name in ("swaps.csv", "test_labels.csv", "run.json"))
+SWAPS = os.path.join(REPORT_DIR, "swaps.csv")
+TEST_LABELS = os.path.join(REPORT_DIR, "test_labels.csv")
+FACTS = os.path.join(REPORT_DIR, "run.json")
 FACT_NAMES = ("model", "images", "num_images", "root", "settings", "versions", "finished", "results")
-COLUMNS = ("file", "label", "confidence", "changes", "truth")
+LABEL_COLUMNS = ("file", "label", "confidence", "changes", "truth")  # the last where a true class is known
+SWAP_COLUMNS = ("old", "new", "count")
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class RunRecord:
     facts: dict[str, Any]
 
 
-def write_record(trainer: "MicroCLIPTrainer", tested: PredictionOutput | None = None) -> None:
+def write_record(trainer: Trainer, tested: PredictionOutput | None = None) -> None:
     """Write `pseudo_labels.csv`, and what else the report needs, into the output folder.
 
     After training, `save_state` and, for the facts, `card_facts`; the main process alone writes.
@@ -91,40 +89,35 @@ def write_record(trainer: "MicroCLIPTrainer", tested: PredictionOutput | None = 
     """
     if not trainer.is_world_process_zero():
         return
-    folder, seen = Path(trainer.args.output_dir), trainer.diagnostics
-    names = [trainer.model.config.id2label[index] for index in range(trainer.model.config.num_labels)]
-    dataset = trainer.train_dataset.dataset if isinstance(trainer.train_dataset, ViewDataset) else None
+    folder = Path(trainer.args.output_dir)
+    class_names = [trainer.model.config.id2label[index] for index in range(trainer.model.config.num_labels)]
+    dataset = images_of(trainer.train_dataset)
     files, are_files = image_names(dataset)
     (folder / REPORT_DIR).mkdir(exist_ok=True)
-    for name in (REPORT, LABELS, TEST_LABELS):  # of an earlier run that this one went on from
+    # Those of an earlier run, which this one went on from, wouldn't all be written over.
+    for name in (REPORT, LABELS, TEST_LABELS):
         (folder / name).unlink(missing_ok=True)
-    facts = {
-        "model": trainer.card_facts.base_model,
-        "images": trainer.card_facts.dataset,
-        "num_images": len(dataset) if dataset is not None else None,
-        "root": os.getcwd() if are_files else None,
-        "settings": [(name, str(value)) for name, value in run_settings(trainer.model.config, trainer.args)],
-        "versions": versions(),
-        "finished": datetime.datetime.now().astimezone().isoformat(" ", "minutes"),
-        "results": trainer.card_facts.results,
-    }
+    facts = _collect_facts(trainer, dataset, are_files)
     write_whole(folder / FACTS, json.dumps(facts, indent=1, ensure_ascii=False))
-    if num_labelled := len(seen.pseudo_labels):
-        num_images = max(num_labelled, len(files))
-        known = [*zip(seen.pseudo_labels.tolist(), seen.confidences.tolist(), seen.changes.tolist(), strict=True)]
-        known += [(-1, math.nan, 0)] * (num_images - num_labelled)
-        files += [""] * (num_images - len(files))
-        truths = _known_labels(dataset, num_images)
-        _write_labels(folder / LABELS, files, known, truths, names)
-    swaps = [(names[old], names[new], count) for old, new, count in seen.swaps.tolist()]
-    _write_csv(folder / SWAPS, [("old", "new", "count"), *swaps])
+    seen = trainer.diagnostics
+    if len(seen.pseudo_labels):
+        truths = _true_labels(dataset)
+        _write_labels(folder / LABELS, class_names, files, seen.pseudo_labels, seen.confidences, seen.changes, truths)
+    swaps = [(class_names[old], class_names[new], count) for old, new, count in seen.swaps.tolist()]
+    _write_csv(folder / SWAPS, pd.DataFrame(swaps, columns=SWAP_COLUMNS, dtype=object))
     if tested is not None:
-        probabilities = torch.tensor(tested.predictions).float().softmax(-1)
-        known = [(int(own.argmax()), float(own.max()), 0) for own in probabilities]
         test_files, _ = image_names(trainer.eval_datasets.prepare(trainer.eval_dataset))
-        truths = np.asarray(tested.label_ids).tolist() if tested.label_ids is not None else [-1] * len(known)
-        test_files = (test_files or [""] * len(known))[: len(known)]  # a last batch may have been dropped
-        _write_labels(folder / TEST_LABELS, test_files, known, truths, names)
+        probabilities = torch.tensor(tested.predictions).float().softmax(-1)
+        test_files = test_files[: len(probabilities)]  # a last batch may have been dropped
+        labels = probabilities.argmax(-1)
+        changes = torch.zeros_like(labels)
+        truths = [] if tested.label_ids is None else tested.label_ids.tolist()
+        _write_labels(folder / TEST_LABELS, class_names, test_files, labels, probabilities.amax(-1), changes, truths)
+
+
+def images_of(train_dataset: Any) -> Any:
+    """The data set below a trainer's views; `None` where they are views themselves, or a stream."""
+    return train_dataset.dataset if isinstance(train_dataset, ViewDataset) else None
 
 
 def read_record(folder: str | os.PathLike) -> RunRecord:
@@ -143,7 +136,8 @@ def read_record(folder: str | os.PathLike) -> RunRecord:
         log_history = [dict(entry) for entry in _read_json(folder / TRAINER_STATE_NAME)["log_history"]]
         facts = _read_json(folder / FACTS)
         results = {name: float(value) for name, value in facts["results"].items()} if facts else {}
-        if facts and (missing := set(FACT_NAMES) - facts.keys()):
+        missing = set(FACT_NAMES) - facts.keys()
+        if facts and missing:
             raise ValueError(f"{folder / FACTS} lacks {', '.join(sorted(missing))}")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} isn't as the run left it: {error!r}. Take the files from a copy of it.") from error
@@ -153,47 +147,60 @@ def read_record(folder: str | os.PathLike) -> RunRecord:
         results=results,
         images=_read_labels(folder / LABELS, class_names),
         tests=_read_labels(folder / TEST_LABELS, class_names),
-        swaps=[(old, new, int(count)) for old, new, count in _read_csv(folder / SWAPS, ("old", "new", "count"))],
+        swaps=[(old, new, int(count)) for old, new, count in _read_csv(folder / SWAPS, SWAP_COLUMNS)],
         facts=facts,
     )
 
 
-def _known_labels(dataset: Any, num_images: int) -> list[int]:
-    """The data set's own labels, -1 where there are none."""
-    labels = [-1] * num_images
-    if isinstance(dataset, datasets.Dataset) and "label" in dataset.features:
-        labels = [label if isinstance(label, int) else -1 for label in read_labels(dataset)]
-    return labels
+def _collect_facts(trainer: Trainer, dataset: Any, are_files: bool) -> dict[str, Any]:
+    return {
+        "model": trainer.card_facts.base_model,
+        "images": trainer.card_facts.dataset,
+        "num_images": None if dataset is None else len(dataset),
+        # Names of files are as they were given, perhaps relative to this folder.
+        "root": os.getcwd() if are_files else None,
+        "settings": [(name, str(value)) for name, value in run_settings(trainer.model.config, trainer.args)],
+        "versions": versions(),
+        "finished": datetime.datetime.now().astimezone().isoformat(" ", "minutes"),
+        "results": trainer.card_facts.results,
+    }
+
+
+def _true_labels(dataset: Any) -> list[int]:
+    """The data set's own labels; none where it isn't one of `datasets`, or has no labels."""
+    if not isinstance(dataset, datasets.Dataset) or "label" not in dataset.features:
+        return []
+    return [label if isinstance(label, int) else -1 for label in read_labels(dataset)]
 
 
 def _write_labels(
     path: Path,
+    class_names: Sequence[str],
     files: Sequence[str],
-    known: Sequence[tuple[int, float, int]],
+    labels: torch.Tensor,
+    confidences: torch.Tensor,
+    changes: torch.Tensor,
     truths: Sequence[int],
-    names: Sequence[str],
 ) -> None:
-    """One row an image; a column of true classes where any is known."""
-    columns = COLUMNS if any(truth >= 0 for truth in truths) else COLUMNS[:-1]
-    rows = [columns]
-    for file, (label, confidence, changes), truth in zip(files, known, truths, strict=True):
-        own = (file, *(_name(names, label), "" if math.isnan(confidence) else f"{confidence:.6f}", changes))
-        rows.append((*own, _name(names, truth))[: len(columns)])
-    _write_csv(path, rows)
+    """One row an image, class indices as names; a column of true classes where any is known."""
+    columns = (files, labels.tolist(), confidences.tolist(), changes.tolist(), truths)
+    # Of the last images not all may be known. Objects, since pandas' own text can't hold the name of every file.
+    series = [pd.Series(values, dtype=object) for values in columns]
+    table = pd.DataFrame(dict(zip(LABEL_COLUMNS, series, strict=True)))
+    names = pd.Series(class_names, dtype=object)
+    table["label"] = names.reindex(table["label"]).array
+    table["truth"] = names.reindex(table["truth"]).array
+    table["confidence"] = table["confidence"].astype(float)
+    table["changes"] = pd.to_numeric(table["changes"]).fillna(0).astype(int)
+    _write_csv(path, table if table["truth"].notna().any() else table.drop(columns="truth"))
 
 
-def _name(names: Sequence[str], index: int) -> str:
-    return names[index] if 0 <= index < len(names) else ""
-
-
-def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    content = io.StringIO()
-    csv.writer(content, lineterminator="\n").writerows(rows)
-    write_whole(path, content.getvalue())
+def _write_csv(path: Path, table: pd.DataFrame) -> None:
+    write_whole(path, table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
 
 
 def _read_labels(path: Path, class_names: Sequence[str]) -> list[ImageLabel]:
-    rows = _read_csv(path, COLUMNS[:-1])
+    rows = _read_csv(path, LABEL_COLUMNS[:-1])
     try:
         labels = [
             ImageLabel(file, label, float(confidence or math.nan), int(changes), *truth)
@@ -201,7 +208,8 @@ def _read_labels(path: Path, class_names: Sequence[str]) -> list[ImageLabel]:
         ]
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} isn't as the run wrote it: {error}") from error
-    if unknown := {name for image in labels for name in (image.label, image.truth)} - {"", *class_names}:
+    unknown = {name for image in labels for name in (image.label, image.truth)} - {"", *class_names}
+    if unknown:
         raise ValueError(
             f"{path} isn't as the run wrote it: {abbreviate(sorted(unknown))} are no classes of the model."
         )
@@ -212,25 +220,24 @@ def _read_csv(path: Path, columns: Sequence[str]) -> list[list[str]]:
     """The rows, without the first, which must begin with these names; none where there is no file."""
     if not path.exists():
         return []
+    # Not by pandas, which fills rows that are too short, as of a file that was cut off.
     with open(path, encoding="utf-8", newline="") as file:
         try:
-            first, *rows = list(csv.reader(file)) or [[]]
+            head, *rows = list(csv.reader(file)) or [[]]
         except csv.Error as error:
             raise ValueError(f"{path} isn't as the run wrote it: {error}") from error
-    if tuple(first[: len(columns)]) != tuple(columns):
+    if head[: len(columns)] != [*columns]:
         raise ValueError(
-            f"{path} begins with {','.join(first)!r}; expected {','.join(columns)!r}, as the run wrote it."
+            f"{path} begins with {','.join(head)!r}; expected {','.join(columns)!r}, as the run wrote it."
         )
-    if wrong := next((row for row in rows if len(row) != len(first)), None):
-        raise ValueError(f"{path} has a row of {len(wrong)} cells; expected {len(first)}, as the run wrote it.")
+    for row in rows:
+        if len(row) != len(head):
+            raise ValueError(f"{path} has a row of {len(row)} cells; expected {len(head)}, as the run wrote it.")
     return rows
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise ValueError(f"{path} isn't JSON: {error}") from error
+    content = parse_json(path, read_text(path)) if path.exists() else {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not an object")
     return content

@@ -29,7 +29,7 @@ from ..files import nearest_folder
 from ..hub.model_card import CARD
 from ..hub.push import MODEL
 from ..modeling_microclip import MicroCLIPForImageClassification
-from ..report.record import LABELS, REPORT, REPORT_DIR
+from ..run_names import LABELS, REPORT, REPORT_DIR
 from ..saliency import NonFiniteError
 from ..text_heads import abbreviate
 from .saving import STATE_NAME

@@ -1,0 +1,148 @@
+"""What an evaluation found, for people: tables in Markdown, a picture, and the folder that holds them."""
+
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files import write_whole
+from ..plots import plot_confusion
+from .predictions import ANSWER, WAYS, Predictions
+from .results import classes_to_draw
+
+
+RESULTS = "results.json"
+PAGE = "results.md"
+PICTURE = "confusion.png"
+NUM_PAIRS = 20  # in the page; the JSON file holds all
+COLUMNS = {
+    "top5_accuracy": "top-5",
+    "mean_class_accuracy": "mean per class",
+    "expected_calibration_error": "calibration error",
+}
+
+
+def ways_table(report: Mapping[str, Any]) -> str:
+    """The ways side by side, as a table in Markdown, and what its numbers are."""
+    rows = [["in percent", "top-1 (95 % interval)", "less the answer's", *COLUMNS.values()]]
+    for way in report["ways"].values():
+        difference = "-"
+        if "difference" in way:
+            difference = f"{100 * way['difference']:+.1f} ({_span(way['difference_interval'], '+.1f')})"
+        top1 = f"{_percent(way['accuracy'])} ({_span(way['accuracy_interval'], '.1f')})"
+        rows.append([way["title"], top1, difference, *(_percent(way[name]) for name in COLUMNS)])
+    answer = report["ways"][ANSWER]["title"]
+    return f"{_table(rows)}\n\nDifferences are to: {answer}. Intervals: 95 %, percentile bootstrap over images."
+
+
+def classes_table(report: Mapping[str, Any], ways: Sequence[str], limit: int | None = None) -> str:
+    """Accuracy by class, as a table in Markdown, the worst of the model's answer first."""
+    classes = sorted(report["classes"], key=lambda row: row["accuracy"][ANSWER])[:limit]
+    head = ["top-1 in percent", "images", *(report["ways"][way]["title"] for way in ways)]
+    rows = [[row["name"], str(row["images"]), *(_percent(row["accuracy"][way]) for way in ways)] for row in classes]
+    return _table([head, *rows])
+
+
+def pairs_table(report: Mapping[str, Any], limit: int) -> str:
+    """The most confused pairs, as a table in Markdown."""
+    pairs = report["confused_pairs"][:limit]
+    rows = [[pair["label"], pair["predicted"], str(pair["images"]), _percent(pair["share"])] for pair in pairs]
+    return _table([["true class", "taken for", "images", "of its images (%)"], *rows])
+
+
+def describe_images(report: Mapping[str, Any]) -> str:
+    """How many images were measured, and what was left out, in a sentence."""
+    text = f"{report['num_images']} images of {len(report['classes'])} of {len(report['class_names'])} classes"
+    counts = {"unreadable": report["num_unreadable"], "without a label": report["num_unlabelled"]}
+    left_out = " and ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    return f"{text}; left out: {left_out}." if left_out else f"{text}."
+
+
+def describe_left_out(report: Mapping[str, Any]) -> str:
+    """The ways that weren't computed, a line each."""
+    return "\n".join(f"- {WAYS[way]}: left out, {reason}" for way, reason in report["left_out"].items())
+
+
+def report_page(report: Mapping[str, Any]) -> str:
+    """The report as a page in Markdown, which shows the picture beside it."""
+    pairs = pairs_table(report, NUM_PAIRS) if report["confused_pairs"] else "No image was taken for another class."
+    parts = [
+        f"# {report['model']} on {report['dataset']}",
+        describe_images(report),
+        ways_table(report),
+        describe_left_out(report),
+        "They say how far another draw of such images might move a number, and nothing of another run of training.",
+        "## Classes",
+        classes_table(report, list(report["ways"])),
+        _without_images(report),
+        f"## Most confused, by {report['ways'][ANSWER]['title']}",
+        pairs,
+        f"![Which classes are taken for which]({PICTURE})",
+        "## How it was measured",
+        "\n".join(f"- {name}: {value}" for name, value in {**report["settings"], **report["versions"]}.items()),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _without_images(report: Mapping[str, Any]) -> str:
+    measured = {row["name"] for row in report["classes"]}
+    names = [_cell(name) for name in report["class_names"] if name not in measured]
+    return f"Without images: {', '.join(names)}." if names else ""
+
+
+def check_output(folder: str | os.PathLike, argument: str = "output_dir") -> None:
+    """Refuse a folder that holds results; `argument` is whose it is, for the error's text.
+
+    Raises:
+        ValueError: if it does, is a file, or has no name.
+    """
+    if not os.fspath(folder):
+        raise ValueError(f"{argument} is empty; pass a folder, new or not.")
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise ValueError(f"{argument} {folder} is a file; pass a folder, new or not.")
+    earlier = [name for name in (RESULTS, PAGE, PICTURE) if os.path.exists(os.path.join(folder, name))]
+    if earlier:
+        raise ValueError(f"{argument} {folder} already holds {', '.join(earlier)}; choose another folder.")
+
+
+def write_results(folder: str | os.PathLike, report: Mapping[str, Any], predictions: Predictions) -> None:
+    """Write a report by [`make_report`] as `results.json`, `results.md` and `confusion.png`, each as a whole."""
+    predicted = predictions.logits[ANSWER].argmax(1)
+    classes = classes_to_draw(predictions.labels, predicted)
+    picture = io.BytesIO()
+    plot_confusion(picture, predictions.labels, predicted, classes, report["class_names"])
+    contents = {
+        PICTURE: picture.getvalue(),
+        PAGE: report_page(report),
+        RESULTS: json.dumps(report, indent=2, ensure_ascii=False) + "\n",
+    }
+    # All are made before the first is written: an error in one leaves none.
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        write_whole(Path(folder, name), content)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _span(interval: Sequence[float], form: str) -> str:
+    return " to ".join(format(100 * value, form) for value in interval)
+
+
+def _table(rows: list[list[str]]) -> str:
+    """The first row is the head; columns are padded, so that it reads well in a terminal too."""
+    rows = [[_cell(text) for text in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    lines = []
+    for first, *others in rows:
+        cells = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
+        lines.append(f"| {' | '.join([first.ljust(widths[0]), *cells])} |")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
