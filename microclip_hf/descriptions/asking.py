@@ -40,18 +40,9 @@ class Outcome:
 def write_descriptions(
     path: str | os.PathLike, questions: Questions, replies: ReplyFile, fits: Fits | None
 ) -> Outcome:
-    """Clean the replies and write them in the classes' order as `{"class": ["sentence", ...]}`.
-
-    Args:
-        path (`str` or `os.PathLike`): the JSON file.
-        questions, replies: all questions, and a reply to each.
-        fits (`Callable[[str], bool]`, *optional*): see [`extract_sentences`].
-
-    Returns:
-        [`Outcome`]: with warnings about classes without sentences, and sentences without a class of their own.
-
-    Raises:
-        ValueError: if nothing is left of all replies.
+    """Clean the replies and write them in the classes' order as `{"class": ["sentence", ...]}`; for `fits` see
+    [`extract_sentences`]. An error where nothing is left of all replies; warnings about classes without sentences, and
+    sentences without a class of their own.
     """
     sentences = _clean_replies(questions, replies, fits)
     shared = _count_shared(sentences.values())

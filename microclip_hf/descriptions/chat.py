@@ -48,11 +48,7 @@ class ChatError(RuntimeError):
 
 @dataclass
 class LocalChat:
-    """A chat model of transformers, in this process.
-
-    Raises:
-        ChatError: if it can't be loaded, or isn't a chat model.
-    """
+    """A chat model of transformers, in this process; a `ChatError` where it can't be loaded, or isn't a chat model."""
 
     source: str  # Hub id or folder of a causal language model whose tokenizer has a chat template
     batch_size: int  # questions answered at once
@@ -103,10 +99,8 @@ class LocalChat:
 class EndpointChat:
     """A chat model behind an OpenAI-compatible endpoint: vLLM, TGI, llama.cpp, Ollama, or a hosted one.
 
-    Busy servers, dropped connections and time-outs are tried again, with growing pauses or the one asked for.
-
-    Raises:
-        ChatError: if the address isn't one or holds a password, or huggingface_hub is offline.
+    Busy servers, dropped connections and time-outs are tried again, with growing pauses or the one asked for. A
+    `ChatError` where the address isn't one or holds a password, or huggingface_hub is offline.
     """
 
     base_url: str  # as in http://localhost:8000/v1
@@ -135,11 +129,7 @@ class EndpointChat:
         )
 
     def replies(self, questions: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Reply]]:
-        """The replies as they come. After an error the questions on their way are still waited for, then it is raised.
-
-        Raises:
-            ChatError: if the endpoint can't be used.
-        """
+        """The replies as they come; after a `ChatError` those on their way still come, and then it is raised."""
         unasked = iter(questions)
         on_their_way: dict[Future[Reply | None], int] = {}
         error = None
@@ -214,10 +204,8 @@ class EndpointChat:
 
 
 def find_api_key(base_url: str) -> str:
-    """The key for an endpoint: `OPENAI_API_KEY`, or without it the Hugging Face token for Hugging Face's hosts.
-
-    Raises:
-        ChatError: if it holds what can't be sent.
+    """The key for an endpoint: `OPENAI_API_KEY`, or without it the Hugging Face token for Hugging Face's hosts; a
+    `ChatError` where it holds what can't be sent.
     """
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not (key.isascii() and key.isprintable()):

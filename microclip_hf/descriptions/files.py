@@ -20,15 +20,14 @@ def read_descriptions(path: str | os.PathLike, class_names: Sequence[str]) -> di
 
     Args:
         path (`str` or `os.PathLike`): JSON, or (`.txt`) lines `class: sentence`, several a class.
-        class_names (`Sequence[str]`): the classes; keys match them whatever their case, `_` and `-`. Where a line of
-            text begins with several, as in `iris: dwarf: ...`, the longest is meant.
+        class_names (`Sequence[str]`): keys match them whatever their case, `_` and `-`. Where a line of text begins
+            with several, as in `iris: dwarf: ...`, the longest is meant.
 
     Returns:
         `dict[str, list[str]]`: the sentences of the classes that have any, under the names in `class_names`.
 
     Raises:
-        ValueError: if the file can't be read, or its contents don't fit (see `match_descriptions`).
-        TypeError: if values aren't lists of strings.
+        TypeError, ValueError: if the file can't be read, or its contents don't fit (see [`match_descriptions`]).
     """
     if os.fspath(path).lower().endswith(".txt"):
         descriptions = _read_lines(path, class_names)
@@ -38,11 +37,10 @@ def read_descriptions(path: str | os.PathLike, class_names: Sequence[str]) -> di
 
 
 def load_descriptions(source: str, class_names: Sequence[str], columns: Sequence[str] | None) -> dict[str, list[str]]:
-    """Descriptions from the training split of a data set on the Hub, or of a copy of it here.
+    """Descriptions from the training split of a data set; for the rest see [`read_description_columns`].
 
     Args:
-        source (`str`): its id, or a folder.
-        class_names, columns: see [`read_description_columns`].
+        source (`str`): its id on the Hub, or the folder of a copy.
 
     Raises:
         ValueError: if there is no such data set, or its contents don't fit.
@@ -60,10 +58,8 @@ def read_description_columns(
     """Descriptions from two columns of a data set. Classes of it that aren't among `class_names` are passed over.
 
     Args:
-        dataset (`datasets.Dataset`): with one or several rows a class.
-        class_names (`Sequence[str]`): the classes.
         columns (`Sequence[str]`): the names of the column of classes (names, or `ClassLabel`) and of the column of
-            sentences (a string or a list of strings in each row).
+            sentences (a string or a list of strings in each row); a class may have several rows.
 
     Returns:
         `dict[str, list[str]]`: the sentences of the classes that have any, under the names in `class_names`.
@@ -118,7 +114,6 @@ def save_descriptions(path: str | os.PathLike, described: Iterable[tuple[str, Se
     """Write a descriptions file in JSON, as a whole or not at all; halves of characters become JSON's escapes.
 
     Args:
-        path (`str` or `os.PathLike`): the file.
         described (`Iterable[tuple[str, Sequence[str]]]`): each class with its sentences.
 
     Returns:

@@ -19,11 +19,7 @@ NUM_NEIGHBOURS = 20  # names compared on either side, so that the time for a nam
 
 
 class SimilarNames:
-    """For each class name those that are most like it, by [`normalize_name`] and `difflib`.
-
-    Args:
-        class_names (`Sequence[str]`): all of them.
-    """
+    """For each class name those that are most like it, by [`normalize_name`] and `difflib`."""
 
     def __init__(self, class_names: Sequence[str]) -> None:
         self._normalized = [normalize_name(name) for name in class_names]
@@ -53,15 +49,13 @@ def _neighbours(ordered: list[str], name: str) -> list[str]:
 class Questions(Sequence[str]):
     """All questions about all classes, class by class, made when they are asked for.
 
+    A template without `{}` for the class name is an error, and so is a text with half a character (a surrogate).
+
     Args:
-        class_names (`Sequence[str]`): the C class names; underscores become spaces.
-        templates (`Sequence[str]`, *optional*): Q questions with `{}` for the class name and, where wanted,
-            `{similar}` for similarly named ones. Default `DEFAULT_QUESTIONS`.
+        templates (`Sequence[str]`, *optional*): questions with `{}` and, where wanted, `{similar}` for similarly named
+            classes. Default `DEFAULT_QUESTIONS`.
         domain (`str`, *optional*): what each class is, as in `"a species of flower"`.
         num_sentences (`int`): sentences asked for by the questions about one class together.
-
-    Raises:
-        ValueError: if a template has no `{}`, or a text holds half a character.
     """
 
     def __init__(

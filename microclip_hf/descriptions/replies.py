@@ -19,18 +19,10 @@ class Reply:
 
 
 class ReplyFile(dict[int, Reply]):
-    """Replies by the number of their question, each also a line of a file, as a context manager.
+    """Replies by the number of their question, from 0, each also a line of a file, as a context manager.
 
-    The first line holds the settings. Replies that the file holds already are kept. A file without replies isn't left
-    behind.
-
-    Args:
-        path (`str` or `os.PathLike`): the file.
-        settings (`dict[str, Any]`): what the replies depend on, of JSON's types.
-        num_questions (`int`): questions are numbered from 0.
-
-    Raises:
-        ValueError: if it was written with other settings, or holds what isn't a reply.
+    The first line holds the settings, on which the replies depend. Replies that the file holds already are kept; other
+    settings, or a line that isn't a reply, are an error. A file without replies isn't left behind.
     """
 
     def __init__(self, path: str | os.PathLike, settings: dict[str, Any], num_questions: int) -> None:

@@ -45,17 +45,13 @@ _CLAUSES = re.compile(r"\s*(?:[;:,–—]|\s-)\s+|(?<=[.!?])\s+")
 
 
 def extract_sentences(reply: str, cut_off: bool = False, fits: Fits | None = None) -> list[str]:
-    """The usable sentences of one reply, in its order.
+    """The usable sentences of one reply, in its order; none where the model refuses or says nothing.
 
     Args:
-        reply (`str`): as the language model gave it.
         cut_off (`bool`): whether the model ran into its limit of tokens; its last sentence is then dropped unless it
             ends like one. So it is too where other sentences end with a full stop and the last doesn't.
         fits (`Callable[[str], bool]`, *optional*): whether a sentence isn't too long, as from [`fits_text_tower`].
             Those that are end at an earlier clause, or are dropped where even the first clause is too long.
-
-    Returns:
-        `list[str]`: none where the model refuses or says nothing.
     """
     text = unicodedata.normalize("NFC", _THOUGHTS.sub("", reply)).replace("’", "'")
     text = re.sub(r"[^\S\n]+", " ", text)  # also keeps the patterns below from long runs
@@ -97,13 +93,8 @@ def shorten_sentence(sentence: str, fits: Fits) -> str | None:
 
 
 def fits_text_tower(source: str) -> Fits:
-    """Whether a text fits the positions of a CLIP's text tower, by its own tokenizer.
-
-    Args:
-        source (`str`): the CLIP, a Hub id or a folder.
-
-    Raises:
-        OSError, ValueError: if there is no such CLIP, or no tokenizer with it.
+    """Whether a text fits the positions of a CLIP's text tower, by its own tokenizer; an `OSError` or `ValueError` if
+    `source`, a Hub id or a folder, has no CLIP, or no tokenizer with it.
     """
     max_length = CLIPConfig.from_pretrained(source).text_config.max_position_embeddings
     tokenizer = load_tokenizer(source, {}, "Pass a CLIP that was saved with its tokenizer.")

@@ -53,38 +53,21 @@ TEMPLATE = Path(__file__).with_name("model_card_template.md")
 
 @dataclass
 class CardFacts:
-    """What a Trainer can't know by itself.
+    """What a Trainer can't know by itself."""
 
-    Args:
-        base_model (`str`, *optional*): the CLIP that was adapted, a Hub id or a folder.
-        dataset (`str`, *optional*): the images adapted to, a Hub id or a folder.
-        license (`str`, *optional*): of the adapted model, as the Hub calls it.
-        language (`str`, *optional*): of names and descriptions, as the Hub calls it.
-        test_dataset (`str`, *optional*): what the results were measured on.
-        results (`dict[str, float]`): fractions by the names in `ACCURACIES` and, as `adapted_*`, in `METRICS`.
-        descriptions (`str`, *optional*): the file in the output folder that holds the sentences about the classes.
-    """
-
-    base_model: str | None = None
-    dataset: str | None = None
-    license: str | None = None
-    language: str | None = None
-    test_dataset: str | None = None
-    results: dict[str, float] = field(default_factory=dict)
-    descriptions: str | None = None
+    base_model: str | None = None  # the CLIP that was adapted, a Hub id or a folder
+    dataset: str | None = None  # the images adapted to, a Hub id or a folder
+    license: str | None = None  # of the adapted model, as the Hub calls it
+    language: str | None = None  # of names and descriptions, as the Hub calls it
+    test_dataset: str | None = None  # what the results were measured on
+    results: dict[str, float] = field(default_factory=dict)  # fractions by `ACCURACIES`; as `adapted_*`, `METRICS`
+    descriptions: str | None = None  # the file in the output folder with the sentences about the classes
 
 
 def write_model_card(
     config: MicroCLIPConfig, args: TrainingArguments, facts: CardFacts, num_images: int | None
 ) -> None:
-    """Write `README.md` into the output folder; a picture that lies there is shown.
-
-    Args:
-        config ([`MicroCLIPConfig`]): the adapted model's.
-        args ([`MicroCLIPTrainingArguments`]): settings, with the output folder and perhaps the Hub id.
-        facts ([`CardFacts`]): the rest.
-        num_images (`int`, *optional*): images adapted to, `None` for a stream.
-    """
+    """Write `README.md` into the output folder, with a picture that lies there; of a stream `num_images` is `None`."""
     folder = Path(args.output_dir)
     results = facts.results
     model_id = args.hub_model_id or os.path.basename(os.path.abspath(folder))

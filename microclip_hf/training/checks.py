@@ -44,11 +44,7 @@ BYTES = 4  # of a float32
 
 
 def check_unused(folder: str | os.PathLike) -> None:
-    """Whether a folder holds nothing under the names that a run writes.
-
-    Raises:
-        ValueError: if it does; it says what.
-    """
+    """Whether a folder holds nothing under the names that a run writes; an error says what it holds."""
     code = [modeling_microclip.__file__, *get_relative_import_files(modeling_microclip.__file__)]
     patterns = (*MODEL, CARD, LABELS, REPORT, REPORT_DIR, *map(os.path.basename, code))
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
@@ -61,11 +57,7 @@ def check_unused(folder: str | os.PathLike) -> None:
 
 
 def check_parts(model: Any, args: Any) -> None:
-    """Whether a Trainer can be made of these.
-
-    Raises:
-        TypeError: if one is of another class.
-    """
+    """Whether a Trainer can be made of these; a `TypeError` where one is of another class."""
     if not isinstance(model, MicroCLIPForImageClassification):
         raise TypeError(
             f"model is a {type(model).__name__}; pass a MicroCLIPForImageClassification, for example from "
@@ -80,11 +72,8 @@ def check_parts(model: Any, args: Any) -> None:
 def check_training(model: MicroCLIPForImageClassification, args: MicroCLIPTrainingArguments, dataset: Any) -> None:
     """Whether a run of these settings has a step to take, and an optimiser and a schedule to take it with.
 
-    Raises:
-        ImportError: if the optimiser's package is missing.
-        TypeError: if the images are several data sets.
-        ValueError: if there are too few images for a batch, they are a stream whose end isn't known, or a setting of
-            optimiser or schedule is wrong.
+    An error where the images are several data sets, too few for a batch, or a stream without `max_steps`, the
+    optimiser's package is missing, or a setting of optimiser or schedule is wrong.
     """
     if isinstance(dataset, dict):
         raise TypeError(
@@ -119,11 +108,7 @@ def check_training(model: MicroCLIPForImageClassification, args: MicroCLIPTraini
 
 
 def check_countable(dataset: Any, args: MicroCLIPTrainingArguments) -> None:
-    """Whether what is kept for each image can be.
-
-    Raises:
-        ValueError: if the images have no numbers.
-    """
+    """Whether what is kept for each image can be; an error where the images have no numbers."""
     if args.prior_refresh == "never" and not isinstance(dataset, ViewDataset):
         raise ValueError(
             "prior_refresh='never' keeps a prior for each image, which a stream, views or a data_collator of one's "
@@ -133,15 +118,8 @@ def check_countable(dataset: Any, args: MicroCLIPTrainingArguments) -> None:
 
 
 def check_finite_weights(model: torch.nn.Module, accelerator: Accelerator, step: int) -> None:
-    """Weights that aren't finite are neither saved in place of good ones nor called a result.
-
-    Args:
-        model (`torch.nn.Module`): whose trained weights are looked at, parts of them where it is split.
-        accelerator (`Accelerator`): connects the processes, which must all call it.
-        step (`int`): for the error's text.
-
-    Raises:
-        NonFiniteError: on all processes, if a weight of any is NaN or infinite.
+    """Weights that aren't finite are neither saved in place of good ones nor called a result: a `NonFiniteError` on
+    all processes, which must all call it, where a trained weight of any is NaN or infinite.
     """
     trained = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
     parts = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in trained]
@@ -158,14 +136,8 @@ def check_room(
 ) -> None:
     """Whether the disk has room for the checkpoints that will be kept, one more while it's written, and the model.
 
-    Args:
-        model ([`MicroCLIPForImageClassification`]): prepared for adaptation.
-        args ([`MicroCLIPTrainingArguments`]): the run's.
-        num_images (`int`, *optional*): `None` for a stream.
-        checkpoint (`str`, *optional*): where the run goes on from; then the checkpoints to keep are there already.
-
-    Raises:
-        ValueError: if it hasn't.
+    An error where it hasn't. A stream has no `num_images`; where a run goes on from a `checkpoint`, the checkpoints to
+    keep are there already.
     """
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -217,16 +189,8 @@ def image_facts(dataset: Any) -> dict[str, str]:
 def check_checkpoint(
     checkpoint: str, config: MicroCLIPConfig, prior_head: torch.Tensor, images: Mapping[str, str]
 ) -> None:
-    """Whether a run can go on from a checkpoint: it has the same classes, texts, architecture and images.
-
-    Args:
-        checkpoint (`str`): its folder.
-        config ([`MicroCLIPConfig`]): the model's.
-        prior_head (`torch.Tensor` of shape `(num_classes, embed_dim)`): its frozen head, on the CPU.
-        images (`Mapping[str, str]`): by [`image_facts`].
-
-    Raises:
-        ValueError: if not; it says what differs.
+    """Whether a run can go on from a checkpoint; an error says what differs: classes, architecture, texts (the frozen
+    `prior_head`, `(num_classes, embed_dim)`, on the CPU) or images (by [`image_facts`]).
     """
     saved_config = MicroCLIPConfig.from_pretrained(checkpoint)
     check_classes(checkpoint, list(config.id2label.values()))
@@ -279,11 +243,7 @@ def _read_weight(checkpoint: str, name: str) -> torch.Tensor | None:
 
 
 def check_classes(checkpoint: str, class_names: list[str]) -> None:
-    """Heads of other classes, or of another order, aren't taken over from a checkpoint.
-
-    Raises:
-        ValueError: if the checkpoint's classes aren't these.
-    """
+    """Heads of other classes, or of another order, aren't taken over from a checkpoint: they are an error."""
     saved = list(MicroCLIPConfig.from_pretrained(checkpoint).id2label.values())
     if saved == class_names:
         return

@@ -40,9 +40,8 @@ class ClassMeans:
     def fairness(self, logits: torch.Tensor) -> tuple[torch.Tensor, float | torch.Tensor]:
         """Fairness of the whole batch, from the student's logits `(batch_size, C)` of its next part, with gradient.
 
-        Returns:
-            The loss, a scalar whose gradients add up over the parts; and by how much a mean over this part counts in
-            the mean over parts.
+        Returns the loss, a scalar whose gradients add up over the parts; and by how much a mean over this part counts
+        in the mean over parts.
         """
         log_probabilities = logits.log_softmax(-1)
         num_processes = self.accelerator.num_processes

@@ -29,20 +29,14 @@ class Diagnostics:
 
     `METRICS`: both parts of the loss; the pseudo-label's probability; shares of images where the student agrees with
     the pseudo-label, where both heads agree, whose pseudo-label is another than one epoch ago, or (with labels) right.
-
-    Of each image, by the batches' `index`, all of shape `(num_images,)`: `pseudo_labels` (`torch.IntTensor`), the
-    latest one, -1 where there is none yet; `confidences` (`torch.FloatTensor`), its probability, NaN where it isn't
-    known; `changes` (`torch.IntTensor`), how often it was another than before.
-
-    Args:
-        num_labels (`int`): classes of the model.
+    Of each image, by the batches' `index`, it keeps the latest pseudo-label, its probability and how often it changed.
     """
 
     def __init__(self, num_labels: int) -> None:
         self.num_labels = num_labels
-        self.pseudo_labels = torch.empty(0, dtype=torch.int32)
-        self.confidences = torch.empty(0)
-        self.changes = torch.empty(0, dtype=torch.int32)
+        self.pseudo_labels = torch.empty(0, dtype=torch.int32)  # (num_images,), the latest, -1 where there is none yet
+        self.confidences = torch.empty(0)  # (num_images,), of these labels, NaN where it isn't known
+        self.changes = torch.empty(0, dtype=torch.int32)  # (num_images,), how often it was another than before
         self._warned = False
         self._started = time.perf_counter()
         self._sums: dict[str, torch.Tensor] = {}
@@ -69,10 +63,9 @@ class Diagnostics:
     def summarize(self, accelerator: Accelerator) -> dict[str, float]:
         """Means since the last call over the images of all processes; every process must call it.
 
-        Returns:
-            `METRICS` as far as there are any, `images_per_second`, and `effective_classes`: `exp(entropy)` of how
-            often each class is used by the latest pseudo-labels (by the last ones flushed, where images have no
-            `index`), from 1 to `num_labels`.
+        They are `METRICS` as far as there are any, `images_per_second`, and `effective_classes`: `exp(entropy)` of how
+        often each class is used by the latest pseudo-labels (by the last ones flushed, where images have no `index`),
+        from 1 to `num_labels`.
         """
         self.flush(accelerator)
         nothing = torch.zeros(2, device=accelerator.device)

@@ -13,12 +13,7 @@ from .publishing import PublishingTrainer
 
 
 class EvaluatingTrainer(PublishingTrainer):
-    """The Trainer's overrides for evaluation.
-
-    Args:
-        eval_datasets ([`EvalDatasets`]): prepares what is evaluated on.
-        kwargs: as in [`~transformers.Trainer`].
-    """
+    """The Trainer's overrides for evaluation, on what `eval_datasets` prepares."""
 
     _processing_class: BaseImageProcessor | None = None
 

@@ -19,15 +19,10 @@ PRIOR_DIR = "_prior"
 
 
 class KeptPrior:
-    """Scores of the frozen head by image index, float32 in a memory-mapped `.npy` file.
+    """Scores of the frozen head by image index, float32 in a memory-mapped `.npy` file, of `shape` images and classes.
 
     Several processes may write the same rows with the same numbers, and any number may read; the file has its name
-    once it is complete.
-
-    Args:
-        folder (`str`): where the files are.
-        shape (`tuple[int, int]`): images and classes.
-        settings (`dict`): what else the scores depend on; those of other settings are refused.
+    once it is complete. `settings` are what else the scores depend on; those of others are refused.
     """
 
     def __init__(self, folder: str, shape: tuple[int, int], settings: dict[str, Any]) -> None:
@@ -39,11 +34,7 @@ class KeptPrior:
         self._incomplete = os.path.join(folder, "incomplete.npy")
 
     def exists(self) -> bool:
-        """Whether the scores are complete.
-
-        Raises:
-            ValueError: if they are of other images, classes or settings.
-        """
+        """Whether the scores are complete; an error where they are of other images, classes or settings."""
         if not os.path.exists(self._file):
             return False
         with open(self._facts_file, encoding="utf-8") as file:
@@ -56,11 +47,7 @@ class KeptPrior:
         return True
 
     def create(self) -> None:
-        """An empty file to write to.
-
-        Raises:
-            OSError: if the disk has no room for it (writing to the map would kill the process).
-        """
+        """An empty file to write to; an error if the disk has no room (writing to the map would kill the process)."""
         os.makedirs(self.folder, exist_ok=True)
         needed = 4 * self.shape[0] * self.shape[1]
         free = shutil.disk_usage(self.folder).free

@@ -37,17 +37,11 @@ ALIGNED_BATCHES = 32
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """What a batch is taught.
+    """What a batch is taught."""
 
-    Args:
-        labels (`torch.LongTensor` of shape `(batch_size,)`): class indices.
-        confidences (`torch.Tensor` of shape `(batch_size,)`, *optional*): their probabilities.
-        heads_agree (`torch.BoolTensor` of shape `(batch_size,)`, *optional*): whether both heads would say the same.
-    """
-
-    labels: torch.Tensor
-    confidences: torch.Tensor | None = None
-    heads_agree: torch.Tensor | None = None
+    labels: torch.Tensor  # (batch_size,), int64, class indices
+    confidences: torch.Tensor | None = None  # (batch_size,), their probabilities
+    heads_agree: torch.Tensor | None = None  # (batch_size,), bool, whether both heads would say the same
 
 
 class HeadMeans:
@@ -58,10 +52,7 @@ class HeadMeans:
         self.log_means: torch.Tensor | None = None  # (2, C), of the prior and of the fused scores
 
     def align(self, logits: torch.Tensor, weight: float) -> torch.Tensor:
-        """Aligned probabilities of both heads' logits, both `(2, B, C)`; the batch, of all processes, is counted in.
-
-        For `weight` see [`align_distribution`].
-        """
+        """Both heads' probabilities `(2, B, C)` by [`align_distribution`]; the batch, of all processes, counts in."""
         log_sums = torch.stack([log_sum(head_logits) for head_logits in logits])
         parts = self.accelerator.gather(log_sums.unsqueeze(0))
         log_batch_means = parts[..., :-1].logsumexp(0) - parts[..., -1].sum(0).log().unsqueeze(-1)
@@ -82,14 +73,7 @@ class HeadMeans:
 
 
 class PseudoLabeler:
-    """Labels batches of views. The model is handed in each time: what a Trainer wraps, it may also replace.
-
-    Args:
-        config ([`MicroCLIPConfig`]): the model's.
-        args ([`MicroCLIPTrainingArguments`]): the settings.
-        accelerator (`Accelerator`): connects the processes.
-        preparation ([`Preparation`]): how views become pixel values.
-    """
+    """Labels batches of views. The model is handed in each time: what a Trainer wraps, it may also replace."""
 
     def __init__(
         self,
@@ -109,13 +93,13 @@ class PseudoLabeler:
     def label(
         self, model: MicroCLIPForImageClassification, views: Mapping[str, torch.Tensor], batch_number: int
     ) -> PseudoLabels:
-        """Label a batch.
+        """Label a batch of uint8 views: `weak` (B, 3, S, S), and `crops` (B, K, 3, S, S) if there are any.
+
+        In place of crops the prior may be there, `prior_scores` (B, C), float32.
 
         Args:
             model ([`MicroCLIPForImageClassification`]): unwrapped, so that what is computed here runs under autocast
                 only where `autocast_pseudo_labels` asks for it.
-            views: `weak` (B, 3, S, S) and `crops` (B, K, 3, S, S), uint8; without `crops`, K = 0. In place of crops
-                the prior may be there, `prior_scores` (B, C), float32.
             batch_number (`int`): counted from 1 over the run; so many batches the running means are made of.
         """
         embeds = self.encode_views(lambda pixels: _both_embeds(model.encode_image(pixels)), views["weak"])
@@ -139,9 +123,8 @@ class PseudoLabeler:
     def prior_scores(
         self, model: MicroCLIPForImageClassification, crops: torch.Tensor | None, cls_embeds: torch.Tensor
     ) -> torch.Tensor:
-        """The multi-view prior: cosines `(B, C)` of the composite with the frozen head.
-
-        It is made of the crops `(B, K, 3, S, S)`, uint8, if there are any, and the weak views' [CLS] embeddings.
+        """The multi-view prior: cosines `(B, C)` of the composite with the frozen head, made of the weak views' [CLS]
+        embeddings and, if there are any, the uint8 crops `(B, K, 3, S, S)`.
         """
         crop_embeds = cls_embeds.unsqueeze(1)[:, :0]
         if crops is not None and crops.shape[1] > 0:
@@ -155,9 +138,8 @@ class PseudoLabeler:
         collator: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]],
         is_fresh: bool,
     ) -> None:
-        """From now on a data set's examples hold the prior of the present weights, from a pass over all images.
-
-        Where a run begins afresh (`is_fresh`), the prior of an earlier one doesn't count.
+        """From now on a data set's examples hold the prior of the present weights, from a pass over all images. Where
+        a run begins afresh (`is_fresh`), the prior of an earlier one doesn't count.
         """
         args = self.args
         accelerator = self.accelerator
@@ -190,11 +172,7 @@ class PseudoLabeler:
             return torch.cat([encode(self.normalize(chunk)) for chunk in views.split(self.chunk_size)])
 
     def normalize(self, views: torch.Tensor) -> torch.Tensor:
-        """uint8 views `(batch_size, 3, S, S)` on the training device to normalised float32 pixel values.
-
-        Raises:
-            ValueError: if the views aren't uint8.
-        """
+        """Normalised float32 pixel values of uint8 views `(B, 3, S, S)` on the training device; others are refused."""
         if views.dtype != torch.uint8:
             raise ValueError(f"Views are {views.dtype}; pass them as uint8, from 0 to 255, before normalisation.")
         return (views.float() / 255 - self._pixel_mean) / self._pixel_std

@@ -32,8 +32,7 @@ class PublishingTrainer(SavingTrainer):
 
         Args:
             finetuned_from (`str`, *optional*): the CLIP that was adapted.
-            kwargs: `dataset`, `license` and `language` as in [`CardFacts`]; the base class's other arguments have no
-                part in this card.
+            kwargs: `dataset`, `license` and `language` as in [`CardFacts`]; others of the base class have no effect.
         """
         card = Path(self.args.output_dir, CARD)
         if not self.is_world_process_zero() or (card.exists() and not self.state.log_history):
@@ -55,10 +54,8 @@ class PublishingTrainer(SavingTrainer):
         self._card = card.read_bytes()
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """As in the base class; a repository that exists is also checked, as it will be when pushing.
-
-        Raises:
-            RuntimeError: if the Hub refuses, can't be reached, or the repository holds something else.
+        """As in the base class; a repository that exists is also checked, as it will be when pushing. A `RuntimeError`
+        if the Hub refuses, can't be reached, or the repository holds something else.
         """
         options = {} if private is None else {"private": private}  # an argument that transformers 5.18 doesn't have
         private = self.args.hub_private_repo if private is None else private
@@ -84,12 +81,10 @@ class PublishingTrainer(SavingTrainer):
     ) -> Any:
         """As in the base class: the model, its code and card, and what training wrote beside them, in one commit.
 
-        Checkpoints stay here, and so do the report and the labels of single images, which show and name the photos;
-        see [`push_folder`].
+        Checkpoints stay here, and so do the report and the labels of single images, which show and name the photos.
 
         Args:
-            commit_message, blocking, token, revision, private: see [`push_folder`].
-            kwargs: passed to [`create_model_card`].
+            kwargs: passed to [`create_model_card`]; for the other arguments see [`push_folder`].
 
         Raises:
             RuntimeError: if the push fails. It says which command does it later; the Hub's repository is as before.

@@ -47,10 +47,8 @@ class SavingTrainer(Trainer):
     """The Trainer's overrides for what it writes; subclasses say what a checkpoint holds besides the base class's."""
 
     def prepare_state(self) -> dict[str, torch.Tensor]:
-        """What self-training remembers, for a checkpoint; every process calls it.
-
-        Raises:
-            NonFiniteError: if the weights must not be saved.
+        """What self-training remembers, for a checkpoint; every process calls it. A `NonFiniteError` if the weights
+        must not be saved.
         """
         raise NotImplementedError
 
@@ -92,9 +90,8 @@ class SavingTrainer(Trainer):
         shutil.rmtree(incomplete)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """As in the base class, each file complete under its final name, config.json last.
-
-        Settings are saved as JSON: the Trainer's own file is a pickle that nothing reads back.
+        """As in the base class, each file complete under its final name, config.json last. Settings are saved as JSON:
+        the Trainer's own file is a pickle that nothing reads back.
         """
         output_dir = output_dir if output_dir is not None else self.args.output_dir
         incomplete = os.path.join(output_dir, INCOMPLETE)

@@ -43,21 +43,20 @@ class MicroCLIPTrainer(EvaluatingTrainer):
     Args:
         model ([`MicroCLIPForImageClassification`]): from [`~MicroCLIPForImageClassification.from_clip`]; what isn't
             adapted is frozen.
-        args ([`MicroCLIPTrainingArguments`]): settings, default `MicroCLIPTrainingArguments()`.
+        args ([`MicroCLIPTrainingArguments`], *optional*): settings, default `MicroCLIPTrainingArguments()`.
         train_dataset: items with a PIL `image`, or with the views themselves: `weak` and `strong` (3, S, S) and
-            `crops` (K, 3, S, S), uint8. A `label` never influences training. It may be a stream, which is read as
-            often as `max_steps` ask for, by the first of several processes for all, and has no epochs: the fairness
-            mean runs on. With a `data_collator` of one's own, whatever that turns into batches of views.
-        eval_dataset: items with `image` or `pixel_values`, and `label` to measure by. Images of a data set of
-            `datasets` that can't be read are left out, with a warning; so are those of `evaluate` and `predict`.
+            `crops` (K, 3, S, S), uint8. A `label` never influences training. A stream is read as often as `max_steps`
+            ask for, by the first of several processes for all, and has no epochs: the fairness mean runs on. With a
+            `data_collator` of one's own, whatever that turns into batches of views.
+        eval_dataset: items with `image` or `pixel_values`, and `label` to measure by. Here and in `evaluate` and
+            `predict`, images of a data set of `datasets` that can't be read are left out, with a warning.
         processing_class (`BaseImageProcessor`, *optional*): becomes the model's `image_processor`, is saved with it
-            and used in evaluation; its filter resizes the views, and its mean and std normalise them. Default: the
-            model's `image_processor`; without any, CLIP's own.
+            and used in evaluation, and gives the views its filter, mean and std. Default: the model's own; without
+            any, CLIP's.
         data_collator, kwargs: as in [`~transformers.Trainer`].
 
     Raises:
-        TypeError: if the model, the arguments or the image processor are of another class, or the training data is
-            several data sets.
+        TypeError: if an argument is of another class, or the training data is several data sets.
         ValueError: if the image processor gives other pixels than views can be made of (see [`Preparation`]), the
             training data has neither images nor views, or is a stream without `max_steps`; in training, if more images
             than `max_corrupt_share` can't be read.
@@ -155,10 +154,7 @@ class MicroCLIPTrainer(EvaluatingTrainer):
             ) from error
 
     def check_run(self, checkpoint: str | None = None) -> None:
-        """What [`train`] would refuse, so that it is known before any other work.
-
-        Args:
-            checkpoint (`str`, *optional*): where the run is to go on from.
+        """What [`train`] would refuse of a run, or of one that goes on from a checkpoint, known before any other work.
 
         Raises:
             ValueError: if `output_dir` can't be written or has no room for the checkpoints, or the checkpoint is of
@@ -176,7 +172,6 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | int | None]:
         """As in the base class; where gradients are accumulated, fairness needs the class mean of all batches first.
-
         That is one more forward of the student without gradient, as much as encoding one crop.
         """
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -194,10 +189,8 @@ class MicroCLIPTrainer(EvaluatingTrainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """The student's loss: cross-entropy with the pseudo-labels on the strong view, plus fairness.
 
-        In evaluation, batches hold `pixel_values`, and `labels` to measure the loss by.
-
-        Raises:
-            ValueError: if a training batch has no views; labels never train.
+        In evaluation, batches hold `pixel_values`, and `labels` to measure the loss by. Labels never train: a training
+        batch without views is an error.
         """
         if not model.training:
             if "weak" in inputs:
@@ -233,11 +226,7 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         return self.labeler.label(self._unwrapped_model, inputs, batch_number)
 
     def refine_pseudo_labels(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Label a batch by [`label_views`], and record what is known of its labels.
-
-        Returns:
-            `torch.LongTensor` of shape `(batch_size,)`.
-        """
+        """Label a batch by [`label_views`], record what is known of the labels, and return these, `(batch_size,)`."""
         pseudo_labels = self.label_views(inputs)
         if pseudo_labels.confidences is not None:
             self.diagnostics.record(pseudo_label_confidence=pseudo_labels.confidences)
@@ -310,9 +299,8 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
     def leave_group(self) -> None:
-        """End what connects the processes of a run, as its last act.
-
-        Gloo's threads end with the last reference to their group, and abort a process that exits before them.
+        """End what connects the processes of a run, as its last act: Gloo's threads end with the last reference to
+        their group, and abort a process that exits before them.
         """
         self.model_wrapped = self.model
         self.accelerator.free_memory()

@@ -31,32 +31,27 @@ class MicroCLIPTrainingArguments(TrainingArguments):
     copies and, where processes are forked (Linux), `dataloader_num_workers` of all cores but one, up to 16.
 
     Args:
-        num_crops (`int`, *optional*, defaults to 8):
-            K, crops of the multi-view prior. 0 takes the weak view's own feature.
-        crop_ratio (`list[float]`, *optional*, defaults to `[0.5, 0.9]`):
-            Least and greatest side of a crop, as shares of the image's shorter side.
-        prior_ratio (`float`, *optional*, defaults to 0.5):
-            gamma, the share of the frozen head in the pseudo-labels, in [0, 1].
-        label_fusion_ratio (`float`, *optional*, defaults to 0.5):
-            Share of [CLS] in the fused embedding that the learnable head labels, in [0, 1]: `unit(0.5 g + 0.5 l)` as
-            published (section 3.4), whatever `MicroCLIPConfig.fusion_ratio` classifies with.
-        distribution_alignment (`bool`, *optional*, defaults to `False`):
-            Mix probabilities in place of cosines, each divided by the mean probability that its head gives the class,
-            over the last 32 batches or so, so that neither head's favourite classes take over. The fused head's mean
-            is kept in the model and divides its predictions too (`model.logit_adjustment`). Not in the paper; meant
-            for classes that are about as frequent as each other. Accumulated batches are aligned part by part.
-        fairness_weight (`float`, *optional*, defaults to 1.0):
-            Weight of the loss that keeps every class in use. Lower it where classes are known to be rare or absent,
-            and then only with `distribution_alignment`.
-        prior_refresh (`"step"` or `"never"`, *optional*, defaults to `"step"`):
-            When the multi-view prior is computed: with the weights of each step, as published; or once, from the
-            weights that training starts with, after which a step costs a third. It is then kept in `output_dir`, 4
-            bytes an image and class.
-        autocast_pseudo_labels (`bool`, *optional*, defaults to `False`):
-            With `bf16` or `fp16`, label the images in that precision too; as published they are labelled in float32.
-        max_corrupt_share (`float`, *optional*, defaults to 0.05):
-            Share of the images that may be unreadable, rounded up. In place of such an image comes the next one that
-            can be read; more of them are an error.
+        num_crops (`int`, defaults to 8): K, crops of the multi-view prior. 0 takes the weak view's own feature.
+        crop_ratio (`list[float]`, defaults to `[0.5, 0.9]`): least and greatest side of a crop, as shares of the
+            image's shorter side.
+        prior_ratio (`float`, defaults to 0.5): gamma, the share of the frozen head in the pseudo-labels, in [0, 1].
+        label_fusion_ratio (`float`, defaults to 0.5): share of [CLS] in the fused embedding that the learnable head
+            labels, in [0, 1]: `unit(0.5 g + 0.5 l)` as published (section 3.4), whatever
+            `MicroCLIPConfig.fusion_ratio` classifies with.
+        distribution_alignment (`bool`, defaults to `False`): mix probabilities in place of cosines, each divided by
+            the mean probability that its head gives the class, over the last 32 batches or so, so that neither head's
+            favourite classes take over. The fused head's mean is kept in the model and divides its predictions too
+            (`model.logit_adjustment`). Not in the paper; meant for classes that are about as frequent as each other.
+            Accumulated batches are aligned part by part.
+        fairness_weight (`float`, defaults to 1.0): weight of the loss that keeps every class in use. Lower it where
+            classes are known to be rare or absent, and then only with `distribution_alignment`.
+        prior_refresh (`"step"` or `"never"`, defaults to `"step"`): when the multi-view prior is computed: with the
+            weights of each step, as published; or once, from the weights that training starts with, after which a
+            step costs a third. It is then kept in `output_dir`, 4 bytes an image and class.
+        autocast_pseudo_labels (`bool`, defaults to `False`): with `bf16` or `fp16`, label the images in that precision
+            too; as published they are labelled in float32.
+        max_corrupt_share (`float`, defaults to 0.05): share of the images that may be unreadable, rounded up; more are
+            an error. In place of such an image comes the next one that can be read.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -169,9 +164,8 @@ class MicroCLIPTrainingArguments(TrainingArguments):
 
 
 def _num_workers() -> int:
-    """A process's share of the machine's cores, less the one that it needs itself.
-
-    None where processes are spawned, which a script without `if __name__ == "__main__"` doesn't survive.
+    """A process's share of the machine's cores, less the one that it needs itself; none where processes are spawned,
+    which a script without `if __name__ == "__main__"` doesn't survive.
     """
     if (multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]) != "fork":
         return 0

@@ -31,19 +31,13 @@ LEAST_SEEN = 1000
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """How views are made, and how many images may be unreadable.
-
-    Args:
-        size, num_crops, crop_ratio, resample: see [`make_views`].
-        seed (`int`): with the epoch and the index of an image it seeds its views.
-        max_corrupt_share (`float`): share of unreadable images above which they are an error.
-    """
+    """How views are made (see [`make_views`]), and how many images may be unreadable."""
 
     size: int
     num_crops: int
     crop_ratio: Sequence[float]
-    seed: int
-    max_corrupt_share: float = 0.0
+    seed: int  # with the epoch and the index of an image it seeds its views
+    max_corrupt_share: float = 0.0  # of unreadable images, above which they are an error
     resample: Image.Resampling = Image.Resampling.BICUBIC
 
     def make_example(self, example: dict[str, Any], epoch: int, index: int) -> dict[str, Any]:
@@ -66,27 +60,17 @@ class ViewSettings:
 class ViewDataset(torch.utils.data.Dataset):
     """Images of a map-style data set as views; the same (seed, epoch, index) gives the same views in any process.
 
-    In place of an unreadable image comes the next one that can be read.
-
-    Args:
-        dataset: its items are dictionaries with a PIL `image` and perhaps a `label`, which is passed on as `labels`.
-        settings ([`ViewSettings`]): how views are made.
-
-    Attributes:
-        unreadable (`torch.BoolTensor` of shape `(num_images,)`): which images were found to be so.
-        kept_prior ([`KeptPrior`], *optional*): once it is complete, its `prior_scores` come along in place of crops.
-
-    Raises:
-        ValueError: where more images are unreadable than the settings permit.
+    Items are dictionaries with an `image`, PIL or undecoded, and perhaps a `label`, which is passed on as `labels`. In
+    place of an unreadable image comes the next one that can be read; more than the settings permit are an error.
     """
 
     def __init__(self, dataset: Any, settings: ViewSettings) -> None:
         self.dataset = dataset
         self.settings = settings
-        self.kept_prior: KeptPrior | None = None
+        self.kept_prior: KeptPrior | None = None  # once complete, its `prior_scores` come along in place of crops
         # Shared memory: workers that outlive an epoch hold a copy of this object.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self.unreadable = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
+        self.unreadable = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()  # (num_images,), as found so far
         self._num_told = 0
         self._limit = min(math.ceil(settings.max_corrupt_share * len(dataset)), len(dataset) - 1)
 
@@ -112,10 +96,8 @@ class ViewDataset(torch.utils.data.Dataset):
         raise AssertionError("the limit leaves at least one readable image")
 
     def gather_unreadable(self, accelerator: Accelerator) -> None:
-        """Bring `unreadable` together over all processes, which must all call it, and tell of images that are new.
-
-        Raises:
-            ValueError: if they are too many together.
+        """Bring `unreadable` together over all processes, which must all call it, and tell of images that are new; an
+        error if they are too many together.
         """
         unreadable = self.unreadable.to(accelerator.device, torch.int32)
         self.unreadable.copy_(accelerator.reduce(unreadable, "sum").bool())
@@ -148,14 +130,7 @@ class ViewStream(torch.utils.data.IterableDataset):
 
     Views are seeded by the place in the stream; with several workers, each of which reads shards of its own, places
     are counted in turns. Examples have no `index`: a shuffled stream has another image in a place at each pass.
-    Unreadable images are passed over.
-
-    Args:
-        dataset: an iterable of dictionaries with an `image`, PIL or undecoded, and perhaps a `label`.
-        settings ([`ViewSettings`]): how views are made.
-
-    Raises:
-        ValueError: where more images are unreadable than the settings permit.
+    Unreadable images are passed over; more than the settings permit are an error.
     """
 
     def __init__(self, dataset: Any, settings: ViewSettings) -> None:
@@ -188,19 +163,10 @@ class ViewStream(torch.utils.data.IterableDataset):
 
 
 def as_views(dataset: Any, settings: ViewSettings, class_names: Sequence[str] | None) -> Any:
-    """Training images as views, with labels to measure by where they are classes; what holds views stays as it is.
+    """Training images as [`ViewDataset`] or [`ViewStream`]; what holds views stays as it is, other items are an error.
 
-    Args:
-        dataset: a data set or a stream, of `datasets` or torch.
-        settings ([`ViewSettings`]): how views are made.
-        class_names (`Sequence[str]`, *optional*): what labels of `datasets` are numbered like; `None`: they are taken
-            as they are.
-
-    Returns:
-        [`ViewDataset`] or [`ViewStream`], or `dataset`.
-
-    Raises:
-        ValueError: if it holds neither images nor views.
+    Labels of `datasets`, to measure by, are numbered like `class_names`, or where these are `None` taken as they are;
+    those that aren't classes are left out.
     """
     is_stream = isinstance(dataset, (datasets.IterableDataset, torch.utils.data.IterableDataset))
     dataset = undecoded(as_images(dataset))
@@ -212,11 +178,7 @@ def as_views(dataset: Any, settings: ViewSettings, class_names: Sequence[str] | 
 
 
 def first_example(dataset: Any) -> Any:
-    """The first item of a data set or a stream that can be read.
-
-    Raises:
-        ValueError: if there is none, or none among the first `LEAST_SEEN`.
-    """
+    """The first item of a data set or a stream that can be read; an error if none of the first `LEAST_SEEN` can."""
     if not hasattr(dataset, "__len__"):
         example = next(filter(_has_image, itertools.islice(dataset, LEAST_SEEN)), None)
         if example is None:
@@ -239,11 +201,7 @@ def _has_image(example: Any) -> bool:
 
 
 def _holds_views(example: Any) -> bool:
-    """Whether a training example holds views; otherwise it holds an image.
-
-    Raises:
-        ValueError: if it holds neither.
-    """
+    """Whether a training example holds views; otherwise it holds an image, or is an error."""
     if not isinstance(example, dict):
         raise _wrong_items(example)
     if "weak" in example and "strong" in example:
@@ -262,28 +220,21 @@ def _wrong_items(content: Any) -> ValueError:
 
 
 class ViewCollator:
-    """Batches of views to train on, and batches of images to evaluate on.
-
-    Args:
-        image_processor (`BaseImageProcessor`, *optional*): prepares images for evaluation.
-    """
+    """Batches of views to train on, and batches of images to evaluate on, which the image processor prepares."""
 
     def __init__(self, image_processor: BaseImageProcessor | None = None) -> None:
         self.image_processor = image_processor
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """
-        Args:
-            examples: dictionaries with the views of [`make_views`] (and `prior_scores` in place of crops), or with
-                `pixel_values`, or with an `image`, PIL or undecoded; `index` comes along where every example has one,
-                `labels` or `label` where any has; what isn't an index of a class, such as -1 or None, becomes -100.
+        """A batch of dictionaries with the views of [`make_views`] (and `prior_scores` in place of crops), with
+        `pixel_values`, or with an `image`, PIL or undecoded; what has none of these is an error.
+
+        `index` comes along where every example has one, `labels` or `label` where any has; what isn't an index of a
+        class, such as -1 or None, becomes -100.
 
         Returns:
             `weak` and `strong` (B, 3, S, S) and `crops` (B, K, 3, S, S), uint8, and `prior_scores` (B, C) as far as
             there are any; or `pixel_values` (B, 3, S, S).
-
-        Raises:
-            ValueError: if examples hold none of these.
         """
         first = examples[0]
         if "weak" in first:
