@@ -19,16 +19,10 @@ NOTO = {"CJK": CJK, "HIRAGANA": CJK, "KATAKANA": CJK, "HANGUL": CJK, "FULLWIDTH"
 
 
 def readable(names: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Class names for a picture, and how to draw them.
+    """The names of all classes as texts for a picture, and the arguments of matplotlib's `Text` to draw them with.
 
     The settings' font draws what it can, other installed fonts the rest. Where there is none, `class 3` stands for the
     name of class 3, and a warning says what to install.
-
-    Args:
-        names (`Sequence[str]`): of all classes, in their order.
-
-    Returns:
-        `(texts, settings)`: a text for each name, and the arguments of matplotlib's `Text` for all of them.
     """
     # Control characters have no shape.
     texts = ["".join(" " if unicodedata.category(letter) == "Cc" else letter for letter in name) for name in names]

@@ -47,14 +47,11 @@ def classification_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, fl
 
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """[`classification_metrics`] for the Trainer's `compute_metrics`.
+    """[`classification_metrics`] for the Trainer's `compute_metrics`; no metrics where no label is known.
 
     Args:
         prediction ([`~transformers.EvalPrediction`]): `predictions`, logits `(num_images, num_classes)` or a tuple
             that starts with them, and `label_ids` `(num_images,)`; negative ones are unknown.
-
-    Returns:
-        Those metrics; none where no label is known.
     """
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     labels = np.maximum(prediction.label_ids, -1)
@@ -62,17 +59,13 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 
 class MicroCLIPMetric(evaluate.Metric):
-    r"""
-    [`classification_metrics`] as a metric of `evaluate`, without any download.
+    """[`classification_metrics`] as a metric of `evaluate`, without any download.
 
     Args:
         config_name (`str`, *optional*): what the predictions are: `"scores"`, the default, for logits
             `(num_images, num_classes)`; `"labels"` for class indices `(num_images,)`, as the evaluator of
-            "image-classification" passes them.
+            "image-classification" passes them. Another is an error.
         kwargs: as in [`~evaluate.EvaluationModule`], for example `cache_dir`.
-
-    Raises:
-        ValueError: if `config_name` is another.
     """
 
     def __init__(self, config_name: str | None = None, **kwargs: Any) -> None:

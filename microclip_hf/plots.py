@@ -47,16 +47,10 @@ def plot_adaptation(
     after: Sequence[Explanation] = (),
     labels: Sequence[int | None] = (),
 ) -> None:
-    """Draw the curves of a run, its accuracies, and a few images before and after; what isn't salient is dimmed.
+    """Draw a PNG of the curves of a run, its accuracies (fractions by the names in `BARS`), and a few images.
 
-    Args:
-        path (`str` or `os.PathLike`): the PNG to write.
-        log_history: the Trainer's.
-        accuracies (`dict[str, float]`): fractions by name, perhaps none.
-        before, after (`Sequence[Explanation]`, *optional*): what [`explain`] says of the same images by the model
-            before and after.
-        labels (`Sequence[int | None]`, *optional*): the true class indices of these images, -1 or `None` where one
-            isn't known; where they are, names of classes are green or red.
+    Of the images it shows what [`explain`] says by the model before and after: what isn't salient is dimmed, and the
+    predicted class is green or red, right or wrong, where `labels` holds the true class index (not -1 or `None`).
     """
     figure = Figure(figsize=(max(12, 1.7 * len(before)), 7 if before else 3), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(2, 3)) if before else (figure, None)
@@ -83,15 +77,10 @@ def plot_curves(
     limit: float | None = None,
     from_zero: bool = False,
 ) -> None:
-    """Draw one panel of curves, large enough for a phone, on a transparent ground.
+    """Draw one panel of curves, `names` of `LINE_TITLES`, as a PNG, large enough for a phone, on a transparent ground.
 
-    Args:
-        path (`str` or `os.PathLike`): the PNG to write, whatever its ending.
-        log_history: the Trainer's.
-        names (`Sequence[str]`): of `LINE_TITLES`.
-        label (`str`): of the vertical axis, which begins at 0 where `from_zero`.
-        dark (`bool`): whether the page is dark.
-        limit (`float`, *optional*): where to draw a dashed line, the most that is possible.
+    The vertical axis is called `label` and begins at 0 where `from_zero`; a dashed line is at `limit`, the most that
+    is possible. `dark` says whether the page is.
     """
     with _single_picture(path, dark) as axes:
         _plot_curves(axes, log_history, names, label)
@@ -102,10 +91,7 @@ def plot_curves(
 
 
 def plot_class_sizes(path: str | os.PathLike, sizes: Sequence[int], dark: bool = False) -> None:
-    """Draw how many images each class has, the largest first; a dashed line is where all would have equally many.
-
-    For `path` and `dark` see [`plot_curves`].
-    """
+    """Draw how many images each class has, the largest first; a dashed line is where all would have equally many."""
     with _single_picture(path, dark) as axes:
         axes.fill_between(np.arange(len(sizes) + 1) + 0.5, [*sorted(sizes, reverse=True), 0], step="post", linewidth=0)
         axes.axhline(sum(sizes) / len(sizes), color=INK[dark], linestyle="--", linewidth=1)
@@ -130,11 +116,8 @@ def plot_confusion(
 ) -> None:
     """Draw which classes are taken for which: rows are the true classes, numbers count images.
 
-    Args:
-        path: see [`plot_curves`].
-        labels, predicted (`np.ndarray` of shape `(num_images,)`): class indices.
-        classes (`Sequence[int]`): the classes to show; images that are taken for another are counted in a last column.
-        names (`Sequence[str]`): of all classes.
+    Of the class indices `labels` and `predicted`, both `(num_images,)`, those in `classes` are shown; images that are
+    taken for another are counted in a last column. `names` are of all classes.
     """
     columns = [*(predicted == index for index in classes), ~np.isin(predicted, classes)]
     counts = np.array([[np.sum((labels == row) & column) for column in columns] for row in classes])

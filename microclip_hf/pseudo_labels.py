@@ -1,7 +1,6 @@
 """Pseudo-labels by dynamic knowledge aggregation, and fairness (arXiv:2510.02270, sections 3.3 and 3.4).
 
-Pure functions without state. B images, K crops, C classes, E joint embedding width; embeddings have unit norm and
-scores are cosines.
+B images, K crops, C classes, E joint embedding width; embeddings have unit norm and scores are cosines.
 """
 
 import math
@@ -13,12 +12,8 @@ from torch.nn.functional import normalize
 def composite_embeds(crop_embeds: torch.Tensor, cls_embeds: torch.Tensor) -> torch.Tensor:
     """One embedding of an image from its crops, weighted by their relevance: `unit(sum_k softmax_k(z_k . g) z_k)`.
 
-    Args:
-        crop_embeds (`torch.Tensor` of shape `(batch_size, num_crops, embed_dim)`): z, may hold no crop.
-        cls_embeds (`torch.Tensor` of shape `(batch_size, embed_dim)`): g, the [CLS] embeddings of the weak views.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, embed_dim)`; without crops, `cls_embeds`.
+    The crops' embeddings z are `(B, K, E)`, the weak views' [CLS] embeddings g `(B, E)`. Without crops
+    (K = 0) the result is g.
     """
     if crop_embeds.shape[1] == 0:
         return cls_embeds
@@ -27,7 +22,7 @@ def composite_embeds(crop_embeds: torch.Tensor, cls_embeds: torch.Tensor) -> tor
 
 
 def fuse_embeds(cls_embeds: torch.Tensor, fg_embeds: torch.Tensor, cls_ratio: float) -> torch.Tensor:
-    """The fused embedding `h = unit(ratio g + (1 - ratio) l)` of [CLS] and [FG], both `(batch_size, embed_dim)`.
+    """The fused embedding `h = unit(ratio g + (1 - ratio) l)` of [CLS] and [FG], both `(B, E)`.
 
     Pseudo-labels compare it with the learnable head. Its ratio isn't lambda, by which logits are fused: as published
     it is 0.5 (arXiv:2510.02270, section 3.4) whatever lambda is.
@@ -40,16 +35,10 @@ def align_distribution(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Probabilities, divided by what each class gets on average (distribution alignment, arXiv:1911.09785).
 
-    Of each head by itself, so that neither head's favourite classes decide where both are mixed.
-
-    Args:
-        logits (`torch.Tensor` of shape `(num_heads, batch_size, num_classes)`): cosines times the logit scale.
-        log_batch_mean (`torch.Tensor` of shape `(num_heads, num_classes)`): log of the batch's mean probabilities.
-        log_running_mean (`torch.Tensor` of shape `(num_heads, num_classes)`, *optional*): of the batches before.
-        weight (`float`): of this batch in the new running mean, in (0, 1]; 1 forgets the batches before.
-
-    Returns:
-        The aligned probabilities, of the logits' shape, and the new log running mean.
+    Of each head by itself, so that neither head's favourite classes decide where both are mixed. Logits, cosines times
+    the logit scale, are `(num_heads, B, C)`; logs of mean probabilities, of this batch and of those before if there
+    were any, are `(num_heads, C)`. `weight` is this batch's in the new running mean, in (0, 1]; 1 forgets the batches
+    before. Returns the aligned probabilities and the new log running mean.
     """
     log_mean = log_batch_mean
     if log_running_mean is not None and weight < 1:
@@ -60,15 +49,8 @@ def align_distribution(
 def aggregate_scores(prior_scores: torch.Tensor, fused_scores: torch.Tensor, prior_ratio: float) -> torch.Tensor:
     """Dynamic knowledge aggregation, `gamma * m . W_LLM + (1 - gamma) * h . unit(W)`; its argmax is the pseudo-label.
 
-    Args:
-        prior_scores (`torch.Tensor` of shape `(batch_size, num_classes)`): cosines of the composite embedding with
-            the frozen head, or aligned probabilities.
-        fused_scores (`torch.Tensor` of shape `(batch_size, num_classes)`): the same of the fused embedding with the
-            learnable head.
-        prior_ratio (`float`): gamma.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, num_classes)`.
+    Scores are `(B, C)`, cosines or aligned probabilities: those of the composite embedding with the frozen head, and
+    of the fused embedding with the learnable head. `prior_ratio` is gamma.
     """
     return prior_ratio * prior_scores + (1 - prior_ratio) * fused_scores
 
@@ -86,16 +68,14 @@ def fairness_loss(
     The mean is the whole batch's, also where this is a part of it: the gradients of the parts add up.
 
     Args:
-        log_probabilities (`torch.Tensor` of shape `(batch_size, num_classes)`): log softmax of the student, with
-            gradient.
-        log_running_mean (`torch.Tensor` of shape `(num_classes,)`, *optional*): log of the mean so far, `None` at an
-            epoch's start.
-        log_rest (`torch.Tensor` of shape `(num_classes,)`, *optional*): where the batch is spread over processes or
-            accumulation steps, the log of the sum of the other parts' probabilities, without gradient.
+        log_probabilities (`torch.Tensor` of shape `(B, C)`): log softmax of the student, with gradient.
+        log_running_mean (`torch.Tensor` of shape `(C,)`, *optional*): log of the mean so far, none as an epoch starts.
+        log_rest (`torch.Tensor` of shape `(C,)`, *optional*): where the batch is spread over processes or accumulation
+            steps, the log of the sum of the other parts' probabilities, without gradient.
         num_images (`int`, *optional*): images of the whole batch. Default: those of `log_probabilities`.
 
     Returns:
-        The loss, a scalar with gradient, and the new log running mean `(num_classes,)`, without.
+        The loss, a scalar with gradient, and the new log running mean `(C,)`, without.
     """
     log_sum = log_probabilities.logsumexp(0)
     if log_rest is not None:

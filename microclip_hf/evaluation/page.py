@@ -93,11 +93,7 @@ def _without_images(report: Mapping[str, Any]) -> str:
 
 
 def check_output(folder: str | os.PathLike, argument: str = "output_dir") -> None:
-    """Refuse a folder that holds results; `argument` is whose it is, for the error's text.
-
-    Raises:
-        ValueError: if it does, is a file, or has no name.
-    """
+    """Refuse a folder that holds results, is a file or has no name; `argument` is what the error calls it."""
     if not os.fspath(folder):
         raise ValueError(f"{argument} is empty; pass a folder, new or not.")
     if os.path.exists(folder) and not os.path.isdir(folder):

@@ -1,7 +1,4 @@
-"""Every way in which a microCLIP and its CLIP can classify images, in one pass over the images.
-
-n images, B of them a batch, C classes, E joint embedding width, S input size in pixels, K crops.
-"""
+"""Every way in which a microCLIP and its CLIP can classify images, in one pass over the images."""
 
 import contextlib
 import warnings
@@ -40,10 +37,9 @@ ANSWER = "fused"
 
 @dataclass(frozen=True)
 class PlainCLIP:
-    """A CLIP that classifies by its own image feature.
+    """A CLIP that classifies by its own image features, which are the `coarse_embeds` of `model`.
 
     Args:
-        model ([`MicroCLIPForImageClassification`]): its `coarse_embeds` are the CLIP's image features.
         heads (`dict[str, torch.Tensor]`): by the name of a way, class vectors of shape `(num_classes, embed_dim)`.
     """
 
@@ -56,9 +52,8 @@ class EvaluationSettings:
     """How images are read and cropped.
 
     Args:
-        num_crops (`int`): K; 0 leaves the way `multi_crop` out.
+        num_crops (`int`): crops of each image; 0 leaves the way `multi_crop` out.
         seed (`int`): with the index of an image it seeds the crops.
-        batch_size (`int`): images a forward pass.
         num_workers (`int`): processes that read images; 0 reads them in this one.
     """
 
@@ -70,13 +65,11 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What each way says of the images that could be read.
+    """What each way says of the images that could be read; `num_unreadable` others were left out.
 
     Args:
         labels (`np.ndarray` of shape `(num_images,)`): the true class indices.
-        logits (`dict[str, np.ndarray]`): by way, in the order of `WAYS`, float32 of shape
-            `(num_images, num_classes)`.
-        num_unreadable (`int`): images that were left out.
+        logits (`dict[str, np.ndarray]`): by way, in the order of `WAYS`, float32 `(num_images, num_classes)`.
     """
 
     labels: np.ndarray
@@ -93,8 +86,8 @@ def predict_all_ways(
     """Classify images in every way, in float32, on the model's device, with a progress bar.
 
     `cls` and `fg` are what the model would answer with a `fusion_ratio` of 1 and of 0, and `fused` is what it answers.
-    `multi_crop` compares the composite embedding of K crops with the frozen head (arXiv:2510.02270, section 3.3); the
-    crops' relevance is their cosine with the whole prepared image.
+    `multi_crop` compares the composite embedding of the crops with the frozen head (arXiv:2510.02270, section 3.3);
+    the crops' relevance is their cosine with the whole prepared image.
 
     Args:
         model ([`MicroCLIPForImageClassification`]): with its image processor, which prepares the images.
@@ -146,14 +139,8 @@ def _evaluating(models: Sequence[torch.nn.Module]) -> Iterator[None]:
 
 
 class PreparedImages(torch.utils.data.Dataset):
-    """Images as models take them: `index`, and if it can be read `label`, `pixel_values` (a list) and `crops`.
-
-    Args:
-        dataset: its items are dictionaries with an `image` and a `label`.
-        processors (`list[BaseImageProcessor]`): one for each model; where the second prepares as the first does, it
-            isn't used.
-        size (`int`): S, of the crops.
-        settings ([`EvaluationSettings`]): how many crops, and their seed.
+    """Images as models take them: `index`, and if it can be read `label`, `crops` `(num_crops, 3, size, size)` and
+    `pixel_values`, a list with an item for each of the `processors`, or one for both where they prepare alike.
     """
 
     def __init__(

@@ -1,7 +1,4 @@
-"""What an evaluation found, in numbers: accuracies with their intervals, classes, confused pairs.
-
-n images, C classes, W ways of predicting, R bootstrap resamples.
-"""
+"""What an evaluation found, in numbers: accuracies with their intervals, classes, confused pairs."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,9 +24,7 @@ class EvaluationFacts:
     """What was measured, for the report.
 
     Args:
-        model (`str`): Hub id or folder.
-        dataset (`str`): what the images are called.
-        class_names (`Sequence[str]`): the C classes.
+        model, dataset (`str`): the model's Hub id or folder, and what the images are called.
         titles (`Mapping[str, str]`): ways that are called otherwise than in `WAYS`.
         left_out (`Mapping[str, str]`): ways that weren't computed, and why.
         num_unlabelled (`int`): images without a label, which were left out.
@@ -46,18 +41,10 @@ class EvaluationFacts:
 
 
 def bootstrap_accuracies(correct: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Accuracies of images drawn with replacement, the same images for every way.
+    """Accuracies `(resamples, num_ways)` of images drawn with replacement, the same images for every way.
 
-    Accuracies depend only on how often each pattern of right and wrong is drawn, so that a draw of images is a
-    multinomial draw of patterns.
-
-    Args:
-        correct (`np.ndarray` of shape `(num_images, num_ways)`): bool.
-        resamples (`int`): R.
-        seed (`int`): of the draws.
-
-    Returns:
-        `np.ndarray` of shape `(resamples, num_ways)`.
+    They depend only on how often each pattern of right and wrong, a row of `correct` `(num_images, num_ways)`, is
+    drawn, so that a draw of images is a multinomial draw of patterns.
     """
     # With W ways there are 2 ** W patterns at most, and often far fewer than images.
     patterns, counts = np.unique(correct, axis=0, return_counts=True)
@@ -84,7 +71,6 @@ def make_report(predictions: Predictions, facts: EvaluationFacts, seed: int = 0)
 
     Args:
         predictions ([`Predictions`]): of every way, the model's answer among them.
-        facts ([`EvaluationFacts`]): what was measured.
         seed (`int`): of the bootstrap.
     """
     labels = predictions.labels
@@ -138,7 +124,6 @@ def _measure_ways(
 
 
 def _class_accuracy(labels: np.ndarray, predicted: Mapping[str, np.ndarray], index: int) -> dict[str, float]:
-    """Of the images of one class, which share is right, by way."""
     return {way: float((classes[labels == index] == index).mean()) for way, classes in predicted.items()}
 
 

@@ -35,9 +35,8 @@ class Explanation:
         class_names (`tuple[str, ...]`): the model's classes, in the order of the scores.
         label (`str`): the class of the largest score.
         scores (`np.ndarray` of shape `(num_labels,)`): probabilities, float32, as in `MicroCLIPOutput.logits`.
-        cls_scores (`np.ndarray` of shape `(num_labels,)`): probabilities by the [CLS] path alone.
-        fg_scores (`np.ndarray` of shape `(num_labels,)`): probabilities by the [FG] path alone. Each path's logits
-            are less the model's `logit_adjustment`, as the fused ones, which are their weighted mean.
+        cls_scores, fg_scores (`np.ndarray` of shape `(num_labels,)`): probabilities by the [CLS] or [FG] path alone,
+            whose logits are less the model's `logit_adjustment`, as the fused ones, which are their weighted mean.
         saliency_mask (`np.ndarray` of shape `(rows, columns)`): the salient patches, bool.
         fg_attention (`np.ndarray` of shape `(rows, columns)`): weight of each patch in the [FG] token, float32.
         null_share (`float`): weight of the null token; with `fg_attention` it sums to 1.
@@ -63,19 +62,15 @@ def explain(
     batch_size: int = 32,
     interpolate_pos_encoding: bool = False,
 ) -> list[Explanation]:
-    """Predict pictures and say why.
+    """Predict pictures and say why, with an [`Explanation`] for each, in their order.
 
     Args:
         model ([`MicroCLIPForImageClassification`]): its image processor prepares the pictures (CLIP's own, where it
             has none). It predicts in evaluation mode and is handed back in the mode that it was in.
         images (`Sequence[PIL.Image.Image]`): of any size and mode.
-        batch_size (`int`, *optional*, defaults to 32): pictures at once; those next to each other whose prepared sizes
-            differ (without a centre crop) go separately.
+        batch_size (`int`, *optional*, defaults to 32): pictures at once, neighbours of one prepared size.
         interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): accept prepared sizes other than the
             checkpoint's.
-
-    Returns:
-        An [`Explanation`] for each picture, in their order.
 
     Raises:
         TypeError, ValueError: if something isn't a picture, has no pixels, or is prepared in a way that can't be
@@ -98,16 +93,12 @@ def explain(
 def overlay(
     explanation: Explanation, alpha: float = 0.5, show: Literal["fg_attention", "saliency_mask"] = "fg_attention"
 ) -> Image.Image:
-    """The picture with its explanation drawn over it.
+    """The picture with its explanation drawn over it, RGB, at its own size.
 
     Args:
-        explanation ([`Explanation`]): from [`explain`].
         alpha (`float`, *optional*, defaults to 0.5): from 0, the picture alone, to 1, the drawing alone.
         show (`"fg_attention"` or `"saliency_mask"`, *optional*): attention from dark blue (none) to yellow (the
             picture's largest), or what isn't salient darkened. What the model didn't see is hatched.
-
-    Returns:
-        `PIL.Image.Image`, RGB, of the picture's size.
 
     Raises:
         ValueError: if `alpha` isn't in [0, 1] or `show` is something else.

@@ -16,7 +16,6 @@ def plot(explanation: Explanation, alpha: float = 0.6, num_classes: int = 5) -> 
     """Draw the picture with what the model saw of it, its attention, its salient patches, and its answers.
 
     Args:
-        explanation ([`Explanation`]): from [`explain`].
         alpha (`float`, *optional*, defaults to 0.6): see [`overlay`].
         num_classes (`int`, *optional*, defaults to 5): how many of the likeliest classes are shown.
 
@@ -24,7 +23,7 @@ def plot(explanation: Explanation, alpha: float = 0.6, num_classes: int = 5) -> 
         `matplotlib.figure.Figure`; `.savefig("why.png")` writes it.
 
     Raises:
-        ValueError: see [`overlay`]; or if `num_classes` isn't positive.
+        ValueError: if `alpha` isn't in [0, 1] or `num_classes` isn't positive.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}; it must be at least 1.")

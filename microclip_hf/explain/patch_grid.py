@@ -1,8 +1,7 @@
 """Where a model's patches lie in the picture that its image processor was given.
 
-A CLIP's image processor resizes a picture and cuts out its middle. Both are undone by one box: the part of the
-picture, in the picture's own pixels, that the patches share evenly among them. It sticks out where a picture smaller
-than the crop was padded.
+A CLIP's image processor resizes a picture and cuts out its middle. Both are undone by one box, the part of the picture
+that the patches share evenly among them. It sticks out where a picture smaller than the crop was padded.
 """
 
 from dataclasses import dataclass
@@ -32,10 +31,9 @@ class PatchGrid:
 
     @classmethod
     def locate(cls, image_size: tuple[int, int], processor: BaseImageProcessor, patch_size: int) -> "PatchGrid":
-        """The grid that a processor's settings amount to.
+        """The grid that a processor's settings amount to, for a picture of `image_size`.
 
         Args:
-            image_size (`tuple[int, int]`): width and height of the picture in pixels, upright.
             processor (`BaseImageProcessor`): its resizing and its centre crop count (PIL back end; where torchvision's
                 pads by an odd number, it is one pixel of the model's input off).
             patch_size (`int`): side of a patch in pixels of the model's input. What is left of the input at the right
@@ -69,14 +67,8 @@ class PatchGrid:
         return np.stack([lefts, tops, rights, bottoms], -1)
 
     def to_image(self, values: np.ndarray) -> np.ndarray:
-        """Numbers or booleans of patches, `(rows, columns)`, as values of the picture's pixels.
-
-        Returns:
-            `np.ndarray` of shape `(height, width)`, float32: the mean over a pixel's area, as far as it was seen; NaN
-            where it wasn't.
-
-        Raises:
-            ValueError: on another shape.
+        """Numbers or booleans of patches, `(rows, columns)`, as values of pixels, float32 `(height, width)`: the mean
+        over a pixel's area, as far as it was seen; NaN where it wasn't. Another shape is a `ValueError`.
         """
         _check_shape(values, self.shape)
         # Sums along both axes at once, as matrix products: a pixel may share its area with several patches.
@@ -84,14 +76,8 @@ class PatchGrid:
         return _mean(down @ values.astype(np.float32) @ across.T, np.outer(down.sum(1), across.sum(1)))
 
     def to_patches(self, values: np.ndarray) -> np.ndarray:
-        """Numbers or booleans of the picture's pixels, `(height, width)`, as values of patches.
-
-        Returns:
-            `np.ndarray` of shape `(rows, columns)`, float32: the mean over a patch's area, as far as it lies in the
-            picture; NaN where all of it is padding.
-
-        Raises:
-            ValueError: on another shape.
+        """Numbers or booleans of pixels, `(height, width)`, as values of patches, float32 `(rows, columns)`: the mean
+        over a patch's area within the picture; NaN where all of it is padding. Another shape is a `ValueError`.
         """
         _check_shape(values, self.image_size[::-1])
         down, across = self._overlaps()

@@ -19,11 +19,7 @@ NEXT_HEADING = "## How it was made"
 
 
 def read_card(folder: str | os.PathLike) -> ModelCard:
-    """The card of a model's folder.
-
-    Raises:
-        ValueError: if there is no folder, no `README.md` in it, or its metadata can't be read.
-    """
+    """The card of a model's folder; an error where there is none, or its metadata can't be read."""
     path = Path(folder, CARD)
     if not path.is_file():
         raise ValueError(f"{folder} isn't a folder with a card, {CARD}, to write the results into.")
@@ -34,14 +30,10 @@ def read_card(folder: str | os.PathLike) -> ModelCard:
 
 
 def add_results(card: ModelCard, folder: str | os.PathLike, report: Mapping[str, Any], **dataset: Any) -> None:
-    """Write results into a card; those of the same data set are replaced, others stay.
+    """Write a report of `make_report` into a model's card; results of the same data set are replaced, others stay.
 
-    Args:
-        card (`ModelCard`): by [`read_card`].
-        folder (`str` or `os.PathLike`): the model's.
-        report: by `make_report`.
-        dataset: how the Hub's metadata call it: `dataset_type`, `dataset_name`, and perhaps `dataset_config`,
-            `dataset_split` and `dataset_revision`.
+    `dataset` is how the Hub's metadata call it: `dataset_type`, `dataset_name`, and perhaps `dataset_config`,
+    `dataset_split` and `dataset_revision`.
     """
     results = eval_results(report["ways"][ANSWER], **dataset)
     others = [

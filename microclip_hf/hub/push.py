@@ -76,10 +76,8 @@ def _is_listed(file: str, patterns: Iterable[str]) -> bool:
 
 
 def check_model_folder(folder: str | os.PathLike) -> None:
-    """Whether a folder holds all that others need to load and understand the model.
-
-    Raises:
-        ValueError: if it isn't a microCLIP, lacks something, or its weights can't be loaded.
+    """Whether a folder holds all that others need to load and understand the model; an error where it isn't a
+    microCLIP, lacks something, or its weights can't be loaded.
     """
     if not os.path.isdir(folder):
         raise ValueError(f"{folder} isn't a folder; pass one that an adapted model was saved in.")
@@ -115,13 +113,8 @@ def check_model_folder(folder: str | os.PathLike) -> None:
 def check_repository(
     repo_id: str, private: bool | None = None, revision: str | None = None, token: str | None = None
 ) -> set[str]:
-    """Whether a repository, which exists, may be pushed to.
-
-    Returns:
-        `set[str]`: the files that it holds.
-
-    Raises:
-        ValueError: if it holds something else than a microCLIP, or is public where `private` asks for the contrary.
+    """The files of an existing repository that may be pushed to; an error where it holds something else than a
+    microCLIP, or is public where `private` asks for the contrary.
     """
     info = HfApi(token=token).model_info(repo_id, revision=revision)
     if private and not info.private:
@@ -158,16 +151,11 @@ def push_folder(
     again. Of an earlier model nothing stays that would count for this one; logs, licences and other files do.
 
     Args:
-        folder (`str` or `os.PathLike`): a saved model.
-        repo_id (`str`): the repository, `user/name`, or `name` of the user who is logged in.
-        commit_message (`str`): the commit's title.
+        repo_id (`str`): `user/name`, or `name` of the user who is logged in.
         private (`bool`, *optional*): whether a new repository is private; an existing one then has to be.
         revision (`str`, *optional*): a branch that exists. Default: the main one.
         token (`str`, *optional*): default: that of `hf auth login`, or `HF_TOKEN`.
-        blocking (`bool`, *optional*, defaults to `True`): wait until all is there.
-
-    Returns:
-        `CommitInfo`, a `str` with its address; where not `blocking`, a `Future` of it.
+        blocking (`bool`, *optional*, defaults to `True`): wait until all is there, rather than return a `Future`.
 
     Raises:
         RuntimeError: if the push fails, or the repository holds something else, see [`check_repository`]. It says

@@ -1,7 +1,6 @@
 """A page about a finished run, for somebody without labels, who has to look: curves, images, classes that swap.
 
-One HTML file that needs nothing but itself: no network, no script. Its size is limited, whatever the number of images
-and classes.
+One HTML file, without network or script, of limited size whatever the number of images and classes.
 """
 
 import io
@@ -59,7 +58,7 @@ def write_report(folder: str | os.PathLike, dataset: Any = None) -> int:
     """Write `report.html`, and its curves as PNGs in `report/`, from what a run left in its folder.
 
     Args:
-        folder (`str` or `os.PathLike`): the run's output folder, after [`~run_record.write_record`].
+        folder (`str` or `os.PathLike`): the run's output folder, after [`write_record`].
         dataset (*optional*): the trainer's `train_dataset`. Default: images are read from their files, where they
             still are. Where some aren't, a page that is there already is kept as `report-earlier.html`.
 
@@ -106,7 +105,6 @@ def _load_template() -> jinja2.Template:
 
 
 def _list_facts(record: RunRecord) -> list[tuple[str, str]]:
-    """What there is to know at a glance."""
     labels = [image.label for image in record.images if image.label]
     last = {name: value for entry in record.log_history for name, value in entry.items()}
     facts = {"Images": len(record.images) or record.facts.get("num_images") or "unknown"}

@@ -37,54 +37,33 @@ SWAP_COLUMNS = ("old", "new", "count")
 
 @dataclass(frozen=True)
 class ImageLabel:
-    """What a run says of one image.
+    """What a run says of one image."""
 
-    Args:
-        file (`str`): what the image is called, empty where it has no name.
-        label (`str`): its class, empty where it has none: it wasn't seen, or can't be read.
-        confidence (`float`): the label's probability, NaN where it isn't known.
-        changes (`int`): how often it had another label than an epoch before.
-        truth (`str`): its true class, empty where that isn't known.
-    """
-
-    file: str
-    label: str
-    confidence: float = math.nan
-    changes: int = 0
-    truth: str = ""
+    file: str  # what the image is called, empty where it has no name
+    label: str  # its class, empty where it has none: it wasn't seen, or can't be read
+    confidence: float = math.nan  # the label's probability, NaN where it isn't known
+    changes: int = 0  # how often it had another label than an epoch before
+    truth: str = ""  # its true class, empty where that isn't known
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """All that a run's folder knows of it; what isn't there is empty.
-
-    Args:
-        class_names (`list[str]`): the model's.
-        log_history (`list[dict[str, float]]`): the Trainer's.
-        results (`dict[str, float]`): measured with labels, by the names of a card's.
-        images (`list[ImageLabel]`): adapted to, in the data set's order.
-        tests (`list[ImageLabel]`): test images, as the adapted model labels them.
-        swaps (`list[tuple[str, str, int]]`): old class, new class, and how often.
-        facts (`dict`): `images`, `model`, `num_images`, `root` (of the images' relative paths; `None` where images
-            aren't files), `settings`, `versions`, `finished`.
-    """
+    """All that a run's folder knows of it; what isn't there is empty."""
 
     class_names: list[str]
-    log_history: list[dict[str, float]]
-    results: dict[str, float]
-    images: list[ImageLabel]
-    tests: list[ImageLabel]
-    swaps: list[tuple[str, str, int]]
-    facts: dict[str, Any]
+    log_history: list[dict[str, float]]  # the Trainer's
+    results: dict[str, float]  # measured with labels, by the names of a card's
+    images: list[ImageLabel]  # adapted to, in the data set's order
+    tests: list[ImageLabel]  # test images, as the adapted model labels them
+    swaps: list[tuple[str, str, int]]  # old class, new class, and how often
+    facts: dict[str, Any]  # by `FACT_NAMES`; `root` is of the images' relative paths, `None` where they aren't files
 
 
 def write_record(trainer: Trainer, tested: PredictionOutput | None = None) -> None:
-    """Write `pseudo_labels.csv`, and what else the report needs, into the output folder.
-
-    After training, `save_state` and, for the facts, `card_facts`; the main process alone writes.
+    """Write `pseudo_labels.csv`, and what else the report needs, into the output folder, on the main process alone.
 
     Args:
-        trainer ([`MicroCLIPTrainer`]): whose run is over.
+        trainer ([`MicroCLIPTrainer`]): after training, `save_state` and, for the facts, `card_facts`.
         tested (`PredictionOutput`, *optional*): of `trainer.predict(trainer.eval_dataset)`.
     """
     if not trainer.is_world_process_zero():
@@ -121,11 +100,7 @@ def images_of(train_dataset: Any) -> Any:
 
 
 def read_record(folder: str | os.PathLike) -> RunRecord:
-    """What lies in a run's folder.
-
-    Raises:
-        ValueError: if it is no run's, or a file of it doesn't hold what `write_record` wrote.
-    """
+    """What lies in a run's folder; an error where it is no run's, or not as `write_record` wrote it."""
     folder = Path(folder)
     for name in (TRAINER_STATE_NAME, CONFIG_NAME):
         if not (folder / name).is_file():

@@ -21,11 +21,8 @@ NAME_LENGTH = 80  # in characters
 
 
 class Thumbnails:
-    """Small JPEGs of a run's images, as data URIs; `room` is what is left of `MAX_BYTES`, `missing` can't be read.
-
-    Args:
-        record ([`RunRecord`]): the run's.
-        train_dataset (*optional*): the trainer's, to read images from. Default: their files.
+    """Small JPEGs of a run's images, as data URIs, read from `train_dataset` or, without it, from the images' files;
+    `room` is what is left of `MAX_BYTES`, `missing` are those that can't be read.
     """
 
     def __init__(self, record: RunRecord, train_dataset: Any = None) -> None:
