@@ -1,11 +1,14 @@
 """Text files as people save them, and files that are written as a whole or not at all."""
 
 import codecs
+import contextlib
 import json
 import os
 import re
+import shutil
 import tempfile
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ SIGNATURES = {
     b"\xff\xd8\xff": "a JPEG picture",
     b"PAR1": "a Parquet file",
 }
+INCOMPLETE = "_incomplete_"  # what names of files begin with while they are written
 UTF8 = "utf-8-sig"  # with a byte-order mark or without
 BYTE_ORDER_MARKS = {  # UTF-32's first, since UTF-16's is its beginning
     codecs.BOM_UTF32_LE: "utf-32",
@@ -77,19 +81,51 @@ def parse_json(path: str | os.PathLike, text: str, form: str = "") -> Any:
         raise ValueError(f"{path} isn't a JSON file {form}".rstrip() + f": {error}") from error
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike, keep: bool = False) -> Iterator[Path]:
+    """Where to write a file that has its name, or replaces an older one, once it is complete.
+
+    Args:
+        path (`str` or `os.PathLike`): the name; the file lies beside it, as `_incomplete_{name}`, until then.
+        keep (`bool`): whether what was written stays there after an error, or Ctrl-C.
+    """
+    path = Path(path)
+    incomplete = path.with_name(f"{INCOMPLETE}{path.name}")
+    try:
+        yield incomplete
+        incomplete.replace(path)
+    except BaseException:
+        if not keep:
+            incomplete.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def whole_files(folder: str | os.PathLike, last: str) -> Iterator[Path]:
+    """As [`whole_file`], for files that belong together: an empty folder, whose files move to `folder` at the end.
+
+    Args:
+        folder (`str` or `os.PathLike`): made where it doesn't exist.
+        last (`str`): the name of the file that moves last, so that all are there where it is.
+    """
+    incomplete = Path(folder, f"{INCOMPLETE}{last}")
+    shutil.rmtree(incomplete, ignore_errors=True)  # of a run that was killed
+    incomplete.mkdir(parents=True)
+    try:
+        yield incomplete
+        for file in sorted(incomplete.iterdir(), key=lambda file: (file.name == last, file.name)):
+            file.replace(Path(folder, file.name))
+    finally:
+        shutil.rmtree(incomplete, ignore_errors=True)
+
+
+def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
     """Write a file as a whole or not at all, text in UTF-8.
 
     Halves of characters (surrogates, as names of files may hold) are written as JSON's escapes.
     """
-    data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
-    incomplete = path.with_name(f"_{path.name}")
-    try:
-        incomplete.write_bytes(data)
-        incomplete.replace(path)
-    except BaseException:
-        incomplete.unlink(missing_ok=True)
-        raise
+    with whole_file(path) as incomplete:
+        incomplete.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace"))
 
 
 def _decode(path: str | os.PathLike, data: bytes) -> str:
