@@ -105,6 +105,11 @@ class MicroCLIPConfig(PreTrainedConfig):
         if not math.isfinite(self.saliency_threshold):
             raise ValueError(f"saliency_threshold is {self.saliency_threshold}; it must be a finite number.")
 
+    @property
+    def class_names(self) -> list[str]:
+        """The classes in the order of their indices, which is that of the logits; `id2label` may be in another."""
+        return [self.id2label[index] for index in range(self.num_labels)]
+
     @classmethod
     def architecture_names(cls) -> list[str]:
         """Names of the settings that are microCLIP's own."""

@@ -103,9 +103,13 @@ def _metadata(model: MicroCLIPForImageClassification) -> dict[str, str]:
             f"images are resized by their shortest_edge (bicubic) and cropped to the model's {size} x {size} pixels. "
             "Set model.image_processor accordingly."
         )
-    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    facts = {"class_names": names, "image_size": size, "shortest_edge": settings["size"]["shortest_edge"]}
-    facts |= {"image_mean": preparation.mean, "image_std": preparation.std}
+    facts = {
+        "class_names": model.config.class_names,
+        "image_size": size,
+        "shortest_edge": settings["size"]["shortest_edge"],
+        "image_mean": preparation.mean,
+        "image_std": preparation.std,
+    }
     return {name: json.dumps(value) for name, value in facts.items()} | {"preparation": PREPARATION}
 
 

@@ -292,6 +292,18 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
 
     Args:
         config ([`MicroCLIPConfig`]): the architecture. Weights are random; `from_clip` or `from_pretrained` load them.
+
+    Example:
+    ```python
+    >>> from PIL import Image
+    >>> from microclip_hf import MicroCLIPForImageClassification
+
+    >>> class_names = ["red disc", "green square", "blue bar"]
+    >>> model = MicroCLIPForImageClassification.from_clip("openai/clip-vit-base-patch32", class_names)
+    >>> inputs = model.image_processor(Image.open("photo.jpg"), return_tensors="pt")
+    >>> model(**inputs).logits.shape
+    torch.Size([1, 3])
+    ```
     """
 
     def __init__(self, config: MicroCLIPConfig) -> None:

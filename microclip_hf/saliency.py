@@ -161,25 +161,6 @@ def fiedler_vector(graph: torch.Tensor) -> torch.Tensor:
     return leading_eigenvector(deflated)
 
 
-def cut_residual(graph: torch.Tensor, fiedler: torch.Tensor) -> torch.Tensor:
-    """How far `f` is from an eigenvector of `L = I - D^-1/2 A D^-1/2`: the norm of `L f - (f^T L f) f`.
-
-    At most about 2e-5 for what [`fiedler_vector`] returns, whatever the eigengap. Every eigenvector has none, so that
-    a small one doesn't tell which eigenvalue it is.
-
-    Args:
-        graph (`torch.Tensor` of shape `(batch_size, num_patches, num_patches)`): symmetric, positive.
-        fiedler (`torch.Tensor` of shape `(batch_size, num_patches)`): unit norm.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size,)`.
-    """
-    # A sum, not a matrix product: that may be rounded to TF32.
-    applied = fiedler - (normalize_graph(graph)[0] * fiedler.unsqueeze(-2)).sum(-1)
-    eigenvalue = (fiedler * applied).sum(-1, keepdim=True)
-    return torch.linalg.vector_norm(applied - eigenvalue * fiedler, dim=-1)
-
-
 def cut(fiedler: torch.Tensor, statistic: str = "std") -> torch.Tensor:
     """Split the patches by the eigenvector, whatever its sign and scale.
 
@@ -239,6 +220,17 @@ def saliency_mask(
 
     Raises:
         ValueError: if `patch_embeds` holds NaN or infinite values (see [`check_finite`]).
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from microclip_hf.saliency import saliency_mask
+
+    >>> background, thing = [1.0, 0.1], [0.1, 1.0]
+    >>> patch_embeds = torch.tensor([[background, background, thing, background, thing, background]])
+    >>> saliency_mask(patch_embeds, affinity="cosine")
+    tensor([[False, False,  True, False,  True, False]])
+    ```
     """
     check_finite(patch_embeds, "patch_embeds", "Check the weights, and use bfloat16 or float32 if float16 overflows.")
     # Not `no_grad`: an assertion that fails in compiled code would leave gradients off for the whole process.

@@ -275,6 +275,19 @@ def build_heads(
 
     Raises:
         ValueError: if the weights of a class cancel, `|sum a| < 1e-3 sum |a|`, or `prior_weighting` is neither.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from microclip_hf.text_heads import build_heads
+
+    >>> prompt_features = [torch.tensor([[5.0, 0.0]]), torch.tensor([[0.0, 5.0]])]
+    >>> description_features = [torch.tensor([[3.0, 4.0], [3.0, -4.0]]), torch.tensor([[0.0, 2.0]])]
+    >>> classifier, prior_head = build_heads(prompt_features, description_features)
+    >>> prior_head
+    tensor([[1., 0.],
+            [0., 1.]])
+    ```
     """
     if prior_weighting not in ("name", "uniform"):
         raise ValueError(f'prior_weighting is {prior_weighting!r}; it must be "name" or "uniform".')

@@ -61,12 +61,17 @@ class FolderWalk:
         takes: Callable[[Parts], bool],
         enters: Callable[[Parts], bool] = lambda parts: True,
     ) -> None:
-        self.folder, self.takes, self.enters = folder, takes, enters
+        self.folder = folder
+        self.takes = takes
+        self.enters = enters
         self.root = Path(os.path.realpath(folder))
         self.contents = FolderContents()
-        self.folders, self.folder_links, self.file_links = [Path()], deque(), []
+        self.folders = [Path()]
+        self.folder_links = deque()
+        self.file_links = []
         # Real paths.
-        self.entered, self.taken = set(), set()
+        self.entered = set()
+        self.taken = set()
 
     def run(self) -> FolderContents:
         """Real folders come first, links after them."""
@@ -75,7 +80,8 @@ class FolderWalk:
         for path in self.file_links:
             real = self._real(path)
             # In the Hub's cache a file outside stands for all photos of the same content: in each folder it counts.
-            place = real if self.root in Path(real).parents else (real, path.parent)
+            is_inside = self.root in Path(real).parents
+            place = real if is_inside else (real, path.parent)
             if self.taken.isdisjoint((real, place)):
                 self.taken.add(place)
                 self.contents.files.append(path)
@@ -84,6 +90,7 @@ class FolderWalk:
 
     def _enter(self, path: Path) -> None:
         real = self._real(path)
+        # A link to the start, or to a folder above it, would only lead here again, by longer names.
         holds_root = path.parts and self.root.is_relative_to(real)
         if real in self.entered or holds_root:
             return
@@ -98,7 +105,8 @@ class FolderWalk:
     def _add(self, path: Path, entry: os.DirEntry, real_folder: str) -> None:
         kind = _kind(entry)
         if kind == "folder":
-            if not _is_system(entry.name) and self.enters(path.parts):
+            is_system = any(fnmatch.fnmatchcase(entry.name.lower(), pattern) for pattern in SYSTEM_FOLDERS)
+            if not is_system and self.enters(path.parts):
                 (self.folder_links if entry.is_symlink() else self.folders).append(path)
         elif self.takes(path.parts):
             if entry.is_symlink():
@@ -115,44 +123,42 @@ class FolderWalk:
         return os.path.realpath(os.path.join(self.folder, path))
 
 
-def existing_folder(pattern: str) -> str:
-    """The longest folder that a path or pattern begins with and that exists, whatever its letters; "" for none."""
-    folder = pattern
-    while folder and not os.path.isdir(folder):
-        parent = os.path.dirname(folder)
-        folder = parent if parent != folder else ""
-    return folder
-
-
 def match_files(pattern: str) -> list[str]:
     """The files that a pattern stands for, sorted: `*`, `?` and `[...]` as in a shell, `**` for folders at any depth.
 
-    Links, hidden files, and folders of systems and models count as in [`FolderWalk`], except those that the pattern
-    names before its first special character.
+    A file that exists is no pattern, nor is a folder that the pattern begins with: "photos [v2]/*.png" are the files
+    in the folder of that name, if there is one. Links, hidden files, and folders of systems and models count as in
+    [`FolderWalk`], except those that the pattern names before its first special character.
 
     Raises:
         ValueError: if a folder can't be listed.
     """
-    head = existing_folder(pattern)
+    if os.path.exists(pattern) and not os.path.isdir(pattern):
+        return [pattern]
+    head = pattern
+    while head and not os.path.isdir(head):
+        parent = os.path.dirname(head)
+        head = parent if parent != head else ""
     wanted = Path(pattern).parts[len(Path(head).parts) :]
-    walk = FolderWalk(head or ".", lambda parts: _matches(parts, wanted), lambda parts: _leads_to(parts, wanted))
+    walk = FolderWalk(head or ".", lambda parts: _fits(parts, wanted), lambda parts: _leads_to(parts, wanted))
     contents = walk.run()
     if contents.models:
         warnings.warn(f"Some of what matches {pattern} is passed over.{describe_models(contents)}", stacklevel=3)
     return sorted(os.path.join(head, file) for file in contents.files)
 
 
-def _matches(parts: Parts, wanted: Parts) -> bool:
+def _fits(parts: Parts, wanted: Parts) -> bool:
     """Whether a path is one that a pattern stands for."""
     if not wanted:
         return not parts
     if wanted[0] == "**":
-        return any(_matches(parts[start:], wanted[1:]) for start in range(len(parts) + 1))
-    return bool(parts) and fnmatch.fnmatch(parts[0], wanted[0]) and _matches(parts[1:], wanted[1:])
+        return any(_fits(parts[start:], wanted[1:]) for start in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatch(parts[0], wanted[0]) and _fits(parts[1:], wanted[1:])
 
 
 def _leads_to(parts: Parts, wanted: Parts) -> bool:
     """Whether below a folder there may be paths that a pattern stands for."""
+    # Up to the first `**` each part of the pattern is one of the path.
     fixed = tuple(itertools.takewhile(lambda part: part != "**", wanted))
     is_deep_enough = len(parts) >= len(wanted) and fixed == wanted
     return not is_deep_enough and all(map(fnmatch.fnmatch, parts, fixed))
@@ -162,7 +168,7 @@ def _list(folder: str) -> list[os.DirEntry]:
     """What lies in a folder, by name, hidden things aside."""
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda own: own.name)
+            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except OSError as error:
         raise ValueError(_describe_failure(folder, error)) from error
 
@@ -186,20 +192,16 @@ def _describe_failure(path: str, error: OSError) -> str:
     )
 
 
-def _is_system(name: str) -> bool:
-    return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in SYSTEM_FOLDERS)
-
-
 def _is_model(entries: Sequence[os.DirEntry]) -> bool:
     """Whether a folder holds an adapted model, with whose report and pictures we filled it."""
-    for entry in entries:
-        if entry.name == CONFIG_NAME:
-            try:
-                config = json.loads(Path(entry.path).read_bytes())
-            except (OSError, ValueError):
-                return False
-            return isinstance(config, dict) and config.get("model_type") == MicroCLIPConfig.model_type
-    return False
+    path = next((entry.path for entry in entries if entry.name == CONFIG_NAME), None)
+    if path is None:
+        return False
+    try:
+        config = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == MicroCLIPConfig.model_type
 
 
 def describe_models(contents: FolderContents) -> str:

@@ -19,7 +19,7 @@ DataSource = TypeVar("DataSource", Dataset, IterableDataset)
 # Types of columns, as `datasets` calls them.
 STRINGS = ("string", "large_string", "string_view")
 NUMBERS = r"u?int\d+|float\d+"
-NO_CLASS = -1
+NO_CLASS = -1  # a number for labels that aren't missing, but no class either
 ADVICE = "Number the labels like the class names, or leave the column of labels out."
 
 
@@ -58,12 +58,13 @@ def name_labels(dataset: Dataset) -> Dataset:
     if not isinstance(feature, Value) or feature.dtype not in STRINGS:
         return dataset
     labels = [label if is_known(label) else None for label in read_labels(dataset)]
+    # Backwards, so that of several spellings the first one stays.
     spellings = {normalize_name(label): label for label in sorted(set(labels) - {None}, reverse=True)}
     if all(key.isdecimal() for key in spellings):
         return dataset
     names = sorted(spellings.values())
-    numbers = {normalize_name(name): index for index, name in enumerate(names)}
-    return _replace(dataset, [label and numbers[normalize_name(label)] for label in labels], names)
+    position = _positions(names)
+    return _replace(dataset, [label and position[normalize_name(label)] for label in labels], names)
 
 
 def align_labels(dataset: DataSource, class_names: Sequence[str], strict: bool = True) -> DataSource:
@@ -86,12 +87,14 @@ def align_labels(dataset: DataSource, class_names: Sequence[str], strict: bool =
         return dataset
     if feature is not None and not can_be_labels(feature):
         raise ValueError(f"The labels are {feature}; expected names or numbers of classes. {ADVICE}")
-    position = {normalize_name(name): index for index, name in enumerate(class_names)}
-    if names is not None and not _are_numbers(names, position):
+    position = _positions(class_names)
+    # A `ClassLabel` that was made without names calls its classes "0", "1", ...
+    if names is not None and (names != [str(index) for index in range(len(names))] or position.keys() & set(names)):
         _check_names(names, class_names, position)
     if isinstance(dataset, IterableDataset):
-        aligned = {"label": ClassLabel(names=list(class_names))}
-        features = None if dataset.features is None else Features({**dataset.features, **aligned})
+        features = dataset.features
+        if features is not None:
+            features = Features({**features, "label": ClassLabel(names=list(class_names))})
         options = {"position": position, "names": names, "strict": strict}
         return dataset.map(_number_example, features=features, fn_kwargs=options)
     labels = read_labels(dataset)
@@ -122,14 +125,13 @@ def warn_left_out(source: str, reason: Any) -> None:
     warnings.warn(f"The labels of {source} are left out, and nothing is measured by them. {reason}", stacklevel=3)
 
 
+def _positions(class_names: Sequence[str]) -> dict[str, int]:
+    """The number of each class, by its normalised name."""
+    return {normalize_name(name): index for index, name in enumerate(class_names)}
+
+
 def _replace(dataset: Dataset, numbers: list[int | None], names: Sequence[str]) -> Dataset:
-    feature = ClassLabel(names=list(names))
-    return dataset.remove_columns("label").add_column("label", numbers, feature=feature)
-
-
-def _are_numbers(names: Sequence[str], position: Mapping[str, int]) -> bool:
-    """Whether the names are those of a `ClassLabel` that was made without any: "0", "1", ..."""
-    return list(names) == [str(index) for index in range(len(names))] and not position.keys() & set(names)
+    return dataset.remove_columns("label").add_column("label", numbers, feature=ClassLabel(names=list(names)))
 
 
 def _check_names(names: Sequence[str], class_names: Sequence[str], position: Mapping[str, int]) -> None:

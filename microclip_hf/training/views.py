@@ -85,7 +85,7 @@ def strong_box(width: int, height: int, rng: np.random.Generator) -> Box:
     return left, top, left + crop_width, top + crop_height
 
 
-def cut(
+def cut_square(
     image: Image.Image, box: Box, size: int, scale: int = 1, resample: Image.Resampling = Image.Resampling.BICUBIC
 ) -> Image.Image:
     """The box of a file that is decoded at 1 / scale of its size, resized to a square."""
@@ -100,14 +100,14 @@ def cut_squares(
     scale: int = 1,
     resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> np.ndarray:
-    """Each box as by [`cut`], channels first, `(len(boxes), 3, size, size)`.
+    """Each box as by [`cut_square`], channels first, `(len(boxes), 3, size, size)`.
 
     Boxes of whole pixels are resized by torch where it has the filter: up to two levels off, but three times as fast.
     """
     if not boxes:
         return np.zeros((0, 3, size, size), dtype=np.uint8)
     if scale > 1 or resample not in TORCH_FILTERS:
-        return np.stack([_channels_first(cut(image, box, size, scale, resample)) for box in boxes])
+        return np.stack([_channels_first(cut_square(image, box, size, scale, resample)) for box in boxes])
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     squares = [pixels[None, :, top:bottom, left:right] for left, top, right, bottom in boxes]
     options = {"size": (size, size), "mode": TORCH_FILTERS[resample], "antialias": True}
@@ -195,7 +195,7 @@ def make_views(
     width, height = image.size if scale == 1 else full_size
 
     def view(box: Box) -> Image.Image:
-        return cut(image, box, size, scale, resample)
+        return cut_square(image, box, size, scale, resample)
 
     weak = view(weak_box(width, height, size, rng))
     strong = augment(view(strong_box(width, height, rng)), rng)
