@@ -44,26 +44,24 @@ class MicroCLIPConfig(PreTrainedConfig):
     Configuration of a [`MicroCLIPForImageClassification`] (arXiv:2510.02270).
 
     Args:
-        clip_config (`CLIPConfig` or `dict`, *optional*):
-            The CLIP that is adapted, any ViT size. Defaults to ViT-B/32.
-        saliency_affinity (`"dot"` or `"cosine"`, *optional*, defaults to `"dot"`):
-            How two patches are compared: raw dot products as published, or cosines as in TokenCut.
-        saliency_threshold (`float`, *optional*, defaults to 0.2):
-            Two patches are connected if their affinity is above it.
-        saliency_cut (`"std"` or `"mean"`, *optional*, defaults to `"std"`):
-            A patch is salient if its entry of the eigenvector is above this statistic of all entries.
-        fg_query (`"saliency"`, `"cls"`, `"mean"` or `"random"`, *optional*, defaults to `"saliency"`):
-            The query of the [FG] token: mean of the salient patches, the [CLS] token, mean of all patches, one patch.
-        fg_pooling (`"attention"`, `"masked_mean"` or `"mean"`, *optional*, defaults to `"attention"`):
-            How patches become the [FG] token: attention to the query, mean of the salient patches, mean of all.
-        fusion_ratio (`float`, *optional*, defaults to 0.5):
-            Share of the [CLS] logits in the fused logits, in [0, 1]: lambda of the paper's TokenFusion (section 3.2).
-        logit_scale (`float`, *optional*):
-            What cosines are multiplied by to become logits. `None` takes the checkpoint's own `exp(logit_scale)`.
-        prior_weighting (`"name"` or `"uniform"`, *optional*, defaults to `"name"`):
-            Weights of a class's descriptions in the frozen head: similarity to the class name's prompt, or equal.
-        keep_text_model (`bool`, *optional*, defaults to `False`):
-            Keep and save CLIP's text tower, so that `set_classes` works after adaptation.
+        clip_config (`CLIPConfig` or `dict`, *optional*): the CLIP that is adapted, any ViT size. Defaults to ViT-B/32.
+        saliency_affinity (`"dot"` or `"cosine"`, *optional*, defaults to `"dot"`): how two patches are compared, raw
+            dot products as published, or cosines as in TokenCut.
+        saliency_threshold (`float`, *optional*, defaults to 0.2): two patches are connected if their affinity is more.
+        saliency_cut (`"std"` or `"mean"`, *optional*, defaults to `"std"`): a patch is salient if its entry of the
+            eigenvector is above this statistic of all entries.
+        fg_query (`"saliency"`, `"cls"`, `"mean"` or `"random"`, *optional*, defaults to `"saliency"`): the query of
+            the [FG] token, mean of the salient patches, the [CLS] token, mean of all patches, one patch.
+        fg_pooling (`"attention"`, `"masked_mean"` or `"mean"`, *optional*, defaults to `"attention"`): how patches
+            become the [FG] token, attention to the query, mean of the salient patches, mean of all.
+        fusion_ratio (`float`, *optional*, defaults to 0.5): share of the [CLS] logits in the fused logits, in [0, 1]:
+            lambda of the paper's TokenFusion (section 3.2).
+        logit_scale (`float`, *optional*): what cosines are multiplied by to become logits. `None` takes the
+            checkpoint's own `exp(logit_scale)`.
+        prior_weighting (`"name"` or `"uniform"`, *optional*, defaults to `"name"`): weights of a class's descriptions
+            in the frozen head, similarity to the class name's prompt, or equal.
+        keep_text_model (`bool`, *optional*, defaults to `False`): keep and save CLIP's text tower, so that
+            `set_classes` works after adaptation.
 
     Raises:
         ValueError: if `clip_config` isn't a ViT CLIP's or a number is out of its range.
@@ -113,8 +111,8 @@ class MicroCLIPConfig(PreTrainedConfig):
     @classmethod
     def architecture_names(cls) -> list[str]:
         """Names of the settings that are microCLIP's own."""
-        shared = {field.name for field in fields(PreTrainedConfig)}
-        return [field.name for field in fields(cls) if field.name not in shared | {"clip_config"}]
+        others = {"clip_config", *(field.name for field in fields(PreTrainedConfig))}
+        return [field.name for field in fields(cls) if field.name not in others]
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -180,13 +178,13 @@ def naming_damaged_file(
     Raises:
         ValueError: for the first file that is damaged. Any other error stays as it is.
     """
-    # Copied: what reads the checkpoint may take from it.
-    hub_kwargs = dict(hub_kwargs)
+    hub_kwargs = dict(hub_kwargs)  # what reads the checkpoint may take from it
     try:
         yield
     except Exception as error:
         for file in checkpoint_files(source, patterns, hub_kwargs):
-            if damage := _describe_damage(file):
+            damage = _describe_damage(file)
+            if damage:
                 raise ValueError(
                     f"{file} {damage}. Download it again (with 'git lfs pull' in a Git clone), or save it again."
                 ) from error
@@ -202,11 +200,10 @@ def checkpoint_files(
     subfolder = hub_kwargs.get("subfolder") or ""
     folder = Path(source, subfolder)
     if not os.path.isdir(source):
-        config = "/".join(filter(None, (subfolder, "config.json")))
+        config = f"{subfolder}/config.json".lstrip("/")
+        cache = {name: hub_kwargs.get(name) for name in ("cache_dir", "revision")}
         with contextlib.suppress(ValueError):  # of what is no Hub id
-            cached = try_to_load_from_cache(
-                os.fspath(source), config, hub_kwargs.get("cache_dir"), hub_kwargs.get("revision")
-            )
+            cached = try_to_load_from_cache(os.fspath(source), config, **cache)
             folder = Path(cached).parent if isinstance(cached, str) else folder
     files = sorted(file for pattern in patterns for file in folder.glob(pattern))
     has_safetensors = any(file.suffix == ".safetensors" for file in files)

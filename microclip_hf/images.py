@@ -35,7 +35,8 @@ DEPTHS = (8, 10, 12, 14, 16)
 # Floating-point pictures whose highest value is below are taken to range from 0 to 1: of 8 bits they'd be black.
 MAX_UNIT = 16
 # Above these shares of pixels below black, or above white, values aren't brightness.
-MAX_BELOW, MAX_ABOVE = 0.25, 0.5
+MAX_BELOW = 0.25
+MAX_ABOVE = 0.5
 # Of 255, in pictures of 16 bits a colour, of which Pillow reads the upper 8: less is as good as black.
 NEARLY_BLACK = 16
 
@@ -81,7 +82,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
             16 bits are nearly black by their upper 8, which are all that Pillow reads.
     """
     image.load()  # metadata may come after the pixels
-    if isinstance(image, TiffImageFile) and max(image.tag_v2.get(BITSPERSAMPLE, (8,))) > 8:
+    is_deep = isinstance(image, TiffImageFile) and max(image.tag_v2.get(BITSPERSAMPLE, (8,))) > 8
+    if is_deep and image.mode in ("RGB", "RGBA"):
         _refuse_nearly_black(image)
     with contextlib.suppress(KeyError, SyntaxError, TypeError):  # of damaged metadata; the pixels are there
         if image.getexif().get(ORIENTATION, 1) != 1:
@@ -92,13 +94,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _refuse_nearly_black(image: Image.Image) -> None:
-    if image.mode in ("RGB", "RGBA"):
-        highest = max(high for _, high in image.getextrema()[:3])
-        if highest < NEARLY_BLACK:
-            raise ValueError(
-                f"The picture's brightest colour is {highest} of 255, by the upper 8 bits of 16, which are all that "
-                "Pillow reads. Scale it and save it with 8"
-            )
+    highest = max(high for _, high in image.getextrema()[:3])
+    if highest < NEARLY_BLACK:
+        raise ValueError(
+            f"The picture's brightest colour is {highest} of 255, by the upper 8 bits of 16, which are all that "
+            "Pillow reads. Scale it and save it with 8"
+        )
 
 
 def _scale_to_bytes(values: np.ndarray) -> np.ndarray:
@@ -121,20 +122,23 @@ def _scale_to_bytes(values: np.ndarray) -> np.ndarray:
     values = values.clip(0, white)
     if is_unit:
         return (255 * values).round().astype(np.uint8)
+    # The fewest bits that hold the brightest pixel; of those the upper 8 are kept.
     depth = next(depth for depth in DEPTHS if min(highest, white) < 2**depth)
     return (values.round().astype(np.uint16) >> (depth - 8)).clip(0, 255).astype(np.uint8)
 
 
 def _drop_alpha(image: Image.Image) -> Image.Image:
     """RGB of a picture of 8 bits in any mode."""
+    # Colours of a palette may be transparent too; straight to RGB that would be lost.
     if image.mode == "PA" or (image.mode == "P" and "transparency" in image.info):
         image = image.convert("RGBA")
     colors = image.convert("RGB")
     if image.mode not in ("LA", "RGBA"):
         return colors
-    *extrema, alpha = image.getextrema()
-    if alpha[0] == alpha[1] or any(low != high for low, high in extrema):
+    *extrema, (least_alpha, most_alpha) = image.getextrema()
+    if least_alpha == most_alpha or any(low != high for low, high in extrema):
         return colors
+    # All of one colour, so that alpha alone draws: on what contrasts with that colour.
     background = "white" if sum(low for low, _ in extrema) < 128 * len(extrema) else "black"
     ground = Image.new("RGBA", image.size, background)
     return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
@@ -148,7 +152,8 @@ def cut_strip(image: Image.Image) -> Image.Image:
     """
     longest = MAX_RATIO * min(image.size)
     # From both sides the same, so that the middle stays where it is.
-    left, top = (max(0, length - longest) // 2 for length in image.size)
+    left = max(0, image.width - longest) // 2
+    top = max(0, image.height - longest) // 2
     if left == top == 0:
         return image
     return image.crop((left, top, image.width - left, image.height - top))

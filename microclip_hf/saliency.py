@@ -87,6 +87,7 @@ def patch_affinity(patch_embeds: torch.Tensor, affinity: str = "dot", threshold:
     patch_embeds = patch_embeds.float()
     if affinity == "cosine":
         patch_embeds = torch.nn.functional.normalize(patch_embeds, dim=-1)
+    # Tokens may have any norm, and `gram` takes magnitudes up to 1.
     largest = patch_embeds.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     similarity = gram(patch_embeds / largest) * (largest * largest.transpose(-1, -2))
     return torch.where(similarity > threshold, 1.0, EPSILON).float()
@@ -130,11 +131,14 @@ def leading_eigenvector(matrix: torch.Tensor) -> torch.Tensor:
     Returns:
         `torch.Tensor` of shape `(batch_size, num_patches)`, unit norm, of arbitrary sign.
     """
-    power, identity = matrix / 2, 0.5
+    power = matrix / 2
+    identity = 0.5
     for _ in range(SQUARINGS_APART):
-        power, identity = gram(power) + 2 * identity * power, identity**2
+        power = gram(power) + 2 * identity * power
+        identity = identity**2
     power = power + identity * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     for _ in range(SQUARINGS - SQUARINGS_APART):
+        # Divided, since powers of an eigenvalue below 1 would underflow.
         largest = power.amax((-2, -1), keepdim=True)
         power = gram(power / largest.clamp(min=torch.finfo(torch.float32).tiny))
     column = power.diagonal(dim1=-2, dim2=-1).argmax(-1)[:, None, None].expand(-1, power.shape[-1], 1)

@@ -4,6 +4,7 @@ C classes, E joint embedding width.
 """
 
 import difflib
+import itertools
 import re
 import unicodedata
 import warnings
@@ -46,11 +47,16 @@ def abbreviate(names: Sequence[str]) -> str:
     return ", ".join([*map(repr, names[:5]), *(["..."] if len(names) > 5 else [])])
 
 
-def suggest(name: str, known: Sequence[str]) -> str:
-    """The known name nearest to a misspelt one, as a question for an error's text; a full stop if none is near."""
-    by_key = {normalize_name(own): own for own in known}
-    near = difflib.get_close_matches(normalize_name(name), by_key, 1, cutoff=0.75)
-    return f"; did you mean {by_key[near[0]]!r}?" if near else "."
+def suggest(name: str, names: Sequence[str]) -> str:
+    """The name nearest to a misspelt one, as a question for an error's text; a full stop if none is near."""
+    spellings = {normalize_name(other): other for other in names}
+    near = difflib.get_close_matches(normalize_name(name), spellings, 1, cutoff=0.75)
+    return f"; did you mean {spellings[near[0]]!r}?" if near else "."
+
+
+def name_positions(names: Sequence[str]) -> dict[str, int]:
+    """The index of each name, by [`normalize_name`]."""
+    return {normalize_name(name): index for index, name in enumerate(names)}
 
 
 def check_class_names(class_names: Sequence[str]) -> list[str]:
@@ -105,11 +111,7 @@ def check_templates(templates: str | Sequence[str] | None) -> list[str]:
 
 
 def check_whole(argument: str, text: str) -> None:
-    """Refuse half a character, which no tokenizer takes.
-
-    Raises:
-        ValueError: if the text holds a surrogate.
-    """
+    """Refuse half a character (a surrogate), which no tokenizer takes."""
     if re.search("[\ud800-\udfff]", text):
         raise ValueError(f"{argument} holds {text!r} with half a character (a surrogate); write that text anew.")
 
@@ -133,12 +135,12 @@ def match_descriptions(
         raise TypeError(
             f"descriptions is a {type(descriptions).__name__}; pass a dictionary {{class name: [sentence, ...]}}."
         )
-    position = {normalize_name(name): i for i, name in enumerate(class_names)}
+    positions = name_positions(class_names)
     matched: list[list[str] | None] = [None] * len(class_names)
     for key, sentences in descriptions.items():
-        index = position.get(normalize_name(key)) if isinstance(key, str) else None
+        index = positions.get(normalize_name(key)) if isinstance(key, str) else None
         if index is None:
-            unknown = [other for other in descriptions if normalize_name(str(other)) not in position]
+            unknown = [other for other in descriptions if normalize_name(str(other)) not in positions]
             others = f" So are {len(unknown) - 1} other keys: {abbreviate(unknown[1:])}." if len(unknown) > 1 else ""
             raise ValueError(
                 f"descriptions has the key {key!r}, which is none of the {len(class_names)} class names "
@@ -213,7 +215,8 @@ def encode_texts(
     """
     max_length = clip.config.text_config.max_position_embeddings
     device = clip.text_model.device
-    features, num_cut = [], 0
+    features = []
+    num_cut = 0
     for start in tqdm(range(0, len(texts), batch_size), "Encoding texts", disable=len(texts) <= batch_size):
         batch = list(texts[start : start + batch_size])
         num_cut += sum(len(ids) > max_length for ids in tokenizer(batch, verbose=False)["input_ids"])
@@ -291,7 +294,8 @@ def build_heads(
     """
     if prior_weighting not in ("name", "uniform"):
         raise ValueError(f'prior_weighting is {prior_weighting!r}; it must be "name" or "uniform".')
-    classifier, prior_head = [], []
+    classifier = []
+    prior_head = []
     for index, (prompts, descriptions) in enumerate(zip(prompt_features, description_features, strict=True)):
         units = normalize(descriptions, dim=-1)
         weights = units.new_ones(len(units))
@@ -333,9 +337,10 @@ def encode_heads(
     Raises:
         TypeError, ValueError: on names, templates, descriptions or a tokenizer that don't fit.
     """
-    class_names, templates = check_class_names(class_names), check_templates(templates)
-    sentences = match_descriptions(class_names, descriptions)
-    missing = [name for name, own in zip(class_names, sentences, strict=True) if own is None]
+    class_names = check_class_names(class_names)
+    templates = check_templates(templates)
+    matched = match_descriptions(class_names, descriptions)
+    missing = [name for name, sentences in zip(class_names, matched, strict=True) if sentences is None]
     if missing and descriptions is not None:
         warnings.warn(
             f"{len(missing)} of {len(class_names)} classes have no descriptions; their templates stand in: "
@@ -343,9 +348,13 @@ def encode_heads(
             stacklevel=2,
         )
     prompts = [template.replace("{}", name.replace("_", " ")) for name in class_names for template in templates]
-    texts = [sentence for own in sentences if own is not None for sentence in own]
-    features = encode_texts(clip, tokenizer, prompts + texts, batch_size)
+    described = [sentences for sentences in matched if sentences is not None]
+    # All at once, so that batches are full.
+    features = encode_texts(clip, tokenizer, prompts + list(itertools.chain(*described)), batch_size)
     prompt_features = features[: len(prompts)].split(len(templates))
-    described = iter(features[len(prompts) :].split([len(own) for own in sentences if own is not None]))
-    description_features = [prompt_features[i] if own is None else next(described) for i, own in enumerate(sentences)]
+    in_turn = iter(features[len(prompts) :].split([len(sentences) for sentences in described]))
+    description_features = [
+        prompts_of_class if sentences is None else next(in_turn)
+        for prompts_of_class, sentences in zip(prompt_features, matched, strict=True)
+    ]
     return build_heads(prompt_features, description_features, prior_weighting, class_names)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
-from ..text_heads import abbreviate, normalize_name, suggest
+from ..text_heads import abbreviate, name_positions, normalize_name, suggest
 
 
 DataSource = TypeVar("DataSource", Dataset, IterableDataset)
@@ -63,7 +63,7 @@ def name_labels(dataset: Dataset) -> Dataset:
     if all(key.isdecimal() for key in spellings):
         return dataset
     names = sorted(spellings.values())
-    position = _positions(names)
+    position = name_positions(names)
     return _replace(dataset, [label and position[normalize_name(label)] for label in labels], names)
 
 
@@ -87,7 +87,7 @@ def align_labels(dataset: DataSource, class_names: Sequence[str], strict: bool =
         return dataset
     if feature is not None and not can_be_labels(feature):
         raise ValueError(f"The labels are {feature}; expected names or numbers of classes. {ADVICE}")
-    position = _positions(class_names)
+    position = name_positions(class_names)
     # A `ClassLabel` that was made without names calls its classes "0", "1", ...
     if names is not None and (names != [str(index) for index in range(len(names))] or position.keys() & set(names)):
         _check_names(names, class_names, position)
@@ -123,11 +123,6 @@ def align_or_leave_out(dataset: DataSource, class_names: Sequence[str], source: 
 def warn_left_out(source: str, reason: Any) -> None:
     """Tell that adaptation goes on without labels."""
     warnings.warn(f"The labels of {source} are left out, and nothing is measured by them. {reason}", stacklevel=3)
-
-
-def _positions(class_names: Sequence[str]) -> dict[str, int]:
-    """The number of each class, by its normalised name."""
-    return {normalize_name(name): index for index, name in enumerate(class_names)}
 
 
 def _replace(dataset: Dataset, numbers: list[int | None], names: Sequence[str]) -> Dataset:
