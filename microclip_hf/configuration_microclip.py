@@ -1,12 +1,14 @@
 """Configuration of microCLIP: the architecture alone; training settings live in `MicroCLIPTrainingArguments`.
 
-Also how a checkpoint's image processor is loaded, and what its damaged files are told by.
+Also what a checkpoint consists of: which files, how damaged ones are told, whether its weights are whole, and its
+image processor.
 """
 
 import contextlib
 import json
 import math
 import os
+import re
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,7 +20,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.dataclasses import strict
 from safetensors import SafetensorError, safe_open
-from transformers import AutoImageProcessor, BaseImageProcessor, CLIPConfig, PreTrainedConfig
+from transformers import AutoImageProcessor, BaseImageProcessor, CLIPConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 
@@ -35,6 +37,8 @@ WEIGHTS_FILES = (
 )
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+# Keywords that say which files of the Hub, and how they are loaded.
+HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -164,6 +168,11 @@ def _check_vit_clip(config_dict: dict[str, Any]) -> None:
         raise ValueError(f"This configuration, whose vision layers are a list, {RESNET_ADVICE}")
 
 
+def abbreviate(names: Sequence[str]) -> str:
+    """The first names of a list, quoted, for an error's text."""
+    return ", ".join([*map(repr, names[:5]), *(["..."] if len(names) > 5 else [])])
+
+
 @contextlib.contextmanager
 def naming_damaged_file(
     source: str | os.PathLike | None, patterns: Sequence[str], hub_kwargs: dict[str, Any]
@@ -250,6 +259,47 @@ def _describe_json_damage(file: Path) -> str | None:
         missing = sorted(name for name in set(shards.values()) if not (file.parent / name).exists())
         return f"names {', '.join(missing[:5])}, which is missing in its folder" if missing else None
     return None
+
+
+def check_source(clip: Any) -> str:
+    """Where a CLIP is to be loaded from; refuses what is neither a folder that exists nor a Hub id."""
+    if not isinstance(clip, (str, os.PathLike)):
+        raise TypeError(
+            f"clip is a {type(clip).__module__}.{type(clip).__name__}; pass a Hub id, a folder, or a transformers "
+            "CLIPModel."
+        )
+    source = os.fspath(clip)
+    if source.startswith((".", "/", "~")) and not os.path.isdir(source):
+        raise ValueError(f"{source!r} isn't a folder; pass one that holds a CLIP, or a Hub id.")
+    if re.fullmatch(r"RN\d+(x\d+)?", source):
+        raise ValueError(f"{source!r} {RESNET_ADVICE}")
+    return source
+
+
+def pick_hub_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Of keywords those of `HUB_KEYWORDS`."""
+    return {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}
+
+
+def check_loading_report(report: dict[str, Any], source: str, advice: str) -> None:
+    """Refuse a checkpoint that lacks weights, or some of which have another shape than its configuration says."""
+    if report["missing_keys"]:
+        raise ValueError(f"{source!r} lacks the weights {abbreviate(sorted(report['missing_keys']))}; {advice}.")
+    for name, saved, expected in sorted(report["mismatched_keys"]):
+        raise ValueError(
+            f"{source!r} has the weight {name!r} of shape {tuple(saved)}, where its config.json asks for "
+            f"{tuple(expected)}: they belong to different models; {advice}."
+        )
+
+
+def check_weights(model: PreTrainedModel) -> None:
+    """Refuse weights that hold NaN or infinite values."""
+    for name, weight in model.named_parameters():
+        if not weight.is_meta and not weight.isfinite().all():
+            raise ValueError(
+                f"The weight {name!r} ({weight.dtype}) holds NaN or infinite values; download the checkpoint again, "
+                "or load it in float32."
+            )
 
 
 def load_image_processor(

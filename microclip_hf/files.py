@@ -129,14 +129,13 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
 
 
 def _decode(path: str | os.PathLike, data: bytes) -> str:
-    marked = [encoding for mark, encoding in BYTE_ORDER_MARKS.items() if data.startswith(mark)]
-    if not marked and b"\x00" in data:
+    encoding = next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if data.startswith(mark)), None)
+    if encoding is None and b"\x00" in data:
         return _decode_wide(path, data)
-    encoding = marked[0] if marked else UTF8
     try:
-        return data.decode(encoding)
+        return data.decode(encoding or UTF8)
     except UnicodeDecodeError as error:
-        if encoding == UTF8:
+        if encoding in (None, UTF8):
             raise _other_encoding(path, data, error) from error
         raise ValueError(
             f"{path} begins like text in {encoding.upper()} but isn't ({error.reason} at byte {error.start}). Save it "
@@ -148,13 +147,12 @@ def _decode_wide(path: str | os.PathLike, data: bytes) -> str:
     """Text in UTF-16 or UTF-32 without a byte-order mark: of the readings without strange characters the plainest."""
     readings = []
     for encoding in WIDE_ENCODINGS if _may_be_wide(data) else ():
-        try:
+        with contextlib.suppress(UnicodeDecodeError):
             text = data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        kinds = {unicodedata.category(character) for character in set(text) - set("\t\n\r\f")}
-        if not kinds & {"Cc", "Cn", "Co"}:
-            readings.append(text)
+            kinds = {unicodedata.category(character) for character in set(text) - set("\t\n\r\f")}
+            # Control characters, unassigned and private ones: such is no text.
+            if not kinds & {"Cc", "Cn", "Co"}:
+                readings.append(text)
     if not readings:
         line = data[: data.index(b"\x00")].count(b"\n") + 1
         raise ValueError(f"{path} has NUL bytes, the first in line {line}, so it isn't text. Save it as UTF-8.")
@@ -172,33 +170,30 @@ def _may_be_wide(data: bytes) -> bool:
 
 
 def _other_encoding(path: str | os.PathLike, data: bytes, error: UnicodeDecodeError) -> ValueError:
-    line_number = data[: error.start].count(b"\n") + 1
-    line = data.split(b"\n")[line_number - 1].strip()
-    encoding = _likely_encoding(b"\n".join(line for line in data.split(b"\n") if not line.isascii()))
-    message = f"{path} isn't text in UTF-8: line {line_number} is {line[:80]!r}. Save the file in UTF-8."
-    if encoding is not None:
-        name, _ = LEGACY_ENCODINGS[encoding]
-        message = (
-            f"{path} isn't text in UTF-8, but probably in {name}, in which line {line_number} is "
-            f"{line.decode(encoding, 'replace')[:80]!r}. Save the file in UTF-8, with an editor or `iconv -f {name} "
-            "-t UTF-8`."
-        )
-    return ValueError(message)
+    lines = data.split(b"\n")
+    number = data[: error.start].count(b"\n") + 1
+    line = lines[number - 1].strip()
+    encoding = _likely_encoding(b"\n".join(line for line in lines if not line.isascii()))
+    if encoding is None:
+        return ValueError(f"{path} isn't text in UTF-8: line {number} is {line[:80]!r}. Save the file in UTF-8.")
+    name, _ = LEGACY_ENCODINGS[encoding]
+    return ValueError(
+        f"{path} isn't text in UTF-8, but probably in {name}, in which line {number} is "
+        f"{line.decode(encoding, 'replace')[:80]!r}. Save the file in UTF-8, with an editor or `iconv -f {name} -t "
+        "UTF-8`."
+    )
 
 
 def _likely_encoding(lines: bytes) -> str | None:
     """The older encoding that lines with bytes above 127 look most like; `None` where they look like none."""
     num_high = len(re.findall(rb"[\x80-\xff]", lines))
     is_mostly_ascii = num_high < 0.3 * len(b"".join(lines.split()))
-    candidates = ["cp1252"] if is_mostly_ascii else LEGACY_ENCODINGS
     shares = {}
-    for encoding in candidates:
-        try:
+    for encoding in ["cp1252"] if is_mostly_ascii else LEGACY_ENCODINGS:
+        with contextlib.suppress(UnicodeDecodeError):
             lines.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        common = b"".join(re.findall(LEGACY_ENCODINGS[encoding][1], lines))
-        shares[encoding] = len(common) / len(re.sub(rb"[\x00-\x40]", b"", lines))
+            common = b"".join(re.findall(LEGACY_ENCODINGS[encoding][1], lines))
+            shares[encoding] = len(common) / len(re.sub(rb"[\x00-\x40]", b"", lines))
     return max(shares, key=shares.__getitem__, default=None)
 
 
@@ -212,11 +207,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_writable(folder: str | os.PathLike, argument: str = "output_dir") -> None:
-    """Whether files can be written into a folder, or into the nearest one that exists, where it isn't there yet.
-
-    Args:
-        folder (`str` or `os.PathLike`): the folder.
-        argument (`str`): whose it is, for the error's text.
+    """Refuse a folder, or the nearest one that exists, that files can't be written to; `argument` says whose it is.
 
     Raises:
         ValueError: if they can't, or a file stands in the way.

@@ -7,7 +7,6 @@ import copy
 import difflib
 import os
 import random
-import re
 import types
 import warnings
 from collections.abc import Mapping, Sequence
@@ -34,26 +33,26 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_microclip import (
     CONFIG_FILES,
-    RESNET_ADVICE,
+    HUB_KEYWORDS,
     TOKENIZER_FILES,
     WEIGHTS_FILES,
     MicroCLIPConfig,
+    check_loading_report,
+    check_source,
+    check_weights,
     checkpoint_files,
     load_image_processor,
     naming_damaged_file,
+    pick_hub_kwargs,
 )
 from .saliency import check_finite, saliency_mask
 from .text_heads import (
-    abbreviate,
     check_class_names,
     check_templates,
     encode_heads,
     load_tokenizer,
     match_descriptions,
 )
-
-
-HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 @dataclass
@@ -291,13 +290,11 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
     Example:
     ```python
     >>> from PIL import Image
-    >>> from microclip_hf import MicroCLIPForImageClassification
 
-    >>> class_names = ["red disc", "green square", "blue bar"]
-    >>> model = MicroCLIPForImageClassification.from_clip("openai/clip-vit-base-patch32", class_names)
+    >>> model = MicroCLIPForImageClassification.from_clip("openai/clip-vit-base-patch32", ["red disc", "blue bar"])
     >>> inputs = model.image_processor(Image.open("photo.jpg"), return_tensors="pt")
     >>> model(**inputs).logits.shape
-    torch.Size([1, 3])
+    torch.Size([1, 2])
     ```
     """
 
@@ -362,16 +359,13 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         """Both paths of the vision tower (arXiv:2510.02270, sections 3.1 and 3.2), without the heads.
 
         Args:
-            pixel_values, interpolate_pos_encoding: see [`coarse_embeds`].
+            pixel_values, interpolate_pos_encoding: see [`coarse_embeds`], also for its errors.
             output_hidden_states (`bool`, `int` or `list[int]`, *optional*): default: the configuration's.
             output_attentions (`bool`, *optional*): default: the configuration's.
             kwargs: handed on to the encoder layers but the last, whose attention is always sdpa.
 
         Returns:
             [`MicroCLIPOutput`] with everything but `loss` and logits.
-
-        Raises:
-            ValueError: see [`coarse_embeds`].
         """
         self._check_pixels(pixel_values)
         config = self.config
@@ -419,16 +413,13 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): normalised images.
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): class indices, for the loss.
                 Self-training doesn't use them.
-            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): see [`coarse_embeds`].
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): see [`coarse_embeds`], errors too.
             output_patch_embeds (`bool`, *optional*, defaults to `False`): also return `patch_embeds`, `saliency_mask`
                 and `fg_attention`.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as in any transformers model.
 
         Returns:
             [`MicroCLIPOutput`] or a tuple of its values that aren't `None`.
-
-        Raises:
-            ValueError: see [`coarse_embeds`].
         """
         encoded = self.encode_image(pixel_values, interpolate_pos_encoding, **kwargs)
         cls_cosines = self.classifier(encoded.cls_embeds)
@@ -480,14 +471,12 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         with_report = kwargs.pop("output_loading_info", False)
         with naming_damaged_file(source, WEIGHTS_FILES, kwargs):
             model, report = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
-        lacks_text, lacks_vision = (
-            any(tower in key for key in report["missing_keys"]) for tower in ("text_model.", "vision_model.")
-        )
-        if lacks_text and not lacks_vision:
+        missing = " ".join(report["missing_keys"])
+        if "text_model." in missing and "vision_model." not in missing:
             raise ValueError(f"{os.fspath(source)!r} has no text tower; load it without keep_text_model=True.")
         if source is not None:
             source = os.fspath(source)
-            hub_kwargs = _hub_kwargs(kwargs)
+            hub_kwargs = pick_hub_kwargs(kwargs)
             model.image_processor = load_image_processor(source, model.config, hub_kwargs)
             if model.config.keep_text_model:
                 try:
@@ -545,8 +534,8 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
             model = cls(config)
         model.clip = with_own_layers(clip)
         model.fg_pooling = MicroCLIPPooling(config).to(clip.device, clip.dtype)
-        model.tokenizer = tokenizer or load_tokenizer(source, _hub_kwargs(kwargs))
-        model.image_processor = image_processor or load_image_processor(source, config, _hub_kwargs(kwargs))
+        model.tokenizer = tokenizer or load_tokenizer(source, pick_hub_kwargs(kwargs))
+        model.image_processor = image_processor or load_image_processor(source, config, pick_hub_kwargs(kwargs))
         model.set_classes(class_names, templates, descriptions, batch_size=batch_size)
         if not keep_text_model:
             model.drop_text_model()
@@ -584,8 +573,7 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
             setattr(self, name, head.to(like.device, like.dtype))
         self.logit_adjustment = LogitAdjustment(len(weights[0])).to(like.device, like.dtype).train(self.training)
         self.tokenizer = tokenizer
-        for key, value in _label_maps(class_names).items():
-            setattr(self.config, key, value)
+        self.config.update(_label_maps(class_names))
         self.num_labels = self.config.num_labels
 
     def drop_text_model(self) -> None:
@@ -659,20 +647,6 @@ def _label_maps(class_names: Sequence[str]) -> dict[str, dict]:
     return {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
 
 
-def _check_source(clip: Any) -> str:
-    if not isinstance(clip, (str, os.PathLike)):
-        raise TypeError(
-            f"clip is a {type(clip).__module__}.{type(clip).__name__}; pass a Hub id, a folder, or a transformers "
-            "CLIPModel."
-        )
-    source = os.fspath(clip)
-    if source.startswith((".", "/", "~")) and not os.path.isdir(source):
-        raise ValueError(f"{source!r} isn't a folder; pass one that holds a CLIP, or a Hub id.")
-    if re.fullmatch(r"RN\d+(x\d+)?", source):
-        raise ValueError(f"{source!r} {RESNET_ADVICE}")
-    return source
-
-
 def _check_keywords(kwargs: dict[str, Any]) -> None:
     """What the class names decide, or is misspelt, is refused; transformers refuses what else it doesn't know."""
     for name in ("num_labels", "id2label", "label2id", "clip_config"):
@@ -706,8 +680,8 @@ def _load_clip(clip: Any, dtype: torch.dtype | str, kwargs: dict[str, Any]) -> t
             raise TypeError(f"from_clip got {', '.join(kwargs)}, which only apply when clip is a Hub id or a folder.")
         source = clip.config._name_or_path or None
         return copy.deepcopy(clip).to(dtype=clip.dtype if dtype == "auto" else dtype), source
-    source = _check_source(clip)
-    hub_kwargs = _hub_kwargs(kwargs)
+    source = check_source(clip)
+    hub_kwargs = pick_hub_kwargs(kwargs)
     with naming_damaged_file(source, CONFIG_FILES, hub_kwargs):
         model_type = PreTrainedConfig.get_config_dict(source, **hub_kwargs)[0].get("model_type")
     if model_type == MicroCLIPConfig.model_type:
@@ -723,28 +697,3 @@ def _load_clip(clip: Any, dtype: torch.dtype | str, kwargs: dict[str, Any]) -> t
         clip, report = CLIPModel.from_pretrained(source, dtype=dtype, **kwargs)
     check_loading_report(report, source, "pass a CLIP with both of its towers")
     return clip, source
-
-
-def check_loading_report(report: dict[str, Any], source: str, advice: str) -> None:
-    """Refuse a checkpoint that lacks weights, or some of which have another shape than its configuration says."""
-    if report["missing_keys"]:
-        raise ValueError(f"{source!r} lacks the weights {abbreviate(sorted(report['missing_keys']))}; {advice}.")
-    for name, saved, expected in sorted(report["mismatched_keys"]):
-        raise ValueError(
-            f"{source!r} has the weight {name!r} of shape {tuple(saved)}, where its config.json asks for "
-            f"{tuple(expected)}: they belong to different models; {advice}."
-        )
-
-
-def check_weights(model: PreTrainedModel) -> None:
-    """Refuse weights that hold NaN or infinite values."""
-    for name, weight in model.named_parameters():
-        if not weight.is_meta and not weight.isfinite().all():
-            raise ValueError(
-                f"The weight {name!r} ({weight.dtype}) holds NaN or infinite values; download the checkpoint again, "
-                "or load it in float32."
-            )
-
-
-def _hub_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}

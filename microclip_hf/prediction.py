@@ -20,12 +20,7 @@ from .modeling_microclip import MicroCLIPForImageClassification
 
 @dataclass(frozen=True)
 class Prediction:
-    """The two best classes of a photo.
-
-    Args:
-        label, runner_up (`str`): their names.
-        score, runner_up_score (`float`): their probabilities, among all classes.
-    """
+    """The names of the two best classes of a photo, and their probabilities among all classes."""
 
     label: str
     score: float

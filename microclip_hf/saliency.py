@@ -59,11 +59,8 @@ def gram(rows: torch.Tensor) -> torch.Tensor:
     rest, whose product with itself is below float32's rounding. Switching TF32 off would be no help: compiled code
     can't, and ONNX Runtime has a switch of its own (`use_tf32`, on by default).
 
-    Args:
-        rows (`torch.Tensor` of shape `(batch_size, num_rows, width)`): float32, magnitudes up to 1.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, num_rows, num_rows)`.
+    `rows` `(batch_size, num_rows, width)`, float32, have magnitudes up to 1; the result is `(batch_size, num_rows,
+    num_rows)`.
     """
     # The clamp changes no value. It keeps compilers from fusing the multiplication with the subtractions, which would
     # then return `rows` itself.
@@ -96,12 +93,8 @@ def patch_affinity(patch_embeds: torch.Tensor, affinity: str = "dot", threshold:
 def normalize_graph(graph: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`M = D^-1/2 A D^-1/2` and the eigenvector of its largest eigenvalue, 1, which is known: `sqrt(d) / |sqrt(d)|`.
 
-    Args:
-        graph (`torch.Tensor` of shape `(batch_size, num_patches, num_patches)`): symmetric, positive.
-
-    Returns:
-        `(torch.Tensor, torch.Tensor)` of shapes `(batch_size, num_patches, num_patches)` and
-        `(batch_size, num_patches)`.
+    Of a graph `(batch_size, num_patches, num_patches)`, symmetric and positive; the vector is `(batch_size,
+    num_patches)`.
     """
     root_degree = graph.sum(-1).sqrt()
     normalized = graph / (root_degree.unsqueeze(-1) * root_degree.unsqueeze(-2))
@@ -191,11 +184,7 @@ def cut(fiedler: torch.Tensor, statistic: str = "std") -> torch.Tensor:
 def has_no_cut(graph: torch.Tensor) -> torch.Tensor:
     """Whether all patches are related alike, so that every direction is as good an eigenvector as another.
 
-    Args:
-        graph (`torch.Tensor` of shape `(batch_size, num_patches, num_patches)`): entries 1 and `EPSILON`.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, 1)`, bool.
+    Of graphs `(batch_size, num_patches, num_patches)` with the entries 1 and `EPSILON`; bool `(batch_size, 1)`.
     """
     connected = graph > 0.5
     loops = connected.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
@@ -227,9 +216,6 @@ def saliency_mask(
 
     Example:
     ```python
-    >>> import torch
-    >>> from microclip_hf.saliency import saliency_mask
-
     >>> background, thing = [1.0, 0.1], [0.1, 1.0]
     >>> patch_embeds = torch.tensor([[background, background, thing, background, thing, background]])
     >>> saliency_mask(patch_embeds, affinity="cosine")

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 
-from .configuration_microclip import TOKENIZER_FILES, naming_damaged_file
+from .configuration_microclip import TOKENIZER_FILES, abbreviate, naming_damaged_file
 from .saliency import check_finite
 
 
@@ -40,11 +40,6 @@ def whole_characters(text: str) -> str:
     """
     joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return re.sub(r"\s*\ufffd+", "", joined)
-
-
-def abbreviate(names: Sequence[str]) -> str:
-    """The first names of a list, quoted, for an error's text."""
-    return ", ".join([*map(repr, names[:5]), *(["..."] if len(names) > 5 else [])])
 
 
 def suggest(name: str, names: Sequence[str]) -> str:
@@ -75,17 +70,17 @@ def check_class_names(class_names: Sequence[str]) -> list[str]:
         check_whole("class_names", name)
     if len(class_names) < 2:
         raise ValueError(f"class_names is {list(class_names)!r}; a classifier needs at least two classes.")
-    seen: dict[str, str] = {}
+    earlier: dict[str, str] = {}
     for name in class_names:
         key = normalize_name(name)
         if not key:
             raise ValueError(f"class_names holds {name!r}; give every class a name with at least one letter.")
-        if key in seen:
+        if key in earlier:
             raise ValueError(
-                f"class_names holds the duplicate {name!r} (the same as {seen[key]!r}: case, '_' and '-' don't "
+                f"class_names holds the duplicate {name!r} (the same as {earlier[key]!r}: case, '_' and '-' don't "
                 "count). Remove one or make them differ."
             )
-        seen[key] = name
+        earlier[key] = name
     return list(class_names)
 
 
@@ -121,9 +116,7 @@ def match_descriptions(
 ) -> list[list[str] | None]:
     """For each class its descriptions by [`whole_characters`], or `None` where there are none.
 
-    Args:
-        class_names (`Sequence[str]`): the C class names.
-        descriptions (`Mapping[str, Sequence[str]]`): `{class: [sentence, ...]}`; keys match by [`normalize_name`].
+    `descriptions` is `{class: [sentence, ...]}`; keys match class names by [`normalize_name`].
 
     Raises:
         TypeError: if it isn't such a mapping, or a sentence isn't a string.
@@ -153,16 +146,16 @@ def match_descriptions(
 
 
 def _check_sentences(key: str, sentences: Sequence[str]) -> list[str]:
+    place = f"descriptions[{key!r}]"
     if isinstance(sentences, str) or not isinstance(sentences, Sequence):
-        raise TypeError(f"descriptions[{key!r}] is a {type(sentences).__name__}; pass a list of sentences.")
+        raise TypeError(f"{place} is a {type(sentences).__name__}; pass a list of sentences.")
     if not sentences:
-        raise ValueError(f"descriptions[{key!r}] is empty; add a sentence, or remove the key to use the templates.")
+        raise ValueError(f"{place} is empty; add a sentence, or remove the key to use the templates.")
     for sentence in sentences:
         if not isinstance(sentence, str):
-            kind = type(sentence).__name__
-            raise TypeError(f"descriptions[{key!r}] holds {sentence!r}, a {kind}; pass strings.")
+            raise TypeError(f"{place} holds {sentence!r}, a {type(sentence).__name__}; pass strings.")
         if not whole_characters(sentence).strip():
-            raise ValueError(f"descriptions[{key!r}] holds an empty sentence; remove it.")
+            raise ValueError(f"{place} holds an empty sentence; remove it.")
     return [whole_characters(sentence) for sentence in sentences]
 
 
@@ -172,12 +165,7 @@ def load_tokenizer(
     advice: str = "Pass tokenizer=, the one that belongs to this CLIP (for example "
     "AutoTokenizer.from_pretrained(<its id>)).",
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer saved with a CLIP.
-
-    Args:
-        source (`str`, *optional*): Hub id or folder, `None` where it isn't known.
-        hub_kwargs (`dict[str, Any]`): `revision`, `token` and the like.
-        advice (`str`): what the error says to do.
+    """The tokenizer saved with a CLIP; arguments as in `load_image_processor`, and `advice`, which errors end with.
 
     Raises:
         ValueError: if there is none, or its files are damaged.
@@ -219,6 +207,7 @@ def encode_texts(
     num_cut = 0
     for start in tqdm(range(0, len(texts), batch_size), "Encoding texts", disable=len(texts) <= batch_size):
         batch = list(texts[start : start + batch_size])
+        # Once without truncation, to tell of it.
         num_cut += sum(len(ids) > max_length for ids in tokenizer(batch, verbose=False)["input_ids"])
         tokens = tokenizer(batch, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
         _check_tokens(clip, tokenizer, tokens["input_ids"])
@@ -239,19 +228,20 @@ def _check_tokens(clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, input_ids
     """A foreign tokenizer gives ids that the tower lacks, or no end-of-text token where the tower pools."""
     config = clip.config.text_config
     advice = f"Pass the tokenizer that was saved with this CLIP; got a {type(tokenizer).__name__}"
+    end = tokenizer.eos_token_id
     if input_ids.max() >= config.vocab_size:
         raise ValueError(
             f"The tokenizer gave the id {int(input_ids.max())}, but the text tower has {config.vocab_size} tokens. "
             f"{advice}."
         )
     if config.eos_token_id == LEGACY_EOS_TOKEN_ID:
-        ends = input_ids.amax(-1) == tokenizer.eos_token_id if tokenizer.eos_token_id is not None else input_ids < 0
+        pools_the_end = end is not None and (input_ids.amax(-1) == end).all()
     else:
-        ends = (input_ids == config.eos_token_id).any(-1)
-    if not ends.all():
+        pools_the_end = (input_ids == config.eos_token_id).any(-1).all()
+    if not pools_the_end:
         raise ValueError(
             f"The tokenizer doesn't end texts with the end-of-text token that the text tower pools "
-            f"(id {config.eos_token_id}). {advice} whose end-of-text id is {tokenizer.eos_token_id}."
+            f"(id {config.eos_token_id}). {advice} whose end-of-text id is {end}."
         )
 
 
@@ -281,9 +271,6 @@ def build_heads(
 
     Example:
     ```python
-    >>> import torch
-    >>> from microclip_hf.text_heads import build_heads
-
     >>> prompt_features = [torch.tensor([[5.0, 0.0]]), torch.tensor([[0.0, 5.0]])]
     >>> description_features = [torch.tensor([[3.0, 4.0], [3.0, -4.0]]), torch.tensor([[0.0, 2.0]])]
     >>> classifier, prior_head = build_heads(prompt_features, description_features)
@@ -329,10 +316,7 @@ def encode_heads(
         class_names (`Sequence[str]`): the C class names, underscores become spaces in the prompts.
         templates (`str` or `Sequence[str]`, *optional*): prompts with `{}`, default `DEFAULT_TEMPLATES`.
         descriptions (`Mapping[str, Sequence[str]]`, *optional*): see [`match_descriptions`].
-        prior_weighting: see [`build_heads`].
-
-    Returns:
-        `(classifier, prior_head)`, two `torch.Tensor` of shape `(num_classes, embed_dim)`.
+        prior_weighting: see [`build_heads`], which also says what is returned.
 
     Raises:
         TypeError, ValueError: on names, templates, descriptions or a tokenizer that don't fit.

@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import importlib
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ def find_examples():
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and ">>>" in (ast.get_docstring(node) or ""):
-                examples[f"{path.relative_to(PACKAGE)}:{node.name}"] = ast.get_docstring(node)
+                module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+                examples[f"{module}:{node.name}"] = ast.get_docstring(node)
     return examples
 
 
@@ -28,13 +30,14 @@ EXAMPLES = find_examples()
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_in_docstrings(name, clip_folder, tmp_path, monkeypatch):
-    """Each by itself, imports included, in a folder with a photo and a text."""
+    """Each by itself, with the names of its module, in a folder with a photo and a text."""
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 48), "red").save("photo.jpg")
     Path("notes.txt").touch()
     lines = EXAMPLES[name].replace("openai/clip-vit-base-patch32", str(clip_folder)).split("\n")
     text = "\n".join(line for line in lines if not line.startswith("```"))
-    test = doctest.DocTestParser().get_doctest(text, {}, name, None, None)
+    names = dict(vars(importlib.import_module(name.split(":")[0])))
+    test = doctest.DocTestParser().get_doctest(text, names, name, None, None)
     report = []
     failed, _ = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test, out=report.append)
     assert not failed, "".join(report)

@@ -107,12 +107,7 @@ def align_labels(dataset: DataSource, class_names: Sequence[str], strict: bool =
 
 
 def align_or_leave_out(dataset: DataSource, class_names: Sequence[str], source: str) -> DataSource:
-    """As [`align_labels`]; labels that can't be used are left out, with a warning that tells why.
-
-    Args:
-        dataset, class_names: see [`align_labels`].
-        source (`str`): what the data set is called in the warning.
-    """
+    """As [`align_labels`]; labels that can't be used are left out, with a warning of those of `source`."""
     try:
         return align_labels(dataset, class_names, strict=False)
     except ValueError as error:
