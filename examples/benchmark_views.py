@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from microclip_hf.images import to_rgb
+from microclip_hf.images import crop_box, cut_square, cut_squares, to_rgb
 from microclip_hf.training.view_datasets import ViewCollator, ViewDataset, ViewSettings
-from microclip_hf.training.views import augment, crop_box, cut_square, cut_squares, draft, strong_box, weak_box
+from microclip_hf.training.views import augment, draft, strong_box, weak_box
 
 
 def photo(width: int, height: int) -> bytes:

@@ -177,12 +177,9 @@ def abbreviate(names: Sequence[str]) -> str:
 def naming_damaged_file(
     source: str | os.PathLike | None, patterns: Sequence[str], hub_kwargs: dict[str, Any]
 ) -> Iterator[None]:
-    """While a checkpoint is read: where that fails because of a damaged file, the error says which one.
+    """While `patterns` of a checkpoint's files are read: where one is damaged, the error says which.
 
-    Args:
-        source (`str` or `os.PathLike`, *optional*): Hub id or folder.
-        patterns (`Sequence[str]`): what is read, such as `WEIGHTS_FILES`.
-        hub_kwargs (`dict[str, Any]`): `revision`, `subfolder` and the like; others are passed over.
+    Of `hub_kwargs` those that don't choose files are passed over.
 
     Raises:
         ValueError: for the first file that is damaged. Any other error stays as it is.

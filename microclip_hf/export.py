@@ -63,7 +63,7 @@ def export_onnx(model: MicroCLIPForImageClassification, path: str | os.PathLike,
         onnx.checker.ValidationError: if what was written is no valid ONNX model.
     """
     path = Path(path)
-    metadata = _metadata(model)
+    metadata = _usage_metadata(model)
     graph, float_products = _trace(model)
     graph.metadata_props.update(metadata)
     # The weights' file moves first: what has the final name is complete.
@@ -89,7 +89,7 @@ class _Classifier(nn.Module):
         return output.logits, output.saliency_mask
 
 
-def _metadata(model: MicroCLIPForImageClassification) -> dict[str, str]:
+def _usage_metadata(model: MicroCLIPForImageClassification) -> dict[str, str]:
     """What a user of the file needs to know."""
     size = model.config.clip_config.vision_config.image_size
     processor = model.image_processor or default_image_processor(model.config)

@@ -23,7 +23,7 @@ SIGNATURES = {
     b"\xff\xd8\xff": "a JPEG picture",
     b"PAR1": "a Parquet file",
 }
-INCOMPLETE = "_incomplete_"  # what names of files begin with while they are written
+UNFINISHED = "_incomplete_"  # what names of files begin with while they are written
 UTF8 = "utf-8-sig"  # with a byte-order mark or without
 BYTE_ORDER_MARKS = {  # UTF-32's first, since UTF-16's is its beginning
     codecs.BOM_UTF32_LE: "utf-32",
@@ -90,7 +90,7 @@ def whole_file(path: str | os.PathLike, keep: bool = False) -> Iterator[Path]:
         keep (`bool`): whether what was written stays there after an error, or Ctrl-C.
     """
     path = Path(path)
-    incomplete = path.with_name(f"{INCOMPLETE}{path.name}")
+    incomplete = path.with_name(f"{UNFINISHED}{path.name}")
     try:
         yield incomplete
         incomplete.replace(path)
@@ -108,7 +108,7 @@ def whole_files(folder: str | os.PathLike, last: str) -> Iterator[Path]:
         folder (`str` or `os.PathLike`): made where it doesn't exist.
         last (`str`): the name of the file that moves last, so that all are there where it is.
     """
-    incomplete = Path(folder, f"{INCOMPLETE}{last}")
+    incomplete = Path(folder, f"{UNFINISHED}{last}")
     shutil.rmtree(incomplete, ignore_errors=True)  # of a run that was killed
     incomplete.mkdir(parents=True)
     try:

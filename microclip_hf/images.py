@@ -1,4 +1,4 @@
-"""What a photo is: which files count, which folders are passed over, how a file becomes 8-bit RGB, and why it can't.
+"""What a photo is: which files count, how one becomes 8-bit RGB, why it can't, and how boxes are cut out of it.
 
 Training, prediction and evaluation see the same files, and the same pixels of them.
 """
@@ -8,10 +8,12 @@ import io
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from PIL import Image, ImageOps, features
 from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
@@ -39,6 +41,10 @@ MAX_BELOW = 0.25
 MAX_ABOVE = 0.5
 # Of 255, in pictures of 16 bits a colour, of which Pillow reads the upper 8: less is as good as black.
 NEARLY_BLACK = 16
+# Filters that torch has with antialiasing, which PIL always applies.
+TORCH_FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
+# Left, top, right, bottom.
+Box = tuple[float, float, float, float]
 
 
 def photo_endings() -> set[str]:
@@ -157,3 +163,50 @@ def cut_strip(image: Image.Image) -> Image.Image:
     if left == top == 0:
         return image
     return image.crop((left, top, image.width - left, image.height - top))
+
+
+def place_box(box_width: int, box_height: int, width: int, height: int, rng: np.random.Generator) -> Box:
+    """A box of this size anywhere in the picture, in whole pixels."""
+    left = int(rng.integers(width - box_width + 1))
+    top = int(rng.integers(height - box_height + 1))
+    return left, top, left + box_width, top + box_height
+
+
+def crop_box(width: int, height: int, ratio: Sequence[float], rng: np.random.Generator) -> Box:
+    """A random square, its side U(ratio) of the shorter side."""
+    side = max(1, round(rng.uniform(*ratio) * min(width, height)))
+    return place_box(side, side, width, height, rng)
+
+
+def cut_square(
+    image: Image.Image, box: Box, size: int, scale: int = 1, resample: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
+    """The box of a file that is decoded at 1 / scale of its size, resized to a square."""
+    # Exact: a pixel of a draft is scale x scale pixels of the file, or what is left of them at its end.
+    return image.resize((size, size), resample, box=tuple(edge / scale for edge in box))
+
+
+def cut_squares(
+    image: Image.Image,
+    boxes: Sequence[Box],
+    size: int,
+    scale: int = 1,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> np.ndarray:
+    """Each box as by [`cut_square`], channels first, `(len(boxes), 3, size, size)`.
+
+    Boxes of whole pixels are resized by torch where it has the filter: up to two levels off, but three times as fast.
+    """
+    if not boxes:
+        return np.zeros((0, 3, size, size), dtype=np.uint8)
+    if scale > 1 or resample not in TORCH_FILTERS:
+        return np.stack([channels_first(cut_square(image, box, size, scale, resample)) for box in boxes])
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    squares = [pixels[None, :, top:bottom, left:right] for left, top, right, bottom in boxes]
+    options = {"size": (size, size), "mode": TORCH_FILTERS[resample], "antialias": True}
+    return torch.cat([torch.nn.functional.interpolate(square, **options) for square in squares]).numpy()
+
+
+def channels_first(image: Image.Image) -> np.ndarray:
+    """Pixels as `(3, height, width)`."""
+    return np.asarray(image).transpose(2, 0, 1)

@@ -87,17 +87,17 @@ def predict_photos(
     ```
     """
     photos = iter(photos)
-    prepare = functools.partial(_prepare, model.image_processor)
+    read = functools.partial(_read_pixels, model.image_processor)
     with ThreadPoolExecutor() as pool:
-        ahead = [pool.submit(prepare, photo) for photo in itertools.islice(photos, batch_size)]
+        ahead = [pool.submit(read, photo) for photo in itertools.islice(photos, batch_size)]
         while ahead:
             batch = ahead
             # Before this batch is waited for, so that the threads are busy meanwhile.
-            ahead = [pool.submit(prepare, photo) for photo in itertools.islice(photos, batch_size)]
-            yield from _classify(model, [future.result() for future in batch])
+            ahead = [pool.submit(read, photo) for photo in itertools.islice(photos, batch_size)]
+            yield from _predict_batch(model, [future.result() for future in batch])
 
 
-def _prepare(processor: BaseImageProcessor, photo: str | os.PathLike) -> torch.Tensor | Exception:
+def _read_pixels(processor: BaseImageProcessor, photo: str | os.PathLike) -> torch.Tensor | Exception:
     """Pixels `(num_channels, height, width)`, or why a photo can't be read."""
     try:
         with Image.open(photo) as image:
@@ -107,7 +107,7 @@ def _prepare(processor: BaseImageProcessor, photo: str | os.PathLike) -> torch.T
     return processor(cut_strip(image), return_tensors="pt")["pixel_values"][0]
 
 
-def _classify(
+def _predict_batch(
     model: MicroCLIPForImageClassification, batch: list[torch.Tensor | Exception]
 ) -> list[Prediction | Exception]:
     """Predictions in the places of pixels; the exceptions stay."""

@@ -57,7 +57,7 @@ def read_class_names(path: str | os.PathLike) -> list[str]:
         _refuse_separators(path, names)
         _refuse_marks(path, names)
     try:
-        return check_class_names([_clean(name) for name in names])
+        return check_class_names([_trim(name) for name in names])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -145,7 +145,7 @@ def _not_a_list(path: str | os.PathLike, content: str) -> ValueError:
     )
 
 
-def _clean(name: str) -> str:
+def _trim(name: str) -> str:
     """A name without spaces and marks of direction around it.
 
     Raises:

@@ -73,15 +73,6 @@ class EvalDatasets:
         return self._readable[dataset._fingerprint]
 
     def _select_readable(self, dataset: Dataset) -> Dataset:
-        unreadable = self._find_unreadable(dataset)
-        if not unreadable.any():
-            return dataset
-        if unreadable.all():
-            raise ValueError(f"{describe_unreadable(dataset, unreadable)}, so nothing can be measured.")
-        return dataset.select((~unreadable).nonzero().flatten().tolist())
-
-    def _find_unreadable(self, dataset: Dataset) -> torch.Tensor:
-        """Which images can't be read, `(num_images,)`, bool."""
         images = stored_images(dataset)
         problems = []
         progress = {"desc": "Test images", "total": len(images), "unit": "image", "disable": not self.progress}
@@ -89,10 +80,15 @@ class EvalDatasets:
             for batch in images.iter(BATCH_SIZE):
                 problems += pool.map(_find_problem, batch["image"])
                 bar.update(len(batch["image"]))
-        mask = torch.tensor([problem is not None for problem in problems], dtype=torch.bool)
-        if mask.any() and self.warn:
-            warnings.warn(f"{describe_unreadable(dataset, mask)} and are left out.", stacklevel=2)
-        return mask
+        unreadable = torch.tensor([problem is not None for problem in problems], dtype=torch.bool)
+        if not unreadable.any():
+            return dataset
+        summary = describe_unreadable(dataset, unreadable)
+        if unreadable.all():
+            raise ValueError(f"{summary}, so nothing can be measured.")
+        if self.warn:
+            warnings.warn(f"{summary} and are left out.", stacklevel=2)
+        return dataset.select((~unreadable).nonzero().flatten().tolist())
 
     def _keep_readable(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Of a batch of a stream."""

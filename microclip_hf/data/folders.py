@@ -8,7 +8,6 @@ import os
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers.utils import CONFIG_NAME
@@ -30,29 +29,18 @@ SYSTEM_FOLDERS = (
 Parts = tuple[str, ...]
 
 
-@dataclass
 class FolderContents:
-    """What lies below a folder, in paths relative to it.
-
-    Args:
-        files (`list[Path]`): what was asked for, in order.
-        endings (`Counter`): of how many other files, in lower case.
-        models (`list[Path]`): folders of adapted models, which are left out.
-        broken (`list[Path]`): other links that lead nowhere.
-    """
-
-    files: list[Path] = field(default_factory=list)
-    endings: Counter = field(default_factory=Counter)
-    models: list[Path] = field(default_factory=list)
-    broken: list[Path] = field(default_factory=list)
-
-
-class FolderWalk:
-    """Finds what lies below a folder, each file and each folder once, and by its own name rather than by a link's.
+    """What lies below a folder, each file and each folder once, by its own name rather than by a link's.
 
     Args:
         folder (`str` or `os.PathLike`): where to start, whatever it is called.
         takes, enters: whether a file, or a folder, is wanted; of the parts of its path, relative to `folder`.
+
+    In paths relative to the folder, `files` are what is wanted, in order; `endings` counts those of other files, in
+    lower case; `models` are folders of adapted models, which are left out, and `broken` other links to nowhere.
+
+    Raises:
+        ValueError: if a folder can't be listed.
     """
 
     def __init__(
@@ -61,43 +49,47 @@ class FolderWalk:
         takes: Callable[[Parts], bool],
         enters: Callable[[Parts], bool] = lambda parts: True,
     ) -> None:
-        self.folder = folder
-        self.takes = takes
-        self.enters = enters
-        self.root = Path(os.path.realpath(folder))
-        self.contents = FolderContents()
-        self.folders = [Path()]
-        self.folder_links = deque()
-        self.file_links = []
+        self.files: list[Path] = []
+        self.endings: Counter[str] = Counter()
+        self.models: list[Path] = []
+        self.broken: list[Path] = []
+        self._folder = folder
+        self._takes = takes
+        self._enters = enters
+        self._root = Path(os.path.realpath(folder))
+        # Still to be entered, or to be taken if nothing else leads there.
+        self._folders = [Path()]
+        self._folder_links: deque[Path] = deque()
+        self._file_links: list[Path] = []
         # Real paths.
-        self.entered = set()
-        self.taken = set()
+        self._entered: set[str] = set()
+        self._taken: set[str | tuple[str, Path]] = set()
+        self._walk()
+        self.files.sort()
 
-    def run(self) -> FolderContents:
+    def _walk(self) -> None:
         """Real folders come first, links after them."""
-        while self.folders or self.folder_links:
-            self._enter(self.folders.pop() if self.folders else self.folder_links.popleft())
-        for path in self.file_links:
+        while self._folders or self._folder_links:
+            self._enter(self._folders.pop() if self._folders else self._folder_links.popleft())
+        for path in self._file_links:
             real = self._real(path)
             # In the Hub's cache a file outside stands for all photos of the same content: in each folder it counts.
-            is_inside = self.root in Path(real).parents
+            is_inside = self._root in Path(real).parents
             place = real if is_inside else (real, path.parent)
-            if self.taken.isdisjoint((real, place)):
-                self.taken.add(place)
-                self.contents.files.append(path)
-        self.contents.files.sort()
-        return self.contents
+            if self._taken.isdisjoint((real, place)):
+                self._taken.add(place)
+                self.files.append(path)
 
     def _enter(self, path: Path) -> None:
         real = self._real(path)
         # A link to the start, or to a folder above it, would only lead here again, by longer names.
-        holds_root = path.parts and self.root.is_relative_to(real)
-        if real in self.entered or holds_root:
+        holds_root = path.parts and self._root.is_relative_to(real)
+        if real in self._entered or holds_root:
             return
-        self.entered.add(real)
-        entries = _list(os.path.join(self.folder, path))
+        self._entered.add(real)
+        entries = _list(os.path.join(self._folder, path))
         if path.parts and _is_model(entries):
-            self.contents.models.append(path)
+            self.models.append(path)
             return
         for entry in entries:
             self._add(path / entry.name, entry, real)
@@ -106,21 +98,21 @@ class FolderWalk:
         kind = _kind(entry)
         if kind == "folder":
             is_system = any(fnmatch.fnmatchcase(entry.name.lower(), pattern) for pattern in SYSTEM_FOLDERS)
-            if not is_system and self.enters(path.parts):
-                (self.folder_links if entry.is_symlink() else self.folders).append(path)
-        elif self.takes(path.parts):
+            if not is_system and self._enters(path.parts):
+                (self._folder_links if entry.is_symlink() else self._folders).append(path)
+        elif self._takes(path.parts):
             if entry.is_symlink():
-                self.file_links.append(path)
+                self._file_links.append(path)
             else:
-                self.taken.add(os.path.join(real_folder, entry.name))
-                self.contents.files.append(path)
+                self._taken.add(os.path.join(real_folder, entry.name))
+                self.files.append(path)
         elif kind == "file":
-            self.contents.endings[ending_of(entry.name)] += 1
+            self.endings[ending_of(entry.name)] += 1
         else:
-            self.contents.broken.append(path)
+            self.broken.append(path)
 
     def _real(self, path: Path) -> str:
-        return os.path.realpath(os.path.join(self.folder, path))
+        return os.path.realpath(os.path.join(self._folder, path))
 
 
 def match_files(pattern: str) -> list[str]:
@@ -128,7 +120,7 @@ def match_files(pattern: str) -> list[str]:
 
     A file that exists is no pattern, nor is a folder that the pattern begins with: "photos [v2]/*.png" are the files
     in the folder of that name, if there is one. Links, hidden files, and folders of systems and models count as in
-    [`FolderWalk`], except those that the pattern names before its first special character.
+    [`FolderContents`], except those that the pattern names before its first special character.
 
     Raises:
         ValueError: if a folder can't be listed.
@@ -140,8 +132,7 @@ def match_files(pattern: str) -> list[str]:
         parent = os.path.dirname(head)
         head = parent if parent != head else ""
     wanted = Path(pattern).parts[len(Path(head).parts) :]
-    walk = FolderWalk(head or ".", lambda parts: _fits(parts, wanted), lambda parts: _leads_to(parts, wanted))
-    contents = walk.run()
+    contents = FolderContents(head or ".", lambda parts: _fits(parts, wanted), lambda parts: _leads_to(parts, wanted))
     if contents.models:
         warnings.warn(f"Some of what matches {pattern} is passed over.{describe_models(contents)}", stacklevel=3)
     return sorted(os.path.join(head, file) for file in contents.files)

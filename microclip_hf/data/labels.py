@@ -18,18 +18,16 @@ DataSource = TypeVar("DataSource", Dataset, IterableDataset)
 
 # Types of columns, as `datasets` calls them.
 STRINGS = ("string", "large_string", "string_view")
-NUMBERS = r"u?int\d+|float\d+"
+LABEL_TYPES = "|".join([*STRINGS, "bool", "null", r"u?int\d+", r"float\d+"])
 NO_CLASS = -1  # a number for labels that aren't missing, but no class either
 ADVICE = "Number the labels like the class names, or leave the column of labels out."
 
 
 def can_be_labels(feature: Any) -> bool:
     """Whether a column of this type can hold labels; one of the type `null` holds that there are none."""
-    if isinstance(feature, ClassLabel):
-        return True
-    if not isinstance(feature, Value):
-        return False
-    return feature.dtype in (*STRINGS, "bool", "null") or re.fullmatch(NUMBERS, feature.dtype) is not None
+    if isinstance(feature, Value):
+        return re.fullmatch(LABEL_TYPES, feature.dtype) is not None
+    return isinstance(feature, ClassLabel)
 
 
 def is_known(label: Any) -> bool:
@@ -68,7 +66,7 @@ def name_labels(dataset: Dataset) -> Dataset:
 
 
 def align_labels(dataset: DataSource, class_names: Sequence[str], strict: bool = True) -> DataSource:
-    """The data set, or stream, with its labels numbered like `class_names`.
+    """The data set, or stream, with its labels, if it has any, numbered like `class_names`.
 
     A `label` column of `ClassLabel` carries names of its own, in an order of its own (`imagefolder` sorts them).
 

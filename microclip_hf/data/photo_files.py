@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..images import photo_endings
 from ..text_heads import abbreviate
-from .folders import FolderContents, FolderWalk, describe_models, ending_of
+from .folders import FolderContents, describe_models, ending_of
 
 
 # Pictures that Pillow doesn't open, or not every one, raw ones of cameras, drawings, and films: they are told of.
@@ -33,7 +33,7 @@ def photo_files(folder: str | os.PathLike) -> list[Path]:
     Raises:
         ValueError: if there is no photo, or a folder can't be listed.
     """
-    contents = _walk(folder)
+    contents = _list_photos(folder)
     told = _describe_passed_over(contents)
     if not contents.files:
         raise ValueError(
@@ -47,12 +47,12 @@ def photo_files(folder: str | os.PathLike) -> list[Path]:
 
 def holds_photos(folder: str | os.PathLike) -> bool:
     """Whether [`photo_files`] finds any; an error likewise where a folder can't be listed."""
-    return bool(_walk(folder).files)
+    return bool(_list_photos(folder).files)
 
 
-def _walk(folder: str | os.PathLike) -> FolderContents:
+def _list_photos(folder: str | os.PathLike) -> FolderContents:
     endings = photo_endings()
-    return FolderWalk(folder, lambda parts: ending_of(parts[-1]) in endings).run()
+    return FolderContents(folder, lambda parts: ending_of(parts[-1]) in endings)
 
 
 def refuse_undecodable(paths: Sequence[str]) -> None:

@@ -21,13 +21,7 @@ LOADING_ERRORS = (OSError, ValueError, DatasetsError, pa.ArrowException, tarfile
 
 
 def read_files(source: str, kind: str, files: Sequence[str], streaming: bool) -> Dataset | IterableDataset:
-    """All columns of files on disk, whatever they are called.
-
-    Args:
-        source (`str`): what errors call them.
-        kind (`str`): the builder of `datasets`: "parquet", "webdataset" or "arrow".
-        files (`Sequence[str]`): their paths.
-        streaming (`bool`): read while iterating, not before.
+    """All columns of files on disk, whatever they are called; `kind` is the builder of `datasets`.
 
     Raises:
         ValueError: if they can't be read, or hold nothing, or a path has characters that `datasets` reads otherwise.
@@ -68,12 +62,7 @@ def read_saved(source: str, streaming: bool) -> Dataset | IterableDataset:
 def select_columns(
     dataset: DataSource, source: str, image_column: str | None, label_column: str, labels_required: bool
 ) -> DataSource:
-    """Only `image` and, where there is one, `label`.
-
-    Args:
-        dataset (`Dataset` or `IterableDataset`): with the features of its columns.
-        source (`str`): what errors call it.
-        image_column, label_column, labels_required: see `open_dataset`.
+    """Of a data set whose features are known, only `image` and, where there is one, `label`; see `open_dataset`.
 
     Raises:
         ValueError: if there is no column of images, or (where required) none of labels.

@@ -9,12 +9,11 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from PIL import Image, ImageEnhance, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 from transformers.image_utils import OPENAI_CLIP_MEAN
 
-from ..images import ORIENTATION, to_rgb
+from ..images import ORIENTATION, Box, channels_first, crop_box, cut_square, cut_squares, place_box, to_rgb
 
 
 # K, and the least and greatest side of a crop as shares of the shorter side.
@@ -30,10 +29,6 @@ MAGNITUDE_MEAN = 9.0
 MAGNITUDE_STD = 0.5
 MAX_MAGNITUDE = 10.0
 FILL_COLOR = tuple(round(255 * mean) for mean in OPENAI_CLIP_MEAN)
-# Those that torch has with antialiasing, which PIL always applies.
-TORCH_FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
-# Left, top, right, bottom.
-Box = tuple[float, float, float, float]
 
 
 def draft(image: Image.Image, size: int, crop_ratio: Sequence[float]) -> int:
@@ -57,17 +52,11 @@ def weak_box(width: int, height: int, size: int, rng: np.random.Generator) -> Bo
     short = min(width, height)
     resized_width = int(size * width / short)
     resized_height = int(size * height / short)
-    left, top, right, bottom = _place(size, size, resized_width, resized_height, rng)
+    left, top, right, bottom = place_box(size, size, resized_width, resized_height, rng)
     x_scale = width / resized_width
     y_scale = height / resized_height
     # Rounding must not lead out of the picture.
     return left * x_scale, top * y_scale, min(right * x_scale, width), min(bottom * y_scale, height)
-
-
-def crop_box(width: int, height: int, ratio: Sequence[float], rng: np.random.Generator) -> Box:
-    """A random square, its side U(ratio) of the shorter side."""
-    side = max(1, round(rng.uniform(*ratio) * min(width, height)))
-    return _place(side, side, width, height, rng)
 
 
 def strong_box(width: int, height: int, rng: np.random.Generator) -> Box:
@@ -81,48 +70,12 @@ def strong_box(width: int, height: int, rng: np.random.Generator) -> Box:
         crop_width = round(math.sqrt(area * ratio))
         crop_height = round(math.sqrt(area / ratio))
         if 0 < crop_width <= width and 0 < crop_height <= height:
-            return _place(crop_width, crop_height, width, height, rng)
+            return place_box(crop_width, crop_height, width, height, rng)
     crop_width = max(1, min(width, round(height * STRONG_RATIO[1])))
     crop_height = max(1, min(height, round(width / STRONG_RATIO[0])))
     left = (width - crop_width) // 2
     top = (height - crop_height) // 2
     return left, top, left + crop_width, top + crop_height
-
-
-def _place(box_width: int, box_height: int, width: int, height: int, rng: np.random.Generator) -> Box:
-    """A box of this size anywhere in the picture, in whole pixels."""
-    left = int(rng.integers(width - box_width + 1))
-    top = int(rng.integers(height - box_height + 1))
-    return left, top, left + box_width, top + box_height
-
-
-def cut_square(
-    image: Image.Image, box: Box, size: int, scale: int = 1, resample: Image.Resampling = Image.Resampling.BICUBIC
-) -> Image.Image:
-    """The box of a file that is decoded at 1 / scale of its size, resized to a square."""
-    # Exact: a pixel of a draft is scale x scale pixels of the file, or what is left of them at its end.
-    return image.resize((size, size), resample, box=tuple(edge / scale for edge in box))
-
-
-def cut_squares(
-    image: Image.Image,
-    boxes: Sequence[Box],
-    size: int,
-    scale: int = 1,
-    resample: Image.Resampling = Image.Resampling.BICUBIC,
-) -> np.ndarray:
-    """Each box as by [`cut_square`], channels first, `(len(boxes), 3, size, size)`.
-
-    Boxes of whole pixels are resized by torch where it has the filter: up to two levels off, but three times as fast.
-    """
-    if not boxes:
-        return np.zeros((0, 3, size, size), dtype=np.uint8)
-    if scale > 1 or resample not in TORCH_FILTERS:
-        return np.stack([_channels_first(cut_square(image, box, size, scale, resample)) for box in boxes])
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    squares = [pixels[None, :, top:bottom, left:right] for left, top, right, bottom in boxes]
-    options = {"size": (size, size), "mode": TORCH_FILTERS[resample], "antialias": True}
-    return torch.cat([torch.nn.functional.interpolate(square, **options) for square in squares]).numpy()
 
 
 def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
@@ -213,8 +166,4 @@ def make_views(
     # Last, so that the other views don't depend on how many there are.
     boxes = [crop_box(width, height, crop_ratio, rng) for _ in range(num_crops)]
     crops = cut_squares(image, boxes, size, scale, resample)
-    return {"weak": _channels_first(weak), "strong": _channels_first(strong), "crops": crops}
-
-
-def _channels_first(image: Image.Image) -> np.ndarray:
-    return np.asarray(image).transpose(2, 0, 1)
+    return {"weak": channels_first(weak), "strong": channels_first(strong), "crops": crops}
