@@ -133,11 +133,7 @@ class MicroCLIPConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "MicroCLIPConfig":
-        """As in the base class; the dictionary of a plain CLIP becomes `clip_config`.
-
-        Raises:
-            ValueError: if the dictionary belongs to another kind of model.
-        """
+        """As in the base class; a plain CLIP's dictionary becomes `clip_config`, any other model's is an error."""
         return super().from_dict(_wrap_clip(config_dict), **kwargs)
 
 
@@ -305,12 +301,8 @@ def load_image_processor(
     """The image processor saved with a checkpoint, with the PIL back end.
 
     Where there is none, CLIP's own stands in; where it keeps the shape of a picture, it is made to cut out the middle,
-    as CLIP does, since the model takes squares. Both with a warning.
-
-    Args:
-        source (`str`, *optional*): Hub id or folder, `None` where it isn't known.
-        config ([`MicroCLIPConfig`]): of the model.
-        hub_kwargs (`dict[str, Any]`): `revision`, `token` and the like.
+    as CLIP does, since the model takes squares. Both with a warning. `source` is a Hub id or a folder, or `None` where
+    it isn't known.
 
     Raises:
         ValueError: if its file is damaged, or no image processor can be made of it.

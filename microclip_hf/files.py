@@ -50,7 +50,6 @@ def read_text(path: str | os.PathLike) -> str:
 
     Raises:
         ValueError: if it is a document, a picture, a page of HTML or text in another encoding.
-        OSError: if it can't be read.
     """
     data = Path(path).read_bytes()
     for signature, kind in SIGNATURES.items():
@@ -65,12 +64,7 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def parse_json(path: str | os.PathLike, text: str, form: str = "") -> Any:
-    """What a text holds as JSON.
-
-    Args:
-        path (`str` or `os.PathLike`): where the text is from, for the error's text.
-        text (`str`): by [`read_text`].
-        form (`str`): what is expected, as in `{"class": ["sentence", ...]}`.
+    """What a text holds as JSON; for errors, `path` says where it is from, and `form` what is expected.
 
     Raises:
         ValueError: if it isn't JSON, or an object has a key twice.
@@ -85,9 +79,7 @@ def parse_json(path: str | os.PathLike, text: str, form: str = "") -> Any:
 def whole_file(path: str | os.PathLike, keep: bool = False) -> Iterator[Path]:
     """Where to write a file that has its name, or replaces an older one, once it is complete.
 
-    Args:
-        path (`str` or `os.PathLike`): the name; the file lies beside it, as `_incomplete_{name}`, until then.
-        keep (`bool`): whether what was written stays there after an error, or Ctrl-C.
+    Until then it lies beside that, as `_incomplete_{name}`; after an error, or Ctrl-C, it stays there with `keep`.
     """
     path = Path(path)
     incomplete = path.with_name(f"{UNFINISHED}{path.name}")
@@ -104,9 +96,7 @@ def whole_file(path: str | os.PathLike, keep: bool = False) -> Iterator[Path]:
 def whole_files(folder: str | os.PathLike, last: str) -> Iterator[Path]:
     """As [`whole_file`], for files that belong together: an empty folder, whose files move to `folder` at the end.
 
-    Args:
-        folder (`str` or `os.PathLike`): made where it doesn't exist.
-        last (`str`): the name of the file that moves last, so that all are there where it is.
+    The one called `last` moves last, so that all are there where it is.
     """
     incomplete = Path(folder, f"{UNFINISHED}{last}")
     shutil.rmtree(incomplete, ignore_errors=True)  # of a run that was killed

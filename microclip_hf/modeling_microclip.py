@@ -124,14 +124,10 @@ class MicroCLIPPooling(nn.Module):
     def forward(
         self, patch_embeds: torch.Tensor, mask: torch.Tensor, cls_token: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Args:
-            patch_embeds (`torch.Tensor` of shape `(batch_size, num_patches, hidden_size)`): the patch tokens.
-            mask (`torch.BoolTensor` of shape `(batch_size, num_patches)`): the salient patches.
-            cls_token (`torch.Tensor` of shape `(batch_size, hidden_size)`): [CLS] after `post_layernorm`.
+        """The pooled token `(batch_size, hidden_size)` and the attention `(batch_size, num_patches + 1)`.
 
-        Returns:
-            The pooled token `(batch_size, hidden_size)` and the attention `(batch_size, num_patches + 1)`.
+        Of the patch tokens `(batch_size, num_patches, hidden_size)`, the mask of the salient ones `(batch_size,
+        num_patches)` and [CLS] after `post_layernorm`, `(batch_size, hidden_size)`.
         """
         if self.pooling != "attention":
             weights = _mean_weights(mask, patch_embeds.dtype, masked=self.pooling == "masked_mean")
@@ -173,15 +169,10 @@ class MicroCLIPLastLayer(CLIPEncoderLayer):
         tokens: Literal["cls", "all"] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """
-        Args:
-            hidden_states (`torch.Tensor` of shape `(batch_size, num_patches + 1, hidden_size)`): the layer's input.
-            attention_mask, kwargs: as in the base class, where `tokens` is `None`.
-            tokens (`"cls"` or `"all"`, *optional*): [CLS] alone, or also the patches, which don't attend to others:
-                each keeps to its own value, so that it stays local (arXiv:2510.02270, section 3.2).
+        """As in the base class, or, with `tokens`, of [CLS] alone (`"cls"`) or of the patches too (`"all"`).
 
-        Returns:
-            `torch.Tensor` of shape `(batch_size, 1, hidden_size)` for `"cls"`, else as `hidden_states`.
+        These don't attend to others: each keeps to its own value, so that it stays local (arXiv:2510.02270, section
+        3.2). From `(batch_size, num_patches + 1, hidden_size)` to the same, or to `(batch_size, 1, hidden_size)`.
         """
         if tokens is None:
             return super().forward(hidden_states, attention_mask, **kwargs)
@@ -213,10 +204,7 @@ class QuickGELU(nn.Module):
 
 
 class MicroCLIPHead(nn.Module):
-    """Cosines of embeddings with one vector a class; the rows of `weight` may have any norm.
-
-    `weight` is a parameter of shape `(num_labels, projection_dim)`, or a buffer where `learnable=False`.
-    """
+    """Cosines of embeddings with one vector a class, in `weight` `(num_labels, projection_dim)`, rows of any norm."""
 
     def __init__(self, num_labels: int, embed_dim: int, learnable: bool = True) -> None:
         super().__init__()

@@ -70,8 +70,7 @@ def predict_photos(
         batch_size (`int`, *optional*, defaults to 32): photos classified at once.
 
     Returns:
-        `Iterator[Prediction | Exception]`, one for each photo and in their order: the exception is why one can't be
-        read.
+        `Iterator[Prediction | Exception]`, for each photo in turn; the exception is why one can't be read.
 
     Example:
     ```python

@@ -36,11 +36,7 @@ class Preparation:
 
     @classmethod
     def of(cls, processor: BaseImageProcessor, size: int) -> "Preparation":
-        """Read the settings, and try them.
-
-        Args:
-            processor (`BaseImageProcessor`): of any class and back end.
-            size (`int`): S.
+        """Read the settings of a processor of any class and back end, and try them.
 
         Raises:
             ValueError: if it makes of a photo anything else than S x S resized and normalised pixels of it.

@@ -93,8 +93,7 @@ def patch_affinity(patch_embeds: torch.Tensor, affinity: str = "dot", threshold:
 def normalize_graph(graph: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`M = D^-1/2 A D^-1/2` and the eigenvector of its largest eigenvalue, 1, which is known: `sqrt(d) / |sqrt(d)|`.
 
-    Of a graph `(batch_size, num_patches, num_patches)`, symmetric and positive; the vector is `(batch_size,
-    num_patches)`.
+    Of graphs as by [`patch_affinity`]; the vectors are `(batch_size, num_patches)`.
     """
     root_degree = graph.sum(-1).sqrt()
     normalized = graph / (root_degree.unsqueeze(-1) * root_degree.unsqueeze(-2))
@@ -118,11 +117,8 @@ def leading_eigenvector(matrix: torch.Tensor) -> torch.Tensor:
     While the identity dominates, adding it would round the rest: the first squarings keep `c^2 + 2ac` of
     `(aI + c)^2 = a^2 I + 2ac + c^2`.
 
-    Args:
-        matrix (`torch.Tensor` of shape `(batch_size, num_patches, num_patches)`): symmetric, eigenvalues in `[-1, 1]`.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, num_patches)`, unit norm, of arbitrary sign.
+    Of symmetric matrices `(batch_size, num_patches, num_patches)`, whose eigenvalues lie in `[-1, 1]`; the result
+    `(batch_size, num_patches)` has unit norm and an arbitrary sign.
     """
     power = matrix / 2
     identity = 0.5
@@ -145,11 +141,7 @@ def fiedler_vector(graph: torch.Tensor) -> torch.Tensor:
     is known (see [`normalize_graph`]); `M - 2 u u^T` moves it to -1, the bottom of the spectrum, so that the wanted
     one comes first however close it was to 1 (on a disconnected graph 4e-6, within float32 rounding).
 
-    Args:
-        graph (`torch.Tensor` of shape `(batch_size, num_patches, num_patches)`): symmetric, positive.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, num_patches)`, unit norm, of arbitrary sign.
+    Of graphs as by [`patch_affinity`]; the result `(batch_size, num_patches)` has unit norm and an arbitrary sign.
     """
     normalized, trivial = normalize_graph(graph)
     deflated = normalized - 2 * trivial.unsqueeze(-1) * trivial.unsqueeze(-2)
@@ -162,14 +154,8 @@ def cut(fiedler: torch.Tensor, statistic: str = "std") -> torch.Tensor:
     """Split the patches by the eigenvector, whatever its sign and scale.
 
     The seed, the entry of largest magnitude (the lowest index where several tie), is made positive; salient are the
-    entries above the unbiased standard deviation (as published) or the mean (TokenCut). An empty mask keeps the seed.
-
-    Args:
-        fiedler (`torch.Tensor` of shape `(batch_size, num_patches)`): the eigenvectors.
-        statistic (`"std"` or `"mean"`): the threshold.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, num_patches)`, bool, at least one entry of each row is true.
+    entries above the unbiased standard deviation (`"std"`, as published) or the mean (`"mean"`, TokenCut). An empty
+    mask keeps the seed, so that of each row of the bool result `(batch_size, num_patches)` one entry is true.
     """
     magnitude = fiedler.abs()
     tied = magnitude >= (1 - TIE_TOLERANCE) * magnitude.amax(-1, keepdim=True)
@@ -184,7 +170,7 @@ def cut(fiedler: torch.Tensor, statistic: str = "std") -> torch.Tensor:
 def has_no_cut(graph: torch.Tensor) -> torch.Tensor:
     """Whether all patches are related alike, so that every direction is as good an eigenvector as another.
 
-    Of graphs `(batch_size, num_patches, num_patches)` with the entries 1 and `EPSILON`; bool `(batch_size, 1)`.
+    Of graphs as by [`patch_affinity`]; bool, `(batch_size, 1)`.
     """
     connected = graph > 0.5
     loops = connected.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)

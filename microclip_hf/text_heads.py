@@ -58,9 +58,8 @@ def check_class_names(class_names: Sequence[str]) -> list[str]:
     """The class names as a list.
 
     Raises:
-        TypeError: if it isn't a sequence of strings.
-        ValueError: if there are fewer than two, one is empty or holds half a character (a surrogate), or two are equal
-            under [`normalize_name`].
+        TypeError, ValueError: unless they are strings, at least two, none empty nor with half a character (a
+            surrogate), and all different under [`normalize_name`].
     """
     if isinstance(class_names, (str, Mapping)) or not isinstance(class_names, Sequence):
         raise TypeError(f"class_names is a {type(class_names).__name__}; pass a list of strings, one a class.")
@@ -88,8 +87,7 @@ def check_templates(templates: str | Sequence[str] | None) -> list[str]:
     """The prompt templates as a list; `None` gives `DEFAULT_TEMPLATES`.
 
     Raises:
-        TypeError: if one isn't a string.
-        ValueError: if there is none, or one has no `{}` for the class name or holds half a character (a surrogate).
+        TypeError, ValueError: unless they are strings, each with `{}` for the class name and without half a character.
     """
     if templates is None:
         return list(DEFAULT_TEMPLATES)
@@ -119,8 +117,8 @@ def match_descriptions(
     `descriptions` is `{class: [sentence, ...]}`; keys match class names by [`normalize_name`].
 
     Raises:
-        TypeError: if it isn't such a mapping, or a sentence isn't a string.
-        ValueError: if a key is no class, two keys are the same class, or a list or sentence is empty.
+        TypeError, ValueError: if it isn't such a mapping, a key is no class, two keys are the same class, or a list or
+            sentence is empty.
     """
     if descriptions is None:
         return [None] * len(class_names)
@@ -187,16 +185,9 @@ def load_tokenizer(
 def encode_texts(
     clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int = 256
 ) -> torch.Tensor:
-    """Projected text features, not normalised, with a progress bar where there is more than one batch.
+    """Projected text features `(len(texts), projection_dim)`, not normalised, float32, on the CPU.
 
-    Args:
-        clip (`CLIPModel`): with its text tower.
-        tokenizer (`PreTrainedTokenizerBase`): that tower's own.
-        texts (`Sequence[str]`): any number; those longer than the tower's positions are cut, with one warning.
-        batch_size (`int`): texts encoded at once.
-
-    Returns:
-        `torch.Tensor` of shape `(len(texts), projection_dim)`, float32, on the CPU.
+    Texts longer than the tower's positions are cut, with one warning. More than one batch has a progress bar.
 
     Raises:
         ValueError: if the tokenizer doesn't belong to the text tower.
@@ -311,15 +302,8 @@ def encode_heads(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The two heads from texts. Classes without descriptions are described by their templates, with one warning.
 
-    Args:
-        clip, tokenizer, batch_size: see [`encode_texts`].
-        class_names (`Sequence[str]`): the C class names, underscores become spaces in the prompts.
-        templates (`str` or `Sequence[str]`, *optional*): prompts with `{}`, default `DEFAULT_TEMPLATES`.
-        descriptions (`Mapping[str, Sequence[str]]`, *optional*): see [`match_descriptions`].
-        prior_weighting: see [`build_heads`], which also says what is returned.
-
-    Raises:
-        TypeError, ValueError: on names, templates, descriptions or a tokenizer that don't fit.
+    Underscores of class names become spaces in the prompts. For arguments and errors see [`check_class_names`],
+    [`check_templates`], [`match_descriptions`], [`encode_texts`] and [`build_heads`], which says what is returned.
     """
     class_names = check_class_names(class_names)
     templates = check_templates(templates)

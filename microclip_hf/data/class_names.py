@@ -40,7 +40,6 @@ def read_class_names(path: str | os.PathLike) -> list[str]:
     Raises:
         ValueError: if it holds something else (several columns, numbered lines, comments, control characters), or
             there are fewer than two names or duplicates.
-        OSError: if it can't be read.
     """
     text = read_text(path).translate(INVISIBLE)
     ending = Path(path).suffix.lower()
@@ -146,11 +145,7 @@ def _not_a_list(path: str | os.PathLike, content: str) -> ValueError:
 
 
 def _trim(name: str) -> str:
-    """A name without spaces and marks of direction around it.
-
-    Raises:
-        ValueError: if it holds a control character, the end of a line, or the sign for a lost character.
-    """
+    """A name without spaces and marks of direction around it; refuses what ends lines, or stands for lost signs."""
     for character in name:
         if character == LOST:
             raise ValueError(f"{name!r} holds U+FFFD, the sign for a lost character. Write that name anew.")

@@ -19,12 +19,9 @@ BATCH_SIZE = 64
 
 
 class EvalDatasets:
-    """Prepares data sets for evaluation; each is read once to find the images that can't be.
+    """Prepares data sets for evaluation; each is read once to find the images that can't be, of which `warn` tells.
 
-    Args:
-        class_names (`Sequence[str]`, *optional*): what labels are numbered like; `None`: they are taken as they are.
-        warn (`bool`): whether to tell which images can't be read.
-        progress (`bool`): whether to show a progress bar.
+    Labels are numbered like `class_names`; with `None` they are taken as they are.
     """
 
     def __init__(self, class_names: Sequence[str] | None, warn: bool = True, progress: bool = True) -> None:
@@ -34,13 +31,8 @@ class EvalDatasets:
         self._readable: dict[str, Dataset] = {}  # by the fingerprint of a data set, or of what is left of it
 
     def align(self, dataset: Any) -> Any:
-        """A data set with images as such, and labels numbered like the classes; nothing is read.
-
-        Args:
-            dataset: a data set, or a stream, of `datasets`, or a dictionary of such; anything else stays as it is.
-
-        Raises:
-            ValueError: if labels are no classes.
+        """A data set or stream of `datasets`, or a dictionary of such, with images as such and labels, which must be
+        classes, numbered like these; anything else stays as it is. Nothing is read.
         """
         if isinstance(dataset, dict):
             return {name: self.align(part) for name, part in dataset.items()}

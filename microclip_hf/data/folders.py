@@ -121,9 +121,6 @@ def match_files(pattern: str) -> list[str]:
     A file that exists is no pattern, nor is a folder that the pattern begins with: "photos [v2]/*.png" are the files
     in the folder of that name, if there is one. Links, hidden files, and folders of systems and models count as in
     [`FolderContents`], except those that the pattern names before its first special character.
-
-    Raises:
-        ValueError: if a folder can't be listed.
     """
     if os.path.exists(pattern) and not os.path.isdir(pattern):
         return [pattern]

@@ -70,11 +70,8 @@ def align_labels(dataset: DataSource, class_names: Sequence[str], strict: bool =
 
     A `label` column of `ClassLabel` carries names of its own, in an order of its own (`imagefolder` sorts them).
 
-    Args:
-        dataset (`Dataset` or `IterableDataset`): with a column `label`, or none.
-        class_names (`Sequence[str]`): the classes, in their order.
-        strict (`bool`): whether a label of a stream that is no class is an error once it is read; otherwise it counts
-            as unlabelled, with a warning.
+    A label of a stream that is no class is an error once it is read, or, without `strict`, counts as unlabelled, with
+    a warning.
 
     Raises:
         ValueError: if a name or a number is no class, or the column holds something else.

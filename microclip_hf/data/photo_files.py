@@ -56,11 +56,7 @@ def _list_photos(folder: str | os.PathLike) -> FolderContents:
 
 
 def refuse_undecodable(paths: Sequence[str]) -> None:
-    """Refuse files whose names aren't Unicode, as of old archives: no table can hold them.
-
-    Raises:
-        ValueError: if there are any.
-    """
+    """Refuse files whose names aren't Unicode, as of old archives: no table can hold them."""
     wrong = [path for path in paths if path.encode(errors="replace").decode() != path]
     if wrong:
         raise ValueError(

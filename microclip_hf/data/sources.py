@@ -112,8 +112,7 @@ def load_image_folder(
         `Dataset` with `image`, and `label` (an index into `class_names`) where folders are classes.
 
     Raises:
-        ValueError: if there is no such folder, no image in it, a folder in it that can't be listed, a name that isn't
-            Unicode, or `labels_required` and folders aren't classes.
+        ValueError: if there is no such folder or image, one can't be listed, or labels are required and lacking.
     """
     if not os.path.isdir(path):
         raise ValueError(f"{path} isn't a folder; pass the folder that holds the images.")

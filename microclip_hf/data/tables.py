@@ -118,10 +118,7 @@ def _check_path(path: str, *wildcards: str, expanded: bool = True) -> None:
 
 
 def _has_rows(kind: str, path: str) -> bool:
-    """Whether a Parquet file has rows, without which `datasets` fails at it; an Arrow file may have none.
-
-    Refuses a file that can't be read, or two of whose columns have the same name.
-    """
+    """Whether a Parquet file has rows, which `datasets` needs; refuses unreadable files and columns of one name."""
     has_rows = True
     try:
         with open(path, "rb") as file:

@@ -34,8 +34,7 @@ FILL_COLOR = tuple(round(255 * mean) for mean in OPENAI_CLIP_MEAN)
 def draft(image: Image.Image, size: int, crop_ratio: Sequence[float]) -> int:
     """Have an opened JPEG decoded at 1/2, 1/4 or 1/8 of its size where every view is still made by down-sampling.
 
-    Returns:
-        The scale: 8, 4, 2, or 1 where the image is decoded whole, as all that isn't an upright grey or RGB JPEG.
+    The scale is 8, 4, 2, or 1 where the image is decoded whole, as all that isn't an upright grey or RGB JPEG.
     """
     is_plain = isinstance(image, JpegImageFile) and image.mode in ("L", "RGB")
     if not is_plain or image.getexif().get(ORIENTATION, 1) != 1:
