@@ -174,7 +174,7 @@ def _read_classes(options: EvaluateArguments, adapted: bool) -> tuple[list[str] 
     config = MicroCLIPConfig.from_pretrained(source)
     if adapted:
         refused = {"class_names": "its classes are its own", "config_overrides": "its architecture is its own"}
-        class_names = [config.id2label[index] for index in range(config.num_labels)]
+        class_names = config.class_names
         if options.clip is None:
             refused["descriptions"] = "only a CLIP reads them; pass it with --clip, to compare with"
         if options.clip is None and not config.keep_text_model:

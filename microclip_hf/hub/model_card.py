@@ -85,7 +85,7 @@ def write_model_card(
         base_model=_link(facts.base_model, "https://huggingface.co/"),
         num_images=num_images,
         num_classes=config.num_labels,
-        classes=", ".join(config.id2label.values()),
+        classes=", ".join(config.class_names),
         results=rows,
         metrics=", ".join(metrics),
         picture=PICTURE if (folder / PICTURE).exists() else None,
