@@ -27,7 +27,7 @@ from ..descriptions.questions import Questions
 from ..descriptions.replies import ReplyFile
 from ..descriptions.sentences import Fits, fits_text_tower
 from ..files import write_whole
-from . import command_frame, make_parser, refuse_unknown
+from . import command_frame, read_options
 from .options import check_files
 
 
@@ -78,9 +78,7 @@ class DescribeArguments:
 @command_frame("describe", "the replies are kept; the same command goes on")
 def main(arguments: list[str] | None = None) -> None:
     """Check the input, ask what wasn't answered before, write the file."""
-    parser = make_parser(DescribeArguments, "describe", __doc__)
-    options, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-    refuse_unknown(unknown, parser)
+    (options,) = read_options("describe", __doc__, DescribeArguments, arguments)
     _check_numbers(options)
     _check_files(options)
     extra_body = _read_extra_body(options)
