@@ -13,6 +13,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from .data.labels import is_known
 from .explain.explanation import Explanation
+from .files import whole_file
 from .fonts import readable
 
 
@@ -65,7 +66,8 @@ def plot_adaptation(
         axes[-1].set(ylabel="test accuracy (%)", ylim=(0, 100))
     if before:
         _plot_images(below, before, after, labels or [None] * len(before))
-    figure.savefig(path, dpi=100)
+    with whole_file(path) as incomplete:
+        figure.savefig(incomplete, format="png", dpi=100)
 
 
 def plot_curves(

@@ -26,7 +26,7 @@ from ..descriptions.chat import EndpointChat, LocalChat, first_line
 from ..descriptions.questions import Questions
 from ..descriptions.replies import ReplyFile
 from ..descriptions.sentences import Fits, fits_text_tower
-from ..files import write_whole
+from ..files import whole_file, write_whole
 from . import command_frame, read_options
 from .options import check_files
 
@@ -103,13 +103,9 @@ def _write(
     options: DescribeArguments, settings: dict[str, Any], questions: Questions, replies: ReplyFile, fits: Fits | None
 ) -> Outcome:
     """Write the descriptions, which get their name last, and in place of the replies the settings."""
-    unfinished = Path(f"{options.output}.incomplete")
-    try:
+    with whole_file(options.output) as unfinished:
         outcome = write_descriptions(unfinished, questions, replies, fits)
         _write_meta(options, settings, outcome)
-        unfinished.replace(options.output)
-    finally:
-        unfinished.unlink(missing_ok=True)
     replies.path.unlink()
     return outcome
 

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 from transformers.hf_argparser import HfArg
 
-from ..files import check_writable
+from ..files import check_writable, whole_file
 from ..loading import choose_device, load_adapted
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..prediction import find_photos, predict_photos
@@ -88,11 +88,9 @@ def _open_output(path: str | None) -> Iterator[TextIO]:
         sys.stdout.flush()
         return
     # Rows are written as they come, so that an interruption loses none.
-    incomplete = Path(path).with_name(f"_incomplete_{Path(path).name}")
     try:
-        with open(incomplete, "w", **text) as file:
+        with whole_file(path, keep=True) as incomplete, open(incomplete, "w", **text) as file:
             yield file
-        incomplete.replace(path)
     except BaseException:
         print(
             f"microclip predict: the labels so far, if any, are in {incomplete}; rename it to keep them, since the "
