@@ -17,7 +17,7 @@ from ..evaluation.page import (
     PAGE,
     PICTURE,
     RESULTS,
-    check_output,
+    check_results_dir,
     classes_table,
     describe_images,
     describe_left_out,
@@ -108,7 +108,7 @@ def _check_options(options: EvaluateArguments) -> torch.device:
         value = vars(options)[name]
         if value < lowest:
             raise ValueError(f"--{name} is {value}; it must be {lowest} or more.")
-    check_output(options.output_dir, "--output_dir")
+    check_results_dir(options.output_dir, "--output_dir")
     options.check("test")
     if options.test_dir is not None:
         output_dir = Path(os.path.realpath(options.output_dir))
