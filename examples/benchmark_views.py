@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from microclip_hf.images import to_rgb
+from microclip_hf.images import crop_box, cut_square, cut_squares, to_rgb
 from microclip_hf.training.view_datasets import ViewCollator, ViewDataset, ViewSettings
-from microclip_hf.training.views import augment, crop_box, cut, cut_squares, draft, strong_box, weak_box
+from microclip_hf.training.views import augment, draft, strong_box, weak_box
 
 
 def photo(width: int, height: int) -> bytes:
@@ -43,8 +43,8 @@ def costs(content: bytes, settings: ViewSettings) -> dict[str, float]:
     full, (scale, image) = Image.open(io.BytesIO(content)).size, decode()
     parts = {
         "decoding": lambda rng: decode(),
-        "weak": lambda rng: cut(image, weak_box(*full, size, rng), size, scale),
-        "strong": lambda rng: augment(cut(image, strong_box(*full, rng), size, scale), rng),
+        "weak": lambda rng: cut_square(image, weak_box(*full, size, rng), size, scale),
+        "strong": lambda rng: augment(cut_square(image, strong_box(*full, rng), size, scale), rng),
         "crops": lambda rng: cut_squares(
             image, [crop_box(*full, ratio, rng) for _ in range(settings.num_crops)], size, scale
         ),

@@ -22,11 +22,10 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.utils.data import DataLoader
 
 from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer
-from microclip_hf.images import cut_strip, to_rgb
+from microclip_hf.images import crop_box, cut_squares, cut_strip, to_rgb
 from microclip_hf.pseudo_labels import composite_embeds
 from microclip_hf.text_heads import DEFAULT_TEMPLATES, encode_texts, match_descriptions
 from microclip_hf.training.labeler import PseudoLabels
-from microclip_hf.training.views import crop_box, cut_squares
 
 
 BATCH_SIZE = 64

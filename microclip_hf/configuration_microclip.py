@@ -1,12 +1,14 @@
 """Configuration of microCLIP: the architecture alone; training settings live in `MicroCLIPTrainingArguments`.
 
-Also how a checkpoint's image processor is loaded, and what its damaged files are told by.
+Also what a checkpoint consists of: which files, how damaged ones are told, whether its weights are whole, and its
+image processor.
 """
 
 import contextlib
 import json
 import math
 import os
+import re
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,7 +20,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.dataclasses import strict
 from safetensors import SafetensorError, safe_open
-from transformers import AutoImageProcessor, BaseImageProcessor, CLIPConfig, PreTrainedConfig
+from transformers import AutoImageProcessor, BaseImageProcessor, CLIPConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 
@@ -35,6 +37,8 @@ WEIGHTS_FILES = (
 )
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+# Keywords that say which files of the Hub, and how they are loaded.
+HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -44,26 +48,24 @@ class MicroCLIPConfig(PreTrainedConfig):
     Configuration of a [`MicroCLIPForImageClassification`] (arXiv:2510.02270).
 
     Args:
-        clip_config (`CLIPConfig` or `dict`, *optional*):
-            The CLIP that is adapted, any ViT size. Defaults to ViT-B/32.
-        saliency_affinity (`"dot"` or `"cosine"`, *optional*, defaults to `"dot"`):
-            How two patches are compared: raw dot products as published, or cosines as in TokenCut.
-        saliency_threshold (`float`, *optional*, defaults to 0.2):
-            Two patches are connected if their affinity is above it.
-        saliency_cut (`"std"` or `"mean"`, *optional*, defaults to `"std"`):
-            A patch is salient if its entry of the eigenvector is above this statistic of all entries.
-        fg_query (`"saliency"`, `"cls"`, `"mean"` or `"random"`, *optional*, defaults to `"saliency"`):
-            The query of the [FG] token: mean of the salient patches, the [CLS] token, mean of all patches, one patch.
-        fg_pooling (`"attention"`, `"masked_mean"` or `"mean"`, *optional*, defaults to `"attention"`):
-            How patches become the [FG] token: attention to the query, mean of the salient patches, mean of all.
-        fusion_ratio (`float`, *optional*, defaults to 0.5):
-            Share of the [CLS] logits in the fused logits, in [0, 1]: lambda of the paper's TokenFusion (section 3.2).
-        logit_scale (`float`, *optional*):
-            What cosines are multiplied by to become logits. `None` takes the checkpoint's own `exp(logit_scale)`.
-        prior_weighting (`"name"` or `"uniform"`, *optional*, defaults to `"name"`):
-            Weights of a class's descriptions in the frozen head: similarity to the class name's prompt, or equal.
-        keep_text_model (`bool`, *optional*, defaults to `False`):
-            Keep and save CLIP's text tower, so that `set_classes` works after adaptation.
+        clip_config (`CLIPConfig` or `dict`, *optional*): the CLIP that is adapted, any ViT size. Defaults to ViT-B/32.
+        saliency_affinity (`"dot"` or `"cosine"`, *optional*, defaults to `"dot"`): how two patches are compared, raw
+            dot products as published, or cosines as in TokenCut.
+        saliency_threshold (`float`, *optional*, defaults to 0.2): two patches are connected if their affinity is more.
+        saliency_cut (`"std"` or `"mean"`, *optional*, defaults to `"std"`): a patch is salient if its entry of the
+            eigenvector is above this statistic of all entries.
+        fg_query (`"saliency"`, `"cls"`, `"mean"` or `"random"`, *optional*, defaults to `"saliency"`): the query of
+            the [FG] token, mean of the salient patches, the [CLS] token, mean of all patches, one patch.
+        fg_pooling (`"attention"`, `"masked_mean"` or `"mean"`, *optional*, defaults to `"attention"`): how patches
+            become the [FG] token, attention to the query, mean of the salient patches, mean of all.
+        fusion_ratio (`float`, *optional*, defaults to 0.5): share of the [CLS] logits in the fused logits, in [0, 1]:
+            lambda of the paper's TokenFusion (section 3.2).
+        logit_scale (`float`, *optional*): what cosines are multiplied by to become logits. `None` takes the
+            checkpoint's own `exp(logit_scale)`.
+        prior_weighting (`"name"` or `"uniform"`, *optional*, defaults to `"name"`): weights of a class's descriptions
+            in the frozen head, similarity to the class name's prompt, or equal.
+        keep_text_model (`bool`, *optional*, defaults to `False`): keep and save CLIP's text tower, so that
+            `set_classes` works after adaptation.
 
     Raises:
         ValueError: if `clip_config` isn't a ViT CLIP's or a number is out of its range.
@@ -105,11 +107,16 @@ class MicroCLIPConfig(PreTrainedConfig):
         if not math.isfinite(self.saliency_threshold):
             raise ValueError(f"saliency_threshold is {self.saliency_threshold}; it must be a finite number.")
 
+    @property
+    def class_names(self) -> list[str]:
+        """The classes in the order of their indices, which is that of the logits; `id2label` may be in another."""
+        return [self.id2label[index] for index in range(self.num_labels)]
+
     @classmethod
     def architecture_names(cls) -> list[str]:
         """Names of the settings that are microCLIP's own."""
-        shared = {field.name for field in fields(PreTrainedConfig)}
-        return [field.name for field in fields(cls) if field.name not in shared | {"clip_config"}]
+        others = {"clip_config", *(field.name for field in fields(PreTrainedConfig))}
+        return [field.name for field in fields(cls) if field.name not in others]
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -126,11 +133,7 @@ class MicroCLIPConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "MicroCLIPConfig":
-        """As in the base class; the dictionary of a plain CLIP becomes `clip_config`.
-
-        Raises:
-            ValueError: if the dictionary belongs to another kind of model.
-        """
+        """As in the base class; a plain CLIP's dictionary becomes `clip_config`, any other model's is an error."""
         return super().from_dict(_wrap_clip(config_dict), **kwargs)
 
 
@@ -161,27 +164,29 @@ def _check_vit_clip(config_dict: dict[str, Any]) -> None:
         raise ValueError(f"This configuration, whose vision layers are a list, {RESNET_ADVICE}")
 
 
+def abbreviate(names: Sequence[str]) -> str:
+    """The first names of a list, quoted, for an error's text."""
+    return ", ".join([*map(repr, names[:5]), *(["..."] if len(names) > 5 else [])])
+
+
 @contextlib.contextmanager
 def naming_damaged_file(
     source: str | os.PathLike | None, patterns: Sequence[str], hub_kwargs: dict[str, Any]
 ) -> Iterator[None]:
-    """While a checkpoint is read: where that fails because of a damaged file, the error says which one.
+    """While `patterns` of a checkpoint's files are read: where one is damaged, the error says which.
 
-    Args:
-        source (`str` or `os.PathLike`, *optional*): Hub id or folder.
-        patterns (`Sequence[str]`): what is read, such as `WEIGHTS_FILES`.
-        hub_kwargs (`dict[str, Any]`): `revision`, `subfolder` and the like; others are passed over.
+    Of `hub_kwargs` those that don't choose files are passed over.
 
     Raises:
         ValueError: for the first file that is damaged. Any other error stays as it is.
     """
-    # Copied: what reads the checkpoint may take from it.
-    hub_kwargs = dict(hub_kwargs)
+    hub_kwargs = dict(hub_kwargs)  # what reads the checkpoint may take from it
     try:
         yield
     except Exception as error:
         for file in checkpoint_files(source, patterns, hub_kwargs):
-            if damage := _describe_damage(file):
+            damage = _describe_damage(file)
+            if damage:
                 raise ValueError(
                     f"{file} {damage}. Download it again (with 'git lfs pull' in a Git clone), or save it again."
                 ) from error
@@ -197,11 +202,10 @@ def checkpoint_files(
     subfolder = hub_kwargs.get("subfolder") or ""
     folder = Path(source, subfolder)
     if not os.path.isdir(source):
-        config = "/".join(filter(None, (subfolder, "config.json")))
+        config = f"{subfolder}/config.json".lstrip("/")
+        cache = {name: hub_kwargs.get(name) for name in ("cache_dir", "revision")}
         with contextlib.suppress(ValueError):  # of what is no Hub id
-            cached = try_to_load_from_cache(
-                os.fspath(source), config, hub_kwargs.get("cache_dir"), hub_kwargs.get("revision")
-            )
+            cached = try_to_load_from_cache(os.fspath(source), config, **cache)
             folder = Path(cached).parent if isinstance(cached, str) else folder
     files = sorted(file for pattern in patterns for file in folder.glob(pattern))
     has_safetensors = any(file.suffix == ".safetensors" for file in files)
@@ -250,18 +254,55 @@ def _describe_json_damage(file: Path) -> str | None:
     return None
 
 
+def check_source(clip: Any) -> str:
+    """Where a CLIP is to be loaded from; refuses what is neither a folder that exists nor a Hub id."""
+    if not isinstance(clip, (str, os.PathLike)):
+        raise TypeError(
+            f"clip is a {type(clip).__module__}.{type(clip).__name__}; pass a Hub id, a folder, or a transformers "
+            "CLIPModel."
+        )
+    source = os.fspath(clip)
+    if source.startswith((".", "/", "~")) and not os.path.isdir(source):
+        raise ValueError(f"{source!r} isn't a folder; pass one that holds a CLIP, or a Hub id.")
+    if re.fullmatch(r"RN\d+(x\d+)?", source):
+        raise ValueError(f"{source!r} {RESNET_ADVICE}")
+    return source
+
+
+def pick_hub_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Of keywords those of `HUB_KEYWORDS`."""
+    return {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}
+
+
+def check_loading_report(report: dict[str, Any], source: str, advice: str) -> None:
+    """Refuse a checkpoint that lacks weights, or some of which have another shape than its configuration says."""
+    if report["missing_keys"]:
+        raise ValueError(f"{source!r} lacks the weights {abbreviate(sorted(report['missing_keys']))}; {advice}.")
+    for name, saved, expected in sorted(report["mismatched_keys"]):
+        raise ValueError(
+            f"{source!r} has the weight {name!r} of shape {tuple(saved)}, where its config.json asks for "
+            f"{tuple(expected)}: they belong to different models; {advice}."
+        )
+
+
+def check_weights(model: PreTrainedModel) -> None:
+    """Refuse weights that hold NaN or infinite values."""
+    for name, weight in model.named_parameters():
+        if not weight.is_meta and not weight.isfinite().all():
+            raise ValueError(
+                f"The weight {name!r} ({weight.dtype}) holds NaN or infinite values; download the checkpoint again, "
+                "or load it in float32."
+            )
+
+
 def load_image_processor(
     source: str | None, config: MicroCLIPConfig, hub_kwargs: dict[str, Any]
 ) -> BaseImageProcessor:
     """The image processor saved with a checkpoint, with the PIL back end.
 
     Where there is none, CLIP's own stands in; where it keeps the shape of a picture, it is made to cut out the middle,
-    as CLIP does, since the model takes squares. Both with a warning.
-
-    Args:
-        source (`str`, *optional*): Hub id or folder, `None` where it isn't known.
-        config ([`MicroCLIPConfig`]): of the model.
-        hub_kwargs (`dict[str, Any]`): `revision`, `token` and the like.
+    as CLIP does, since the model takes squares. Both with a warning. `source` is a Hub id or a folder, or `None` where
+    it isn't known.
 
     Raises:
         ValueError: if its file is damaged, or no image processor can be made of it.

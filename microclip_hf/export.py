@@ -23,6 +23,7 @@ from PIL.Image import Resampling
 from torch import nn
 
 from .configuration_microclip import default_image_processor
+from .files import whole_files
 from .modeling_microclip import MicroCLIPForImageClassification
 from .preparation import Preparation
 
@@ -61,20 +62,18 @@ def export_onnx(model: MicroCLIPForImageClassification, path: str | os.PathLike,
         ValueError: if the model's image processor doesn't prepare images as above.
         onnx.checker.ValidationError: if what was written is no valid ONNX model.
     """
-    path, metadata = Path(path), _metadata(model)
+    path = Path(path)
+    metadata = _usage_metadata(model)
     graph, float_products = _trace(model)
     graph.metadata_props.update(metadata)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        written = Path(folder) / path.name
+    # The weights' file moves first: what has the final name is complete.
+    with whole_files(path.parent, last=path.name) as folder:
+        written = folder / path.name
         if int8:
             _save_int8(graph, written, float_products)
         else:
             _save(graph, written)
         onnx.checker.check_model(written, full_check=True)
-        # The weights first: what has the final name is complete.
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file == written):
-            os.replace(file, path.parent / file.name)
 
 
 class _Classifier(nn.Module):
@@ -90,7 +89,7 @@ class _Classifier(nn.Module):
         return output.logits, output.saliency_mask
 
 
-def _metadata(model: MicroCLIPForImageClassification) -> dict[str, str]:
+def _usage_metadata(model: MicroCLIPForImageClassification) -> dict[str, str]:
     """What a user of the file needs to know."""
     size = model.config.clip_config.vision_config.image_size
     processor = model.image_processor or default_image_processor(model.config)
@@ -104,9 +103,13 @@ def _metadata(model: MicroCLIPForImageClassification) -> dict[str, str]:
             f"images are resized by their shortest_edge (bicubic) and cropped to the model's {size} x {size} pixels. "
             "Set model.image_processor accordingly."
         )
-    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    facts = {"class_names": names, "image_size": size, "shortest_edge": settings["size"]["shortest_edge"]}
-    facts |= {"image_mean": preparation.mean, "image_std": preparation.std}
+    facts = {
+        "class_names": model.config.class_names,
+        "image_size": size,
+        "shortest_edge": settings["size"]["shortest_edge"],
+        "image_mean": preparation.mean,
+        "image_std": preparation.std,
+    }
     return {name: json.dumps(value) for name, value in facts.items()} | {"preparation": PREPARATION}
 
 

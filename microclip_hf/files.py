@@ -1,11 +1,14 @@
 """Text files as people save them, and files that are written as a whole or not at all."""
 
 import codecs
+import contextlib
 import json
 import os
 import re
+import shutil
 import tempfile
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ SIGNATURES = {
     b"\xff\xd8\xff": "a JPEG picture",
     b"PAR1": "a Parquet file",
 }
+UNFINISHED = "_incomplete_"  # what names of files begin with while they are written
 UTF8 = "utf-8-sig"  # with a byte-order mark or without
 BYTE_ORDER_MARKS = {  # UTF-32's first, since UTF-16's is its beginning
     codecs.BOM_UTF32_LE: "utf-32",
@@ -46,7 +50,6 @@ def read_text(path: str | os.PathLike) -> str:
 
     Raises:
         ValueError: if it is a document, a picture, a page of HTML or text in another encoding.
-        OSError: if it can't be read.
     """
     data = Path(path).read_bytes()
     for signature, kind in SIGNATURES.items():
@@ -61,12 +64,7 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def parse_json(path: str | os.PathLike, text: str, form: str = "") -> Any:
-    """What a text holds as JSON.
-
-    Args:
-        path (`str` or `os.PathLike`): where the text is from, for the error's text.
-        text (`str`): by [`read_text`].
-        form (`str`): what is expected, as in `{"class": ["sentence", ...]}`.
+    """What a text holds as JSON; for errors, `path` says where it is from, and `form` what is expected.
 
     Raises:
         ValueError: if it isn't JSON, or an object has a key twice.
@@ -77,30 +75,57 @@ def parse_json(path: str | os.PathLike, text: str, form: str = "") -> Any:
         raise ValueError(f"{path} isn't a JSON file {form}".rstrip() + f": {error}") from error
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike, keep: bool = False) -> Iterator[Path]:
+    """Where to write a file that has its name, or replaces an older one, once it is complete.
+
+    Until then it lies beside that, as `_incomplete_{name}`; after an error, or Ctrl-C, it stays there with `keep`.
+    """
+    path = Path(path)
+    incomplete = path.with_name(f"{UNFINISHED}{path.name}")
+    try:
+        yield incomplete
+        incomplete.replace(path)
+    except BaseException:
+        if not keep:
+            incomplete.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def whole_files(folder: str | os.PathLike, last: str) -> Iterator[Path]:
+    """As [`whole_file`], for files that belong together: an empty folder, whose files move to `folder` at the end.
+
+    The one called `last` moves last, so that all are there where it is.
+    """
+    incomplete = Path(folder, f"{UNFINISHED}{last}")
+    shutil.rmtree(incomplete, ignore_errors=True)  # of a run that was killed
+    incomplete.mkdir(parents=True)
+    try:
+        yield incomplete
+        for file in sorted(incomplete.iterdir(), key=lambda file: (file.name == last, file.name)):
+            file.replace(Path(folder, file.name))
+    finally:
+        shutil.rmtree(incomplete, ignore_errors=True)
+
+
+def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
     """Write a file as a whole or not at all, text in UTF-8.
 
     Halves of characters (surrogates, as names of files may hold) are written as JSON's escapes.
     """
-    data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
-    incomplete = path.with_name(f"_{path.name}")
-    try:
-        incomplete.write_bytes(data)
-        incomplete.replace(path)
-    except BaseException:
-        incomplete.unlink(missing_ok=True)
-        raise
+    with whole_file(path) as incomplete:
+        incomplete.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace"))
 
 
 def _decode(path: str | os.PathLike, data: bytes) -> str:
-    marked = [encoding for mark, encoding in BYTE_ORDER_MARKS.items() if data.startswith(mark)]
-    if not marked and b"\x00" in data:
+    encoding = next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if data.startswith(mark)), None)
+    if encoding is None and b"\x00" in data:
         return _decode_wide(path, data)
-    encoding = marked[0] if marked else UTF8
     try:
-        return data.decode(encoding)
+        return data.decode(encoding or UTF8)
     except UnicodeDecodeError as error:
-        if encoding == UTF8:
+        if encoding in (None, UTF8):
             raise _other_encoding(path, data, error) from error
         raise ValueError(
             f"{path} begins like text in {encoding.upper()} but isn't ({error.reason} at byte {error.start}). Save it "
@@ -112,13 +137,12 @@ def _decode_wide(path: str | os.PathLike, data: bytes) -> str:
     """Text in UTF-16 or UTF-32 without a byte-order mark: of the readings without strange characters the plainest."""
     readings = []
     for encoding in WIDE_ENCODINGS if _may_be_wide(data) else ():
-        try:
+        with contextlib.suppress(UnicodeDecodeError):
             text = data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        kinds = {unicodedata.category(character) for character in set(text) - set("\t\n\r\f")}
-        if not kinds & {"Cc", "Cn", "Co"}:
-            readings.append(text)
+            kinds = {unicodedata.category(character) for character in set(text) - set("\t\n\r\f")}
+            # Control characters, unassigned and private ones: such is no text.
+            if not kinds & {"Cc", "Cn", "Co"}:
+                readings.append(text)
     if not readings:
         line = data[: data.index(b"\x00")].count(b"\n") + 1
         raise ValueError(f"{path} has NUL bytes, the first in line {line}, so it isn't text. Save it as UTF-8.")
@@ -136,33 +160,30 @@ def _may_be_wide(data: bytes) -> bool:
 
 
 def _other_encoding(path: str | os.PathLike, data: bytes, error: UnicodeDecodeError) -> ValueError:
-    line_number = data[: error.start].count(b"\n") + 1
-    line = data.split(b"\n")[line_number - 1].strip()
-    encoding = _likely_encoding(b"\n".join(line for line in data.split(b"\n") if not line.isascii()))
-    message = f"{path} isn't text in UTF-8: line {line_number} is {line[:80]!r}. Save the file in UTF-8."
-    if encoding is not None:
-        name, _ = LEGACY_ENCODINGS[encoding]
-        message = (
-            f"{path} isn't text in UTF-8, but probably in {name}, in which line {line_number} is "
-            f"{line.decode(encoding, 'replace')[:80]!r}. Save the file in UTF-8, with an editor or `iconv -f {name} "
-            "-t UTF-8`."
-        )
-    return ValueError(message)
+    lines = data.split(b"\n")
+    number = data[: error.start].count(b"\n") + 1
+    line = lines[number - 1].strip()
+    encoding = _likely_encoding(b"\n".join(line for line in lines if not line.isascii()))
+    if encoding is None:
+        return ValueError(f"{path} isn't text in UTF-8: line {number} is {line[:80]!r}. Save the file in UTF-8.")
+    name, _ = LEGACY_ENCODINGS[encoding]
+    return ValueError(
+        f"{path} isn't text in UTF-8, but probably in {name}, in which line {number} is "
+        f"{line.decode(encoding, 'replace')[:80]!r}. Save the file in UTF-8, with an editor or `iconv -f {name} -t "
+        "UTF-8`."
+    )
 
 
 def _likely_encoding(lines: bytes) -> str | None:
     """The older encoding that lines with bytes above 127 look most like; `None` where they look like none."""
     num_high = len(re.findall(rb"[\x80-\xff]", lines))
     is_mostly_ascii = num_high < 0.3 * len(b"".join(lines.split()))
-    candidates = ["cp1252"] if is_mostly_ascii else LEGACY_ENCODINGS
     shares = {}
-    for encoding in candidates:
-        try:
+    for encoding in ["cp1252"] if is_mostly_ascii else LEGACY_ENCODINGS:
+        with contextlib.suppress(UnicodeDecodeError):
             lines.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        common = b"".join(re.findall(LEGACY_ENCODINGS[encoding][1], lines))
-        shares[encoding] = len(common) / len(re.sub(rb"[\x00-\x40]", b"", lines))
+            common = b"".join(re.findall(LEGACY_ENCODINGS[encoding][1], lines))
+            shares[encoding] = len(common) / len(re.sub(rb"[\x00-\x40]", b"", lines))
     return max(shares, key=shares.__getitem__, default=None)
 
 
@@ -176,11 +197,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_writable(folder: str | os.PathLike, argument: str = "output_dir") -> None:
-    """Whether files can be written into a folder, or into the nearest one that exists, where it isn't there yet.
-
-    Args:
-        folder (`str` or `os.PathLike`): the folder.
-        argument (`str`): whose it is, for the error's text.
+    """Refuse a folder, or the nearest one that exists, that files can't be written to; `argument` says whose it is.
 
     Raises:
         ValueError: if they can't, or a file stands in the way.

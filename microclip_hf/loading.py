@@ -1,4 +1,4 @@
-"""What several commands load: adapted models, CLIPs with the heads of their texts, settings of the architecture."""
+"""Models from the Hub or a folder, checked: adapted ones, and CLIPs with the heads of their texts."""
 
 import os
 from typing import Any
@@ -23,12 +23,14 @@ def load_adapted(source: str) -> MicroCLIPForImageClassification:
         ValueError: if there is no such model, it is of another type, weights are damaged or missing, or its image
             processor isn't as [`Preparation`] expects.
     """
-    if (model_type := read_model_type(source)) != MicroCLIPConfig.model_type:
+    model_type = read_model_type(source)
+    if model_type != MicroCLIPConfig.model_type:
         raise ValueError(
             f"{source} is a model of type {model_type!r}; pass a microCLIP, which brings its class names: one written "
             "by microclip adapt, or made by from_clip and saved."
         )
     try:
+        # Sizes may differ, so that the report names all that do, in place of an error about the first.
         model, report = MicroCLIPForImageClassification.from_pretrained(
             source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
@@ -62,13 +64,16 @@ def read_model_type(source: str) -> str:
 
 def load_clip(
     source: str, texts: dict[str, Any], overrides: dict[str, Any]
-) -> tuple[MicroCLIPForImageClassification, torch.Tensor]:
-    """The model with both of its heads, and the head of plain CLIP, made of the templates alone.
+) -> tuple[MicroCLIPForImageClassification, dict[str, torch.Tensor]]:
+    """A microCLIP made of a CLIP, and the heads of plain CLIP to compare it with.
 
     Args:
         source (`str`): a CLIP: Hub id or folder.
         texts (`dict[str, Any]`): `class_names`, `templates` and perhaps `descriptions`, as for `from_clip`.
         overrides (`dict[str, Any]`): fields of [`MicroCLIPConfig`].
+
+    Returns:
+        The model, and heads `(num_classes, embed_dim)`: `zero_shot` of the templates, with descriptions `cupl` too.
 
     Raises:
         ValueError: if its files are damaged, or its image processor isn't as [`Preparation`] expects.
@@ -76,16 +81,24 @@ def load_clip(
     config = MicroCLIPConfig.from_pretrained(source)
     processor = load_image_processor(source, config, {})
     Preparation.of(processor, config.clip_config.vision_config.image_size)
+    # The text tower has a second head to make before it is dropped.
     settings = {**overrides, "keep_text_model": True}
     model = MicroCLIPForImageClassification.from_clip(source, image_processor=processor, **texts, **settings)
-    zero_shot_head, _ = encode_heads(model.clip, model.tokenizer, texts["class_names"], texts["templates"])
+    heads = {"zero_shot": encode_heads(model.clip, model.tokenizer, texts["class_names"], texts["templates"])[0]}
+    if texts.get("descriptions") is not None:
+        # A copy, since training changes the model's own.
+        heads["cupl"] = model.classifier.weight.detach().clone()
     if not overrides.get("keep_text_model"):
         model.drop_text_model()
-    return model, zero_shot_head
+    return model, heads
 
 
-def choose_device(name: str | None) -> torch.device:
+def choose_device(name: str | None, argument: str = "device") -> torch.device:
     """The device of this name; by default an accelerator if there is one, else the CPU.
+
+    Args:
+        name (`str`, *optional*): as torch calls it.
+        argument (`str`): whose it is, for the error's text.
 
     Raises:
         ValueError: if there is no such device here.
@@ -95,5 +108,5 @@ def choose_device(name: str | None) -> torch.device:
         probe = torch.zeros(1, device=device)
         probe.cpu()  # from "meta" nothing can be read
     except (AssertionError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"--device {device} can't be used here: {error}") from error
+        raise ValueError(f"{argument} {device} can't be used here: {error}") from error
     return probe.device

@@ -31,6 +31,14 @@ def classification_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, fl
 
     Raises:
         ValueError: if shapes or types don't fit, an index is no class, no image has a label, or logits are NaN.
+
+    Example:
+    ```python
+    >>> from microclip_hf.metrics import classification_metrics
+
+    >>> classification_metrics([0, 1, 1, 1], labels=[0, 1, 1, 0])
+    {'accuracy': 0.75, 'mean_class_accuracy': 0.75, 'harmonic_mean': 0.6666666666666666}
+    ```
     """
     scores, labels = _labelled(scores, labels)
     if scores.ndim == 1:

@@ -7,7 +7,6 @@ import copy
 import difflib
 import os
 import random
-import re
 import types
 import warnings
 from collections.abc import Mapping, Sequence
@@ -34,17 +33,20 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_microclip import (
     CONFIG_FILES,
-    RESNET_ADVICE,
+    HUB_KEYWORDS,
     TOKENIZER_FILES,
     WEIGHTS_FILES,
     MicroCLIPConfig,
+    check_loading_report,
+    check_source,
+    check_weights,
     checkpoint_files,
     load_image_processor,
     naming_damaged_file,
+    pick_hub_kwargs,
 )
 from .saliency import check_finite, saliency_mask
 from .text_heads import (
-    abbreviate,
     check_class_names,
     check_templates,
     encode_heads,
@@ -53,38 +55,29 @@ from .text_heads import (
 )
 
 
-HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-
-
 @dataclass
 class MicroCLIPOutput(ModelOutput):
     r"""
     Output of [`MicroCLIPForImageClassification`].
 
     Args:
-        loss (`torch.Tensor` of shape `()`, with `labels`):
-            Cross-entropy of `logits`.
-        logits (`torch.Tensor` of shape `(batch_size, num_labels)`):
-            Fused logits, `fusion_ratio * cls_logits + (1 - fusion_ratio) * fg_logits`, float32. In evaluation mode
-            less `model.logit_adjustment.bias`, which is zero unless pseudo-labels were aligned.
-        cls_logits (`torch.Tensor` of shape `(batch_size, num_labels)`):
-            Logits of the [CLS] path, CLIP's own image feature against the learnable head.
-        fg_logits (`torch.Tensor` of shape `(batch_size, num_labels)`):
-            Logits of the [FG] path, the saliency-guided token against the same head.
-        cls_embeds (`torch.Tensor` of shape `(batch_size, projection_dim)`):
-            [CLS] embedding, unit norm.
-        fg_embeds (`torch.Tensor` of shape `(batch_size, projection_dim)`):
-            [FG] embedding, unit norm.
+        loss (`torch.Tensor` of shape `()`, with `labels`): cross-entropy of `logits`.
+        logits (`torch.Tensor` of shape `(batch_size, num_labels)`): fused logits, `fusion_ratio * cls_logits +
+            (1 - fusion_ratio) * fg_logits`, float32; in evaluation mode less `model.logit_adjustment.bias`, which is
+            zero unless pseudo-labels were aligned.
+        cls_logits, fg_logits (`torch.Tensor` of shape `(batch_size, num_labels)`): of the [CLS] path, CLIP's own image
+            feature, and of the [FG] path, the saliency-guided token, against the learnable head.
+        cls_embeds, fg_embeds (`torch.Tensor` of shape `(batch_size, projection_dim)`): of both paths, unit norm.
         patch_embeds (`torch.Tensor` of shape `(batch_size, num_patches, width)`, with `output_patch_embeds=True`):
-            Patch tokens of the last layer's value path, after `post_layernorm`, not projected; the tower's width.
+            patch tokens of the last layer's value path, after `post_layernorm`, not projected; the tower's width.
         saliency_mask (`torch.BoolTensor` of shape `(batch_size, num_patches)`, with `output_patch_embeds=True`):
-            The salient patches, row by row of the patch grid.
+            the salient patches, row by row of the patch grid.
         fg_attention (`torch.Tensor` of shape `(batch_size, num_patches + 1)`, with `output_patch_embeds=True`):
-            Weight of each patch in the [FG] token; the last entry is the null token's. Rows sum to 1.
-        hidden_states (`tuple(torch.Tensor)`, with `output_hidden_states=True`):
-            Of the vision tower: `num_hidden_layers + 1` of shape `(batch_size, num_patches + 1, hidden_size)`.
-        attentions (`tuple(torch.Tensor)`, with `output_attentions=True` and eager attention):
-            `num_hidden_layers` of shape `(batch_size, num_heads, num_patches + 1, num_patches + 1)`.
+            weight of each patch in the [FG] token; the last entry is the null token's. Rows sum to 1.
+        hidden_states (`tuple(torch.Tensor)`, with `output_hidden_states=True`): of the vision tower,
+            `num_hidden_layers + 1` of shape `(batch_size, num_patches + 1, hidden_size)`.
+        attentions (`tuple(torch.Tensor)`, with `output_attentions=True` and eager attention): `num_hidden_layers` of
+            shape `(batch_size, num_heads, num_patches + 1, num_patches + 1)`.
     """
 
     loss: torch.Tensor | None = None
@@ -119,7 +112,8 @@ class MicroCLIPPooling(nn.Module):
     def __init__(self, config: MicroCLIPConfig) -> None:
         super().__init__()
         hidden_size = config.clip_config.vision_config.hidden_size
-        self.query, self.pooling = config.fg_query, config.fg_pooling
+        self.query = config.fg_query
+        self.pooling = config.fg_pooling
         # The query "random" is this share of the way through the patches, the same in every image, so that an image's
         # logits don't depend on its batch.
         self.random_place = random.Random(0).random()
@@ -130,18 +124,13 @@ class MicroCLIPPooling(nn.Module):
     def forward(
         self, patch_embeds: torch.Tensor, mask: torch.Tensor, cls_token: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Args:
-            patch_embeds (`torch.Tensor` of shape `(batch_size, num_patches, hidden_size)`): the patch tokens.
-            mask (`torch.BoolTensor` of shape `(batch_size, num_patches)`): the salient patches.
-            cls_token (`torch.Tensor` of shape `(batch_size, hidden_size)`): [CLS] after `post_layernorm`.
+        """The pooled token `(batch_size, hidden_size)` and the attention `(batch_size, num_patches + 1)`.
 
-        Returns:
-            The pooled token `(batch_size, hidden_size)` and the attention `(batch_size, num_patches + 1)`.
+        Of the patch tokens `(batch_size, num_patches, hidden_size)`, the mask of the salient ones `(batch_size,
+        num_patches)` and [CLS] after `post_layernorm`, `(batch_size, hidden_size)`.
         """
         if self.pooling != "attention":
-            chosen = mask if self.pooling == "masked_mean" else torch.ones_like(mask)
-            weights = _mean_weights(chosen, patch_embeds.dtype)
+            weights = _mean_weights(mask, patch_embeds.dtype, masked=self.pooling == "masked_mean")
             return _weighted_sum(weights, patch_embeds), nn.functional.pad(weights, (0, 1))
         query = self.query_proj(self._query(patch_embeds, mask, cls_token)) * patch_embeds.shape[-1] ** -0.5
         scores = _weighted_sum(query, self.key_proj(patch_embeds).transpose(-1, -2))
@@ -155,11 +144,13 @@ class MicroCLIPPooling(nn.Module):
             return cls_token
         if self.query == "random":
             return patch_embeds[:, int(self.random_place * patch_embeds.shape[1])]
-        chosen = mask if self.query == "saliency" else torch.ones_like(mask)
-        return _weighted_sum(_mean_weights(chosen, patch_embeds.dtype), patch_embeds)
+        weights = _mean_weights(mask, patch_embeds.dtype, masked=self.query == "saliency")
+        return _weighted_sum(weights, patch_embeds)
 
 
-def _mean_weights(chosen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _mean_weights(mask: torch.Tensor, dtype: torch.dtype, masked: bool) -> torch.Tensor:
+    """Weights `(B, N)` of a mean over the salient patches, or over all."""
+    chosen = mask if masked else torch.ones_like(mask)
     return (chosen / chosen.sum(-1, keepdim=True)).to(dtype)
 
 
@@ -178,27 +169,22 @@ class MicroCLIPLastLayer(CLIPEncoderLayer):
         tokens: Literal["cls", "all"] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """
-        Args:
-            hidden_states (`torch.Tensor` of shape `(batch_size, num_patches + 1, hidden_size)`): the layer's input.
-            attention_mask, kwargs: as in the base class, where `tokens` is `None`.
-            tokens (`"cls"` or `"all"`, *optional*): [CLS] alone, or also the patches, which don't attend to others:
-                each keeps to its own value, so that it stays local (arXiv:2510.02270, section 3.2).
+        """As in the base class, or, with `tokens`, of [CLS] alone (`"cls"`) or of the patches too (`"all"`).
 
-        Returns:
-            `torch.Tensor` of shape `(batch_size, 1, hidden_size)` for `"cls"`, else as `hidden_states`.
+        These don't attend to others: each keeps to its own value, so that it stays local (arXiv:2510.02270, section
+        3.2). From `(batch_size, num_patches + 1, hidden_size)` to the same, or to `(batch_size, 1, hidden_size)`.
         """
         if tokens is None:
             return super().forward(hidden_states, attention_mask, **kwargs)
         attention = self.self_attn
         normed = self.layer_norm1(hidden_states)
         values = attention.v_proj(normed)
-        query, keys, heads = (
+        heads = [
             states.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
             for states in (attention.q_proj(normed[:, :1]), attention.k_proj(normed), values)
-        )
+        ]
         dropout = attention.dropout if self.training else 0.0
-        mixed = scaled_dot_product_attention(query, keys, heads, dropout_p=dropout, scale=attention.scale)
+        mixed = scaled_dot_product_attention(*heads, dropout_p=dropout, scale=attention.scale)
         mixed = mixed.transpose(1, 2).flatten(2)
         if tokens == "cls":
             hidden_states = hidden_states[:, :1]
@@ -218,10 +204,7 @@ class QuickGELU(nn.Module):
 
 
 class MicroCLIPHead(nn.Module):
-    """Cosines of embeddings with one vector a class; the rows of `weight` may have any norm.
-
-    `weight` is a parameter of shape `(num_labels, projection_dim)`, or a buffer where `learnable=False`.
-    """
+    """Cosines of embeddings with one vector a class, in `weight` `(num_labels, projection_dim)`, rows of any norm."""
 
     def __init__(self, num_labels: int, embed_dim: int, learnable: bool = True) -> None:
         super().__init__()
@@ -239,9 +222,8 @@ class MicroCLIPHead(nn.Module):
 class LogitAdjustment(nn.Module):
     """In evaluation, logits less `bias` (num_labels,) (logit adjustment, arXiv:2007.07314).
 
-    The bias is zero, unless self-training aligned the distributions: then it is the log of the mean probability that
-    the fused embedding gave each class on the latest training batches, relative to 1 / C, so that predictions come out
-    about balanced on such images. The student learns without it.
+    Zero, unless self-training aligned the distributions: then the log of the mean probability that the fused embedding
+    gave each class on the latest training batches, relative to 1 / C, so that predictions come out about balanced.
     """
 
     def __init__(self, num_labels: int) -> None:
@@ -292,6 +274,16 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
 
     Args:
         config ([`MicroCLIPConfig`]): the architecture. Weights are random; `from_clip` or `from_pretrained` load them.
+
+    Example:
+    ```python
+    >>> from PIL import Image
+
+    >>> model = MicroCLIPForImageClassification.from_clip("openai/clip-vit-base-patch32", ["red disc", "blue bar"])
+    >>> inputs = model.image_processor(Image.open("photo.jpg"), return_tensors="pt")
+    >>> model(**inputs).logits.shape
+    torch.Size([1, 2])
+    ```
     """
 
     def __init__(self, config: MicroCLIPConfig) -> None:
@@ -329,7 +321,8 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): normalised images.
-            interpolate_pos_encoding (`bool`): accept another size than the checkpoint's.
+            interpolate_pos_encoding (`bool`): accept another size than the checkpoint's, whose position encodings are
+                interpolated.
 
         Returns:
             `torch.Tensor` of shape `(batch_size, projection_dim)`, unit norm, float32.
@@ -354,31 +347,32 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         """Both paths of the vision tower (arXiv:2510.02270, sections 3.1 and 3.2), without the heads.
 
         Args:
-            pixel_values, interpolate_pos_encoding: see [`coarse_embeds`].
+            pixel_values, interpolate_pos_encoding: see [`coarse_embeds`], also for its errors.
             output_hidden_states (`bool`, `int` or `list[int]`, *optional*): default: the configuration's.
             output_attentions (`bool`, *optional*): default: the configuration's.
             kwargs: handed on to the encoder layers but the last, whose attention is always sdpa.
 
         Returns:
             [`MicroCLIPOutput`] with everything but `loss` and logits.
-
-        Raises:
-            ValueError: see [`coarse_embeds`].
         """
         self._check_pixels(pixel_values)
-        config, vision = self.config, self.clip.vision_model
+        config = self.config
+        vision = self.clip.vision_model
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         kwargs["interpolate_pos_encoding"] = interpolate_pos_encoding
         selected = attentions = None
         if output_hidden_states or output_attentions:
             captured = vision(pixel_values, output_hidden_states=True, output_attentions=output_attentions, **kwargs)
-            hidden_states, attentions = captured.hidden_states[-2], captured.attentions
+            # The input of the last layer, which is run below in another way.
+            hidden_states = captured.hidden_states[-2]
+            attentions = captured.attentions
             selected = _select(captured.hidden_states, output_hidden_states) if output_hidden_states else None
         else:
             hidden_states = run_tower(vision, pixel_values, **kwargs)
         tokens = vision.post_layernorm(vision.encoder.layers[-1](hidden_states, tokens="all"))
-        cls_token, patch_embeds = tokens[:, 0], tokens[:, 1:]
+        cls_token = tokens[:, 0]
+        patch_embeds = tokens[:, 1:]
         mask = saliency_mask(patch_embeds, config.saliency_affinity, config.saliency_threshold, config.saliency_cut)
         fg_token, attention = self.fg_pooling(patch_embeds, mask, cls_token)
         return MicroCLIPOutput(
@@ -404,28 +398,26 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         Classify images (TokenFusion, arXiv:2510.02270, section 3.2).
 
         Args:
-            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Images normalised by the image processor.
-            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-                Class indices, for the loss. Self-training doesn't use them.
-            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Interpolate the position encodings, for images of another size than the checkpoint's.
-            output_patch_embeds (`bool`, *optional*, defaults to `False`):
-                Also return `patch_embeds`, `saliency_mask` and `fg_attention`.
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): normalised images.
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): class indices, for the loss.
+                Self-training doesn't use them.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): see [`coarse_embeds`], errors too.
+            output_patch_embeds (`bool`, *optional*, defaults to `False`): also return `patch_embeds`, `saliency_mask`
+                and `fg_attention`.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as in any transformers model.
 
         Returns:
             [`MicroCLIPOutput`] or a tuple of its values that aren't `None`.
-
-        Raises:
-            ValueError: on another number of channels, NaN, or another size without `interpolate_pos_encoding`.
         """
         encoded = self.encode_image(pixel_values, interpolate_pos_encoding, **kwargs)
-        cls_cosines, fg_cosines = self.classifier(encoded.cls_embeds), self.classifier(encoded.fg_embeds)
-        scale, ratio = self.logit_scale, self.config.fusion_ratio
+        cls_cosines = self.classifier(encoded.cls_embeds)
+        fg_cosines = self.classifier(encoded.fg_embeds)
+        scale = self.logit_scale
         if isinstance(scale, torch.Tensor):
             scale = scale.to(cls_cosines.device)
-        cls_logits, fg_logits = scale * cls_cosines, scale * fg_cosines
+        cls_logits = scale * cls_cosines
+        fg_logits = scale * fg_cosines
+        ratio = self.config.fusion_ratio
         logits = self.logit_adjustment(ratio * cls_logits + (1 - ratio) * fg_logits)
         return MicroCLIPOutput(
             loss=None if labels is None else self.loss_function(labels, logits, self.config),
@@ -463,21 +455,22 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         Raises:
             ValueError: if a file of the checkpoint is damaged, or it has no text tower where one is asked for.
         """
-        with_report, source = kwargs.pop("output_loading_info", False), pretrained_model_name_or_path
+        source = pretrained_model_name_or_path
+        with_report = kwargs.pop("output_loading_info", False)
         with naming_damaged_file(source, WEIGHTS_FILES, kwargs):
             model, report = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
-        lacking = [
-            key for key in ("text_model.", "vision_model.") if any(key in own for own in report["missing_keys"])
-        ]
-        if lacking == ["text_model."]:
+        missing = " ".join(report["missing_keys"])
+        if "text_model." in missing and "vision_model." not in missing:
             raise ValueError(f"{os.fspath(source)!r} has no text tower; load it without keep_text_model=True.")
         if source is not None:
-            source, hub_kwargs = os.fspath(source), _hub_kwargs(kwargs)
+            source = os.fspath(source)
+            hub_kwargs = pick_hub_kwargs(kwargs)
             model.image_processor = load_image_processor(source, model.config, hub_kwargs)
             if model.config.keep_text_model:
                 try:
                     model.tokenizer = load_tokenizer(source, hub_kwargs)
                 except ValueError:
+                    # Without its files the model still classifies; damaged ones are an error.
                     if checkpoint_files(source, TOKENIZER_FILES, hub_kwargs):
                         raise
         return (model, report) if with_report else model
@@ -509,8 +502,8 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
             kwargs: fields of [`MicroCLIPConfig`]; others go to `CLIPModel.from_pretrained` (`revision`, `token`, ...).
 
         Raises:
-            TypeError, ValueError: on names, templates, descriptions, a tokenizer, a keyword or a checkpoint that don't
-                fit, and for damaged files; names and texts are checked before anything is loaded.
+            TypeError, ValueError: for what doesn't fit, and for damaged files; names and texts are checked before
+                anything is loaded.
         """
         class_names = check_class_names(class_names)
         check_templates(templates)
@@ -518,27 +511,19 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         _check_keywords(kwargs)
         dtype = _pop_dtype(kwargs)
         config_kwargs = {f.name: kwargs.pop(f.name) for f in fields(MicroCLIPConfig) if f.name in kwargs}
-        if isinstance(clip, CLIPModel):
-            if kwargs:
-                raise TypeError(
-                    f"from_clip got {', '.join(kwargs)}, which only apply when clip is a Hub id or a folder."
-                )
-            source = clip.config._name_or_path or None
-            clip = copy.deepcopy(clip).to(dtype=clip.dtype if dtype == "auto" else dtype)
-        else:
-            source = _check_source(clip)
-            clip = _load_clip(source, dtype, kwargs)
+        clip, source = _load_clip(clip, dtype, kwargs)
         check_weights(clip)
-        config_kwargs |= {"clip_config": copy.deepcopy(clip.config), **_label_maps(class_names)}
         keep_text_model = config_kwargs.pop("keep_text_model", False)
-        config = MicroCLIPConfig(**config_kwargs, keep_text_model=True, dtype=clip.dtype)
+        config_kwargs |= {"clip_config": copy.deepcopy(clip.config), "keep_text_model": True, "dtype": clip.dtype}
+        config = MicroCLIPConfig(**config_kwargs, **_label_maps(class_names))
         config._attn_implementation = clip.config._attn_implementation
+        # Without memory for weights that are replaced at once.
         with torch.device("meta"):
             model = cls(config)
         model.clip = with_own_layers(clip)
         model.fg_pooling = MicroCLIPPooling(config).to(clip.device, clip.dtype)
-        model.tokenizer = tokenizer or load_tokenizer(source, _hub_kwargs(kwargs))
-        model.image_processor = image_processor or load_image_processor(source, config, _hub_kwargs(kwargs))
+        model.tokenizer = tokenizer or load_tokenizer(source, pick_hub_kwargs(kwargs))
+        model.image_processor = image_processor or load_image_processor(source, config, pick_hub_kwargs(kwargs))
         model.set_classes(class_names, templates, descriptions, batch_size=batch_size)
         if not keep_text_model:
             model.drop_text_model()
@@ -576,8 +561,7 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
             setattr(self, name, head.to(like.device, like.dtype))
         self.logit_adjustment = LogitAdjustment(len(weights[0])).to(like.device, like.dtype).train(self.training)
         self.tokenizer = tokenizer
-        for key, value in _label_maps(class_names).items():
-            setattr(self.config, key, value)
+        self.config.update(_label_maps(class_names))
         self.num_labels = self.config.num_labels
 
     def drop_text_model(self) -> None:
@@ -634,9 +618,13 @@ def run_tower(
 def with_own_layers(clip: CLIPModel) -> CLIPModel:
     """The same weights and numbers, in the layers that are defined here."""
     layers = clip.vision_model.encoder.layers
-    layers[-1].__class__ = MicroCLIPLastLayer
-    if "_old_forward" in vars(layers[-1]):  # kept by accelerate's hook, where a model is spread over devices
-        layers[-1]._old_forward = types.MethodType(MicroCLIPLastLayer.forward, layers[-1])
+    last = layers[-1]
+    # Its class, and not the layer, is swapped: weights keep their names and devices, hooks and gradient
+    # checkpointing stay on, and a layer made anew would need to know how CLIP's configuration was read.
+    last.__class__ = MicroCLIPLastLayer
+    # Accelerate's hook, where a model is spread over devices, calls the `forward` that it found.
+    if "_old_forward" in vars(last):
+        last._old_forward = types.MethodType(MicroCLIPLastLayer.forward, last)
     for layer in layers:
         if isinstance(layer.mlp.activation_fn, QuickGELUActivation):
             layer.mlp.activation_fn = QuickGELU()
@@ -647,29 +635,16 @@ def _label_maps(class_names: Sequence[str]) -> dict[str, dict]:
     return {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
 
 
-def _check_source(clip: Any) -> str:
-    if not isinstance(clip, (str, os.PathLike)):
-        raise TypeError(
-            f"clip is a {type(clip).__module__}.{type(clip).__name__}; pass a Hub id, a folder, or a transformers "
-            "CLIPModel."
-        )
-    source = os.fspath(clip)
-    if source.startswith((".", "/", "~")) and not os.path.isdir(source):
-        raise ValueError(f"{source!r} isn't a folder; pass one that holds a CLIP, or a Hub id.")
-    if re.fullmatch(r"RN\d+(x\d+)?", source):
-        raise ValueError(f"{source!r} {RESNET_ADVICE}")
-    return source
-
-
 def _check_keywords(kwargs: dict[str, Any]) -> None:
     """What the class names decide, or is misspelt, is refused; transformers refuses what else it doesn't know."""
     for name in ("num_labels", "id2label", "label2id", "clip_config"):
         if name in kwargs:
             raise TypeError(f"from_clip got {name}, which follows from class_names and clip; leave it out.")
-    known = {*MicroCLIPConfig.architecture_names(), *signature(MicroCLIPForImageClassification.from_clip).parameters}
-    known |= {*HUB_KEYWORDS, "dtype", "torch_dtype", "attn_implementation", "device_map", "device_mesh"}
-    for name in sorted(kwargs.keys() - known):
-        near = difflib.get_close_matches(name, sorted(known), 1, cutoff=0.85)
+    parameters = signature(MicroCLIPForImageClassification.from_clip).parameters
+    taken = {*parameters, *MicroCLIPConfig.architecture_names(), *HUB_KEYWORDS}
+    taken |= {"dtype", "torch_dtype", "attn_implementation", "device_map", "device_mesh"}
+    for name in sorted(kwargs.keys() - taken):
+        near = difflib.get_close_matches(name, sorted(taken), 1, cutoff=0.85)
         if near:
             raise TypeError(f"from_clip has no argument {name!r}; did you mean {near[0]!r}?")
 
@@ -680,16 +655,21 @@ def _pop_dtype(kwargs: dict[str, Any]) -> torch.dtype | Literal["auto"]:
     if old is not None:
         warnings.warn("torch_dtype is deprecated; pass dtype to from_clip.", FutureWarning, stacklevel=3)
     dtype = kwargs.pop("dtype", None) or old or torch.float32
-    known = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
-    value = known.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    value = vars(torch).get(dtype, dtype) if isinstance(dtype, str) else dtype
     if value != "auto" and not (isinstance(value, torch.dtype) and value.is_floating_point):
         raise ValueError(f'dtype is {dtype!r}; pass "float32", "bfloat16", "float16", as a torch.dtype, or "auto".')
     return value
 
 
-def _load_clip(source: str, dtype: torch.dtype | str, kwargs: dict[str, Any]) -> CLIPModel:
-    """A CLIP with both towers; whatever else is there is refused."""
-    hub_kwargs = _hub_kwargs(kwargs)
+def _load_clip(clip: Any, dtype: torch.dtype | str, kwargs: dict[str, Any]) -> tuple[CLIPModel, str | None]:
+    """A CLIP with both towers, and where it is from; whatever else is there is refused."""
+    if isinstance(clip, CLIPModel):
+        if kwargs:
+            raise TypeError(f"from_clip got {', '.join(kwargs)}, which only apply when clip is a Hub id or a folder.")
+        source = clip.config._name_or_path or None
+        return copy.deepcopy(clip).to(dtype=clip.dtype if dtype == "auto" else dtype), source
+    source = check_source(clip)
+    hub_kwargs = pick_hub_kwargs(kwargs)
     with naming_damaged_file(source, CONFIG_FILES, hub_kwargs):
         model_type = PreTrainedConfig.get_config_dict(source, **hub_kwargs)[0].get("model_type")
     if model_type == MicroCLIPConfig.model_type:
@@ -697,43 +677,11 @@ def _load_clip(source: str, dtype: torch.dtype | str, kwargs: dict[str, Any]) ->
             f"{source!r} is an adapted microCLIP. Load it with from_pretrained (and change its classes with "
             "set_classes, if its text tower was kept), or start from the CLIP that it was made of."
         )
+    # For its errors, which say what a configuration is of.
     MicroCLIPConfig.from_pretrained(source, **hub_kwargs)
     # Weights of another shape are refused below, by name.
     kwargs = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
     with naming_damaged_file(source, WEIGHTS_FILES, hub_kwargs):
         clip, report = CLIPModel.from_pretrained(source, dtype=dtype, **kwargs)
     check_loading_report(report, source, "pass a CLIP with both of its towers")
-    return clip
-
-
-def check_loading_report(report: dict[str, Any], source: str, advice: str) -> None:
-    """Whether a checkpoint brought every weight.
-
-    Raises:
-        ValueError: if some are missing, or have another shape than the configuration says.
-    """
-    if report["missing_keys"]:
-        raise ValueError(f"{source!r} lacks the weights {abbreviate(sorted(report['missing_keys']))}; {advice}.")
-    for name, saved, expected in sorted(report["mismatched_keys"]):
-        raise ValueError(
-            f"{source!r} has the weight {name!r} of shape {tuple(saved)}, where its config.json asks for "
-            f"{tuple(expected)}: they belong to different models; {advice}."
-        )
-
-
-def check_weights(model: PreTrainedModel) -> None:
-    """Whether all weights are numbers.
-
-    Raises:
-        ValueError: if one holds NaN or infinite values.
-    """
-    for name, weight in model.named_parameters():
-        if not weight.is_meta and not weight.isfinite().all():
-            raise ValueError(
-                f"The weight {name!r} ({weight.dtype}) holds NaN or infinite values; download the checkpoint again, "
-                "or load it in float32."
-            )
-
-
-def _hub_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}
+    return clip, source

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from .data.labels import is_known
 from .explain.explanation import Explanation
+from .files import whole_file
 from .fonts import readable
 
 
@@ -26,7 +27,7 @@ LINE_TITLES = {
     "pseudo_label_confidence": "pseudo-label's probability",
     "effective_classes": "classes in use",
 }
-PANELS = (
+SUMMARY_PANELS = (
     (("cross_entropy", "fairness"), "loss"),
     (("student_agreement", "head_agreement", "label_changes", "pseudo_label_accuracy"), "share of images"),
 )
@@ -55,7 +56,7 @@ def plot_adaptation(
     figure = Figure(figsize=(max(12, 1.7 * len(before)), 7 if before else 3), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(2, 3)) if before else (figure, None)
     logged = set().union(*log_history)
-    panels = [(names, label) for names, label in PANELS if not logged.isdisjoint(names)]
+    panels = [(names, label) for names, label in SUMMARY_PANELS if not logged.isdisjoint(names)]
     heights = {BARS[name]: 100 * accuracies[name] for name in BARS if name in accuracies}
     axes = above.subplots(1, max(1, len(panels) + bool(heights)), squeeze=False)[0]
     for position, (names, label) in enumerate(panels):
@@ -65,7 +66,8 @@ def plot_adaptation(
         axes[-1].set(ylabel="test accuracy (%)", ylim=(0, 100))
     if before:
         _plot_images(below, before, after, labels or [None] * len(before))
-    figure.savefig(path, dpi=100)
+    with whole_file(path) as incomplete:
+        figure.savefig(incomplete, format="png", dpi=100)
 
 
 def plot_curves(

@@ -20,12 +20,7 @@ from .modeling_microclip import MicroCLIPForImageClassification
 
 @dataclass(frozen=True)
 class Prediction:
-    """The two best classes of a photo.
-
-    Args:
-        label, runner_up (`str`): their names.
-        score, runner_up_score (`float`): their probabilities, among all classes.
-    """
+    """The names of the two best classes of a photo, and their probabilities among all classes."""
 
     label: str
     score: float
@@ -53,11 +48,10 @@ def find_photos(sources: Sequence[str]) -> dict[str, Path]:
     for source in sources:
         if os.path.isdir(source):
             raise ValueError(f"{source} is a folder, and not the only source; pass one folder, or files alone.")
-        found = [source] if os.path.exists(source) else match_files(source)
-        matches = {path: Path(path) for path in found}
+        matches = match_files(source)
         if not matches:
             raise ValueError(f"{source} is no file or folder here, and no file matches it as a pattern.")
-        photos |= matches
+        photos |= {path: Path(path) for path in matches}
     return photos
 
 
@@ -76,20 +70,34 @@ def predict_photos(
         batch_size (`int`, *optional*, defaults to 32): photos classified at once.
 
     Returns:
-        `Iterator[Prediction | Exception]`, one for each photo and in their order: the exception is why one can't be
-        read.
+        `Iterator[Prediction | Exception]`, for each photo in turn; the exception is why one can't be read.
+
+    Example:
+    ```python
+    >>> from microclip_hf import MicroCLIPForImageClassification
+    >>> from microclip_hf.prediction import predict_photos
+
+    >>> model = MicroCLIPForImageClassification.from_clip("openai/clip-vit-base-patch32", ["red disc", "blue bar"])
+    >>> best, problem = predict_photos(model, ["photo.jpg", "notes.txt"])
+    >>> best.label in model.config.class_names
+    True
+    >>> problem
+    UnidentifiedImageError("cannot identify image file 'notes.txt'")
+    ```
     """
     photos = iter(photos)
-    prepare = functools.partial(_prepare, model.image_processor)
+    read = functools.partial(_read_pixels, model.image_processor)
     with ThreadPoolExecutor() as pool:
-        ahead = [pool.submit(prepare, photo) for photo in itertools.islice(photos, batch_size)]
+        ahead = [pool.submit(read, photo) for photo in itertools.islice(photos, batch_size)]
         while ahead:
-            batch, ahead = ahead, [pool.submit(prepare, photo) for photo in itertools.islice(photos, batch_size)]
-            yield from _classify(model, [future.result() for future in batch])
+            batch = ahead
+            # Before this batch is waited for, so that the threads are busy meanwhile.
+            ahead = [pool.submit(read, photo) for photo in itertools.islice(photos, batch_size)]
+            yield from _predict_batch(model, [future.result() for future in batch])
 
 
-def _prepare(processor: BaseImageProcessor, photo: str | os.PathLike) -> torch.Tensor | Exception:
-    """Pixels `(num_channels, height, width)`, or why there are none."""
+def _read_pixels(processor: BaseImageProcessor, photo: str | os.PathLike) -> torch.Tensor | Exception:
+    """Pixels `(num_channels, height, width)`, or why a photo can't be read."""
     try:
         with Image.open(photo) as image:
             image = to_rgb(image)
@@ -98,7 +106,7 @@ def _prepare(processor: BaseImageProcessor, photo: str | os.PathLike) -> torch.T
     return processor(cut_strip(image), return_tensors="pt")["pixel_values"][0]
 
 
-def _classify(
+def _predict_batch(
     model: MicroCLIPForImageClassification, batch: list[torch.Tensor | Exception]
 ) -> list[Prediction | Exception]:
     """Predictions in the places of pixels; the exceptions stay."""
@@ -107,7 +115,8 @@ def _classify(
         return batch
     pixel_values = torch.stack([batch[index] for index in readable]).to(model.device, model.dtype)
     best = model(pixel_values=pixel_values).logits.softmax(-1).topk(2)
-    results, names = list(batch), model.config.id2label
+    names = model.config.class_names
+    results = list(batch)
     for index, scores, classes in zip(readable, best.values.tolist(), best.indices.tolist(), strict=True):
         results[index] = Prediction(names[classes[0]], scores[0], names[classes[1]], scores[1])
     return results

@@ -36,11 +36,7 @@ class Preparation:
 
     @classmethod
     def of(cls, processor: BaseImageProcessor, size: int) -> "Preparation":
-        """Read the settings, and try them.
-
-        Args:
-            processor (`BaseImageProcessor`): of any class and back end.
-            size (`int`): S.
+        """Read the settings of a processor of any class and back end, and try them.
 
         Raises:
             ValueError: if it makes of a photo anything else than S x S resized and normalised pixels of it.
@@ -56,8 +52,8 @@ class Preparation:
 
     def denormalize(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pixel values `(batch_size, 3, height, width)` to [0, 1]."""
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        return pixel_values * std + mean
+        mean = torch.tensor(self.mean).view(-1, 1, 1)
+        return pixel_values * torch.tensor(self.std).view(-1, 1, 1) + mean
 
     def _try(self, processor: BaseImageProcessor, photo: Image, size: int) -> None:
         of_photo = f"of a photo of {photo.width} x {photo.height}"
@@ -66,7 +62,8 @@ class Preparation:
         except Exception as error:  # of anybody's class
             reason = shorten(str(error), 200)
             raise _error(processor, f"can't make pixel values {of_photo} ({reason})", "mend its settings") from error
-        shape, expected = tuple(pixel_values.shape), (1, 3, size, size)
+        shape = tuple(pixel_values.shape)
+        expected = (1, 3, size, size)
         if shape != expected:
             crop = f'set do_center_crop=True and crop_size={{"height": {size}, "width": {size}}}'
             advice = crop if shape[:-2] == expected[:-2] else "take a CLIPImageProcessor"
@@ -82,27 +79,28 @@ class Preparation:
             )
 
 
-def _normalization(
-    processor: BaseImageProcessor, settings: dict[str, Any]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _normalization(processor: BaseImageProcessor, settings: dict[str, Any]) -> tuple[tuple[float, ...], ...]:
     """Mean and standard deviation of colours in [0, 1]."""
     factor = settings.get("rescale_factor") if settings.get("do_rescale") else 1.0
     if not isinstance(factor, Real) or not factor > 0:
         raise _error(processor, f"has rescale_factor={factor!r}", "pass a number above 0, such as 1 / 255")
-    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    mean = (0.0, 0.0, 0.0)
+    std = (1.0, 1.0, 1.0)
     if settings.get("do_normalize"):
-        mean, std = (_three(processor, name, settings.get(name)) for name in ("image_mean", "image_std"))
+        mean = _three(processor, "image_mean", settings.get("image_mean"))
+        std = _three(processor, "image_std", settings.get("image_std"))
         if factor == 1 and max(mean) <= 1:
             raise _error(processor, f"doesn't rescale photos, and has a mean of colours in [0, 1], {mean}", RESCALE)
     if not min(std) > 0:
         raise _error(processor, f"has image_std={std}", "pass numbers above 0")
+    # What the processor subtracts, in its own scale, in that of colours from 0 to 1.
     white = 255 * factor
     return tuple(value / white for value in mean), tuple(value / white for value in std)
 
 
 def _three(processor: BaseImageProcessor, name: str, value: Any) -> tuple[float, ...]:
     values = [value] * 3 if isinstance(value, Real) else list(value or ())
-    if len(values) != 3 or not all(isinstance(one, Real) for one in values):
+    if len(values) != 3 or not all(isinstance(number, Real) for number in values):
         raise _error(processor, f"has {name}={value!r}", "pass three numbers, of red, green and blue")
     return tuple(map(float, values))
 

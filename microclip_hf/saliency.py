@@ -59,11 +59,8 @@ def gram(rows: torch.Tensor) -> torch.Tensor:
     rest, whose product with itself is below float32's rounding. Switching TF32 off would be no help: compiled code
     can't, and ONNX Runtime has a switch of its own (`use_tf32`, on by default).
 
-    Args:
-        rows (`torch.Tensor` of shape `(batch_size, num_rows, width)`): float32, magnitudes up to 1.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, num_rows, num_rows)`.
+    `rows` `(batch_size, num_rows, width)`, float32, have magnitudes up to 1; the result is `(batch_size, num_rows,
+    num_rows)`.
     """
     # The clamp changes no value. It keeps compilers from fusing the multiplication with the subtractions, which would
     # then return `rows` itself.
@@ -87,6 +84,7 @@ def patch_affinity(patch_embeds: torch.Tensor, affinity: str = "dot", threshold:
     patch_embeds = patch_embeds.float()
     if affinity == "cosine":
         patch_embeds = torch.nn.functional.normalize(patch_embeds, dim=-1)
+    # Tokens may have any norm, and `gram` takes magnitudes up to 1.
     largest = patch_embeds.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     similarity = gram(patch_embeds / largest) * (largest * largest.transpose(-1, -2))
     return torch.where(similarity > threshold, 1.0, EPSILON).float()
@@ -95,12 +93,7 @@ def patch_affinity(patch_embeds: torch.Tensor, affinity: str = "dot", threshold:
 def normalize_graph(graph: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`M = D^-1/2 A D^-1/2` and the eigenvector of its largest eigenvalue, 1, which is known: `sqrt(d) / |sqrt(d)|`.
 
-    Args:
-        graph (`torch.Tensor` of shape `(batch_size, num_patches, num_patches)`): symmetric, positive.
-
-    Returns:
-        `(torch.Tensor, torch.Tensor)` of shapes `(batch_size, num_patches, num_patches)` and
-        `(batch_size, num_patches)`.
+    Of graphs as by [`patch_affinity`]; the vectors are `(batch_size, num_patches)`.
     """
     root_degree = graph.sum(-1).sqrt()
     normalized = graph / (root_degree.unsqueeze(-1) * root_degree.unsqueeze(-2))
@@ -124,17 +117,17 @@ def leading_eigenvector(matrix: torch.Tensor) -> torch.Tensor:
     While the identity dominates, adding it would round the rest: the first squarings keep `c^2 + 2ac` of
     `(aI + c)^2 = a^2 I + 2ac + c^2`.
 
-    Args:
-        matrix (`torch.Tensor` of shape `(batch_size, num_patches, num_patches)`): symmetric, eigenvalues in `[-1, 1]`.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, num_patches)`, unit norm, of arbitrary sign.
+    Of symmetric matrices `(batch_size, num_patches, num_patches)`, whose eigenvalues lie in `[-1, 1]`; the result
+    `(batch_size, num_patches)` has unit norm and an arbitrary sign.
     """
-    power, identity = matrix / 2, 0.5
+    power = matrix / 2
+    identity = 0.5
     for _ in range(SQUARINGS_APART):
-        power, identity = gram(power) + 2 * identity * power, identity**2
+        power = gram(power) + 2 * identity * power
+        identity = identity**2
     power = power + identity * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     for _ in range(SQUARINGS - SQUARINGS_APART):
+        # Divided, since powers of an eigenvalue below 1 would underflow.
         largest = power.amax((-2, -1), keepdim=True)
         power = gram(power / largest.clamp(min=torch.finfo(torch.float32).tiny))
     column = power.diagonal(dim1=-2, dim2=-1).argmax(-1)[:, None, None].expand(-1, power.shape[-1], 1)
@@ -148,11 +141,7 @@ def fiedler_vector(graph: torch.Tensor) -> torch.Tensor:
     is known (see [`normalize_graph`]); `M - 2 u u^T` moves it to -1, the bottom of the spectrum, so that the wanted
     one comes first however close it was to 1 (on a disconnected graph 4e-6, within float32 rounding).
 
-    Args:
-        graph (`torch.Tensor` of shape `(batch_size, num_patches, num_patches)`): symmetric, positive.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, num_patches)`, unit norm, of arbitrary sign.
+    Of graphs as by [`patch_affinity`]; the result `(batch_size, num_patches)` has unit norm and an arbitrary sign.
     """
     normalized, trivial = normalize_graph(graph)
     deflated = normalized - 2 * trivial.unsqueeze(-1) * trivial.unsqueeze(-2)
@@ -161,37 +150,12 @@ def fiedler_vector(graph: torch.Tensor) -> torch.Tensor:
     return leading_eigenvector(deflated)
 
 
-def cut_residual(graph: torch.Tensor, fiedler: torch.Tensor) -> torch.Tensor:
-    """How far `f` is from an eigenvector of `L = I - D^-1/2 A D^-1/2`: the norm of `L f - (f^T L f) f`.
-
-    At most about 2e-5 for what [`fiedler_vector`] returns, whatever the eigengap. Every eigenvector has none, so that
-    a small one doesn't tell which eigenvalue it is.
-
-    Args:
-        graph (`torch.Tensor` of shape `(batch_size, num_patches, num_patches)`): symmetric, positive.
-        fiedler (`torch.Tensor` of shape `(batch_size, num_patches)`): unit norm.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size,)`.
-    """
-    # A sum, not a matrix product: that may be rounded to TF32.
-    applied = fiedler - (normalize_graph(graph)[0] * fiedler.unsqueeze(-2)).sum(-1)
-    eigenvalue = (fiedler * applied).sum(-1, keepdim=True)
-    return torch.linalg.vector_norm(applied - eigenvalue * fiedler, dim=-1)
-
-
 def cut(fiedler: torch.Tensor, statistic: str = "std") -> torch.Tensor:
     """Split the patches by the eigenvector, whatever its sign and scale.
 
     The seed, the entry of largest magnitude (the lowest index where several tie), is made positive; salient are the
-    entries above the unbiased standard deviation (as published) or the mean (TokenCut). An empty mask keeps the seed.
-
-    Args:
-        fiedler (`torch.Tensor` of shape `(batch_size, num_patches)`): the eigenvectors.
-        statistic (`"std"` or `"mean"`): the threshold.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, num_patches)`, bool, at least one entry of each row is true.
+    entries above the unbiased standard deviation (`"std"`, as published) or the mean (`"mean"`, TokenCut). An empty
+    mask keeps the seed, so that of each row of the bool result `(batch_size, num_patches)` one entry is true.
     """
     magnitude = fiedler.abs()
     tied = magnitude >= (1 - TIE_TOLERANCE) * magnitude.amax(-1, keepdim=True)
@@ -206,11 +170,7 @@ def cut(fiedler: torch.Tensor, statistic: str = "std") -> torch.Tensor:
 def has_no_cut(graph: torch.Tensor) -> torch.Tensor:
     """Whether all patches are related alike, so that every direction is as good an eigenvector as another.
 
-    Args:
-        graph (`torch.Tensor` of shape `(batch_size, num_patches, num_patches)`): entries 1 and `EPSILON`.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, 1)`, bool.
+    Of graphs as by [`patch_affinity`]; bool, `(batch_size, 1)`.
     """
     connected = graph > 0.5
     loops = connected.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
@@ -239,6 +199,14 @@ def saliency_mask(
 
     Raises:
         ValueError: if `patch_embeds` holds NaN or infinite values (see [`check_finite`]).
+
+    Example:
+    ```python
+    >>> background, thing = [1.0, 0.1], [0.1, 1.0]
+    >>> patch_embeds = torch.tensor([[background, background, thing, background, thing, background]])
+    >>> saliency_mask(patch_embeds, affinity="cosine")
+    tensor([[False, False,  True, False,  True, False]])
+    ```
     """
     check_finite(patch_embeds, "patch_embeds", "Check the weights, and use bfloat16 or float32 if float16 overflows.")
     # Not `no_grad`: an assertion that fails in compiled code would leave gradients off for the whole process.

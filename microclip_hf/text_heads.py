@@ -4,6 +4,7 @@ C classes, E joint embedding width.
 """
 
 import difflib
+import itertools
 import re
 import unicodedata
 import warnings
@@ -15,7 +16,7 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 
-from .configuration_microclip import TOKENIZER_FILES, naming_damaged_file
+from .configuration_microclip import TOKENIZER_FILES, abbreviate, naming_damaged_file
 from .saliency import check_finite
 
 
@@ -41,25 +42,24 @@ def whole_characters(text: str) -> str:
     return re.sub(r"\s*\ufffd+", "", joined)
 
 
-def abbreviate(names: Sequence[str]) -> str:
-    """The first names of a list, quoted, for an error's text."""
-    return ", ".join([*map(repr, names[:5]), *(["..."] if len(names) > 5 else [])])
+def suggest(name: str, names: Sequence[str]) -> str:
+    """The name nearest to a misspelt one, as a question for an error's text; a full stop if none is near."""
+    spellings = {normalize_name(other): other for other in names}
+    near = difflib.get_close_matches(normalize_name(name), spellings, 1, cutoff=0.75)
+    return f"; did you mean {spellings[near[0]]!r}?" if near else "."
 
 
-def suggest(name: str, known: Sequence[str]) -> str:
-    """The known name nearest to a misspelt one, as a question for an error's text; a full stop if none is near."""
-    by_key = {normalize_name(own): own for own in known}
-    near = difflib.get_close_matches(normalize_name(name), by_key, 1, cutoff=0.75)
-    return f"; did you mean {by_key[near[0]]!r}?" if near else "."
+def name_positions(names: Sequence[str]) -> dict[str, int]:
+    """The index of each name, by [`normalize_name`]."""
+    return {normalize_name(name): index for index, name in enumerate(names)}
 
 
 def check_class_names(class_names: Sequence[str]) -> list[str]:
     """The class names as a list.
 
     Raises:
-        TypeError: if it isn't a sequence of strings.
-        ValueError: if there are fewer than two, one is empty or holds half a character (a surrogate), or two are equal
-            under [`normalize_name`].
+        TypeError, ValueError: unless they are strings, at least two, none empty nor with half a character (a
+            surrogate), and all different under [`normalize_name`].
     """
     if isinstance(class_names, (str, Mapping)) or not isinstance(class_names, Sequence):
         raise TypeError(f"class_names is a {type(class_names).__name__}; pass a list of strings, one a class.")
@@ -69,17 +69,17 @@ def check_class_names(class_names: Sequence[str]) -> list[str]:
         check_whole("class_names", name)
     if len(class_names) < 2:
         raise ValueError(f"class_names is {list(class_names)!r}; a classifier needs at least two classes.")
-    seen: dict[str, str] = {}
+    earlier: dict[str, str] = {}
     for name in class_names:
         key = normalize_name(name)
         if not key:
             raise ValueError(f"class_names holds {name!r}; give every class a name with at least one letter.")
-        if key in seen:
+        if key in earlier:
             raise ValueError(
-                f"class_names holds the duplicate {name!r} (the same as {seen[key]!r}: case, '_' and '-' don't "
+                f"class_names holds the duplicate {name!r} (the same as {earlier[key]!r}: case, '_' and '-' don't "
                 "count). Remove one or make them differ."
             )
-        seen[key] = name
+        earlier[key] = name
     return list(class_names)
 
 
@@ -87,8 +87,7 @@ def check_templates(templates: str | Sequence[str] | None) -> list[str]:
     """The prompt templates as a list; `None` gives `DEFAULT_TEMPLATES`.
 
     Raises:
-        TypeError: if one isn't a string.
-        ValueError: if there is none, or one has no `{}` for the class name or holds half a character (a surrogate).
+        TypeError, ValueError: unless they are strings, each with `{}` for the class name and without half a character.
     """
     if templates is None:
         return list(DEFAULT_TEMPLATES)
@@ -105,11 +104,7 @@ def check_templates(templates: str | Sequence[str] | None) -> list[str]:
 
 
 def check_whole(argument: str, text: str) -> None:
-    """Refuse half a character, which no tokenizer takes.
-
-    Raises:
-        ValueError: if the text holds a surrogate.
-    """
+    """Refuse half a character (a surrogate), which no tokenizer takes."""
     if re.search("[\ud800-\udfff]", text):
         raise ValueError(f"{argument} holds {text!r} with half a character (a surrogate); write that text anew.")
 
@@ -119,13 +114,11 @@ def match_descriptions(
 ) -> list[list[str] | None]:
     """For each class its descriptions by [`whole_characters`], or `None` where there are none.
 
-    Args:
-        class_names (`Sequence[str]`): the C class names.
-        descriptions (`Mapping[str, Sequence[str]]`): `{class: [sentence, ...]}`; keys match by [`normalize_name`].
+    `descriptions` is `{class: [sentence, ...]}`; keys match class names by [`normalize_name`].
 
     Raises:
-        TypeError: if it isn't such a mapping, or a sentence isn't a string.
-        ValueError: if a key is no class, two keys are the same class, or a list or sentence is empty.
+        TypeError, ValueError: if it isn't such a mapping, a key is no class, two keys are the same class, or a list or
+            sentence is empty.
     """
     if descriptions is None:
         return [None] * len(class_names)
@@ -133,12 +126,12 @@ def match_descriptions(
         raise TypeError(
             f"descriptions is a {type(descriptions).__name__}; pass a dictionary {{class name: [sentence, ...]}}."
         )
-    position = {normalize_name(name): i for i, name in enumerate(class_names)}
+    positions = name_positions(class_names)
     matched: list[list[str] | None] = [None] * len(class_names)
     for key, sentences in descriptions.items():
-        index = position.get(normalize_name(key)) if isinstance(key, str) else None
+        index = positions.get(normalize_name(key)) if isinstance(key, str) else None
         if index is None:
-            unknown = [other for other in descriptions if normalize_name(str(other)) not in position]
+            unknown = [other for other in descriptions if normalize_name(str(other)) not in positions]
             others = f" So are {len(unknown) - 1} other keys: {abbreviate(unknown[1:])}." if len(unknown) > 1 else ""
             raise ValueError(
                 f"descriptions has the key {key!r}, which is none of the {len(class_names)} class names "
@@ -151,16 +144,16 @@ def match_descriptions(
 
 
 def _check_sentences(key: str, sentences: Sequence[str]) -> list[str]:
+    place = f"descriptions[{key!r}]"
     if isinstance(sentences, str) or not isinstance(sentences, Sequence):
-        raise TypeError(f"descriptions[{key!r}] is a {type(sentences).__name__}; pass a list of sentences.")
+        raise TypeError(f"{place} is a {type(sentences).__name__}; pass a list of sentences.")
     if not sentences:
-        raise ValueError(f"descriptions[{key!r}] is empty; add a sentence, or remove the key to use the templates.")
+        raise ValueError(f"{place} is empty; add a sentence, or remove the key to use the templates.")
     for sentence in sentences:
         if not isinstance(sentence, str):
-            kind = type(sentence).__name__
-            raise TypeError(f"descriptions[{key!r}] holds {sentence!r}, a {kind}; pass strings.")
+            raise TypeError(f"{place} holds {sentence!r}, a {type(sentence).__name__}; pass strings.")
         if not whole_characters(sentence).strip():
-            raise ValueError(f"descriptions[{key!r}] holds an empty sentence; remove it.")
+            raise ValueError(f"{place} holds an empty sentence; remove it.")
     return [whole_characters(sentence) for sentence in sentences]
 
 
@@ -170,12 +163,7 @@ def load_tokenizer(
     advice: str = "Pass tokenizer=, the one that belongs to this CLIP (for example "
     "AutoTokenizer.from_pretrained(<its id>)).",
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer saved with a CLIP.
-
-    Args:
-        source (`str`, *optional*): Hub id or folder, `None` where it isn't known.
-        hub_kwargs (`dict[str, Any]`): `revision`, `token` and the like.
-        advice (`str`): what the error says to do.
+    """The tokenizer saved with a CLIP; arguments as in `load_image_processor`, and `advice`, which errors end with.
 
     Raises:
         ValueError: if there is none, or its files are damaged.
@@ -197,25 +185,20 @@ def load_tokenizer(
 def encode_texts(
     clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int = 256
 ) -> torch.Tensor:
-    """Projected text features, not normalised, with a progress bar where there is more than one batch.
+    """Projected text features `(len(texts), projection_dim)`, not normalised, float32, on the CPU.
 
-    Args:
-        clip (`CLIPModel`): with its text tower.
-        tokenizer (`PreTrainedTokenizerBase`): that tower's own.
-        texts (`Sequence[str]`): any number; those longer than the tower's positions are cut, with one warning.
-        batch_size (`int`): texts encoded at once.
-
-    Returns:
-        `torch.Tensor` of shape `(len(texts), projection_dim)`, float32, on the CPU.
+    Texts longer than the tower's positions are cut, with one warning. More than one batch has a progress bar.
 
     Raises:
         ValueError: if the tokenizer doesn't belong to the text tower.
     """
     max_length = clip.config.text_config.max_position_embeddings
     device = clip.text_model.device
-    features, num_cut = [], 0
+    features = []
+    num_cut = 0
     for start in tqdm(range(0, len(texts), batch_size), "Encoding texts", disable=len(texts) <= batch_size):
         batch = list(texts[start : start + batch_size])
+        # Once without truncation, to tell of it.
         num_cut += sum(len(ids) > max_length for ids in tokenizer(batch, verbose=False)["input_ids"])
         tokens = tokenizer(batch, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
         _check_tokens(clip, tokenizer, tokens["input_ids"])
@@ -236,19 +219,20 @@ def _check_tokens(clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, input_ids
     """A foreign tokenizer gives ids that the tower lacks, or no end-of-text token where the tower pools."""
     config = clip.config.text_config
     advice = f"Pass the tokenizer that was saved with this CLIP; got a {type(tokenizer).__name__}"
+    end = tokenizer.eos_token_id
     if input_ids.max() >= config.vocab_size:
         raise ValueError(
             f"The tokenizer gave the id {int(input_ids.max())}, but the text tower has {config.vocab_size} tokens. "
             f"{advice}."
         )
     if config.eos_token_id == LEGACY_EOS_TOKEN_ID:
-        ends = input_ids.amax(-1) == tokenizer.eos_token_id if tokenizer.eos_token_id is not None else input_ids < 0
+        pools_the_end = end is not None and (input_ids.amax(-1) == end).all()
     else:
-        ends = (input_ids == config.eos_token_id).any(-1)
-    if not ends.all():
+        pools_the_end = (input_ids == config.eos_token_id).any(-1).all()
+    if not pools_the_end:
         raise ValueError(
             f"The tokenizer doesn't end texts with the end-of-text token that the text tower pools "
-            f"(id {config.eos_token_id}). {advice} whose end-of-text id is {tokenizer.eos_token_id}."
+            f"(id {config.eos_token_id}). {advice} whose end-of-text id is {end}."
         )
 
 
@@ -275,10 +259,21 @@ def build_heads(
 
     Raises:
         ValueError: if the weights of a class cancel, `|sum a| < 1e-3 sum |a|`, or `prior_weighting` is neither.
+
+    Example:
+    ```python
+    >>> prompt_features = [torch.tensor([[5.0, 0.0]]), torch.tensor([[0.0, 5.0]])]
+    >>> description_features = [torch.tensor([[3.0, 4.0], [3.0, -4.0]]), torch.tensor([[0.0, 2.0]])]
+    >>> classifier, prior_head = build_heads(prompt_features, description_features)
+    >>> prior_head
+    tensor([[1., 0.],
+            [0., 1.]])
+    ```
     """
     if prior_weighting not in ("name", "uniform"):
         raise ValueError(f'prior_weighting is {prior_weighting!r}; it must be "name" or "uniform".')
-    classifier, prior_head = [], []
+    classifier = []
+    prior_head = []
     for index, (prompts, descriptions) in enumerate(zip(prompt_features, description_features, strict=True)):
         units = normalize(descriptions, dim=-1)
         weights = units.new_ones(len(units))
@@ -307,22 +302,13 @@ def encode_heads(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The two heads from texts. Classes without descriptions are described by their templates, with one warning.
 
-    Args:
-        clip, tokenizer, batch_size: see [`encode_texts`].
-        class_names (`Sequence[str]`): the C class names, underscores become spaces in the prompts.
-        templates (`str` or `Sequence[str]`, *optional*): prompts with `{}`, default `DEFAULT_TEMPLATES`.
-        descriptions (`Mapping[str, Sequence[str]]`, *optional*): see [`match_descriptions`].
-        prior_weighting: see [`build_heads`].
-
-    Returns:
-        `(classifier, prior_head)`, two `torch.Tensor` of shape `(num_classes, embed_dim)`.
-
-    Raises:
-        TypeError, ValueError: on names, templates, descriptions or a tokenizer that don't fit.
+    Underscores of class names become spaces in the prompts. For arguments and errors see [`check_class_names`],
+    [`check_templates`], [`match_descriptions`], [`encode_texts`] and [`build_heads`], which says what is returned.
     """
-    class_names, templates = check_class_names(class_names), check_templates(templates)
-    sentences = match_descriptions(class_names, descriptions)
-    missing = [name for name, own in zip(class_names, sentences, strict=True) if own is None]
+    class_names = check_class_names(class_names)
+    templates = check_templates(templates)
+    matched = match_descriptions(class_names, descriptions)
+    missing = [name for name, sentences in zip(class_names, matched, strict=True) if sentences is None]
     if missing and descriptions is not None:
         warnings.warn(
             f"{len(missing)} of {len(class_names)} classes have no descriptions; their templates stand in: "
@@ -330,9 +316,13 @@ def encode_heads(
             stacklevel=2,
         )
     prompts = [template.replace("{}", name.replace("_", " ")) for name in class_names for template in templates]
-    texts = [sentence for own in sentences if own is not None for sentence in own]
-    features = encode_texts(clip, tokenizer, prompts + texts, batch_size)
+    described = [sentences for sentences in matched if sentences is not None]
+    # All at once, so that batches are full.
+    features = encode_texts(clip, tokenizer, prompts + list(itertools.chain(*described)), batch_size)
     prompt_features = features[: len(prompts)].split(len(templates))
-    described = iter(features[len(prompts) :].split([len(own) for own in sentences if own is not None]))
-    description_features = [prompt_features[i] if own is None else next(described) for i, own in enumerate(sentences)]
+    in_turn = iter(features[len(prompts) :].split([len(sentences) for sentences in described]))
+    description_features = [
+        prompts_of_class if sentences is None else next(in_turn)
+        for prompts_of_class, sentences in zip(prompt_features, matched, strict=True)
+    ]
     return build_heads(prompt_features, description_features, prior_weighting, class_names)

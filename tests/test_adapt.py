@@ -17,6 +17,7 @@ from tolerances import assert_clear
 from torch.nn.functional import normalize
 from transformers import AutoProcessor, CLIPModel
 
+from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer
 from microclip_hf.commands import adapt
 from microclip_hf.commands import main as microclip
 from microclip_hf.data.sources import load_image_folder
@@ -70,7 +71,7 @@ def test_an_interrupted_run_says_how_to_go_on(inputs, tmp_path, monkeypatch, cap
         (tmp_path / "checkpoint-3").mkdir()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(adapt.MicroCLIPTrainer, "train", train)
+    monkeypatch.setattr(MicroCLIPTrainer, "train", train)
     with pytest.raises(SystemExit) as end:
         adapt.main(flags(inputs, tmp_path, config_overrides=UNIFORM))
     assert end.value.code == 130
@@ -108,7 +109,7 @@ def test_an_existing_result_is_not_overwritten(inputs, tmp_path):
     ],
 )
 def test_bad_input_is_found_before_the_model_is_loaded(inputs, tmp_path, option, content, message, monkeypatch):
-    monkeypatch.setattr(adapt.MicroCLIPForImageClassification, "from_clip", None)
+    monkeypatch.setattr(MicroCLIPForImageClassification, "from_clip", None)
     if option in ("class_names", "descriptions"):
         if content is not None:
             (tmp_path / "file").write_text(content)

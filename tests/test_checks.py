@@ -79,7 +79,7 @@ def test_an_output_folder_that_cannot_be_written(inputs, tmp_path, monkeypatch, 
 
     folder = tmp_path if exists else tmp_path / "new" / "one"
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-    monkeypatch.setattr(command.MicroCLIPForImageClassification, "from_clip", None)
+    monkeypatch.setattr(MicroCLIPForImageClassification, "from_clip", None)
     with pytest.raises(SystemExit, match=f"output_dir {folder} can't be written: Read-only file system"):
         command.main(flags(inputs, folder))
 

@@ -21,6 +21,7 @@ from tiny_inputs import DESCRIPTIONS, save_clip, write_inputs
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from microclip_hf import MicroCLIPForImageClassification
 from microclip_hf.commands import adapt
 from microclip_hf.commands import describe as command
 from microclip_hf.descriptions import chat
@@ -636,7 +637,7 @@ def test_adapt_reads_them(tmp_path, monkeypatch, kind):
     adapt.main(list(map(str, [*flags, *own])))
     assert json.loads((tmp_path / "out" / "descriptions.json").read_text()) == DESCRIPTIONS
     assert "descriptions.json" in (tmp_path / "out" / "README.md").read_text()
-    monkeypatch.setattr(adapt.MicroCLIPForImageClassification, "from_clip", None)
+    monkeypatch.setattr(MicroCLIPForImageClassification, "from_clip", None)
     for wrong, message in (
         (["--descriptions", tmp_path / "lines.txt", "--descriptions_dataset", "x"], "either --descriptions or"),
         (["--descriptions_columns", "k", "s"], "pass that too"),

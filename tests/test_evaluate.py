@@ -30,9 +30,9 @@ from microclip_hf.evaluation.page import report_page, write_results
 from microclip_hf.evaluation.predictions import EvaluationSettings, PlainCLIP, Predictions, predict_all_ways
 from microclip_hf.evaluation.results import EvaluationFacts, bootstrap_accuracies, confused_pairs, make_report
 from microclip_hf.hub.card_results import add_results, read_card
+from microclip_hf.images import crop_box
 from microclip_hf.loading import load_adapted, load_clip
 from microclip_hf.metrics import MicroCLIPMetric
-from microclip_hf.training.views import crop_box
 
 
 ROOT = Path(__file__).parents[1]
@@ -131,8 +131,7 @@ def test_every_way_against_an_independent_one(inputs, photos, image_size, tmp_pa
         clip = tmp_path
         tiny_inputs.save_clip(clip, image_size)
     texts = {"class_names": NAMES, "templates": ["a {}.", "no {}"], "descriptions": tiny_inputs.DESCRIPTIONS}
-    other, zero_shot = load_clip(str(clip), texts, {"prior_weighting": "uniform"})
-    heads = {"zero_shot": zero_shot, "cupl": other.classifier.weight.detach()}
+    other, heads = load_clip(str(clip), texts, {"prior_weighting": "uniform"})
     model = load_adapted(str(inputs / "adapted")).train()
     settings = EvaluationSettings(num_crops=3, seed=5, batch_size=5)
     with ClearDecisions():
@@ -403,7 +402,7 @@ def test_a_data_set_of_the_hub_in_the_card(by_hand, tmp_path):
     ],
 )
 def test_a_card_that_cannot_be_written_is_found_first(inputs, tmp_path, text, message, monkeypatch):
-    monkeypatch.setattr(evaluate, "load_images", None)
+    monkeypatch.setattr("microclip_hf.commands.options.load_images", None)
     (tmp_path / "config.json").write_bytes((inputs / "adapted" / "config.json").read_bytes())
     if text is not None:
         (tmp_path / "README.md").write_text(text)

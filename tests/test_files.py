@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 from microclip_hf.data.class_names import read_class_names
 from microclip_hf.descriptions.files import read_descriptions, save_descriptions
-from microclip_hf.files import read_text, write_whole
+from microclip_hf.files import read_text, whole_file, whole_files, write_whole
 from microclip_hf.hub.model_card import save_card
 
 
@@ -200,3 +200,36 @@ def test_files_are_written_whole(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.json", "folder"]
     save_card(ModelCard("---\nlicense: mit\n---\nphotos of caf\udce9"), tmp_path)
     assert "photos of caf\\udce9" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_file_that_is_written_bit_by_bit(tmp_path, keep):
+    """It has its name, and replaces the old one, at the end; what was written before an error stays if wanted."""
+    path = tmp_path / "labels.csv"
+    for content in ("old", "new"):
+        with whole_file(path, keep) as incomplete:
+            incomplete.write_text(content)
+            assert not path.exists() or path.read_text() == "old"
+    with pytest.raises(KeyboardInterrupt), whole_file(path, keep) as incomplete:
+        incomplete.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "new"
+    kept = [incomplete] if keep else []
+    assert sorted(tmp_path.iterdir()) == [*kept, path] and all(file.read_text() == "half" for file in kept)
+
+
+def test_files_that_belong_together(tmp_path):
+    """All of them are complete before the first has its name; what a killed run left behind goes."""
+    folder = tmp_path / "new" / "folder"
+    (folder / "_incomplete_b").mkdir(parents=True)
+    (folder / "_incomplete_b" / "old").touch()
+    with whole_files(folder, last="b") as incomplete:
+        for name in "bca":
+            (incomplete / name).touch()
+        assert [file.name for file in folder.iterdir()] == [incomplete.name]
+    assert sorted(file.name for file in folder.iterdir()) == ["a", "b", "c"]
+    with pytest.raises(OSError), whole_files(folder, last="b") as incomplete:
+        (incomplete / "a").write_text("half")
+        raise OSError
+    assert sorted(file.name for file in folder.iterdir()) == ["a", "b", "c"]
+    assert (folder / "a").read_text() == ""

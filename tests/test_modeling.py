@@ -1,5 +1,7 @@
 """The model as a transformers user meets it."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -433,6 +435,18 @@ def test_flops_over_a_plain_clip(clip, pixel_values):
 def test_bad_configurations(kwargs, message):
     with pytest.raises(Exception, match=message):
         MicroCLIPConfig(**kwargs)
+
+
+def test_class_names_are_in_the_order_of_the_logits(tmp_path):
+    """Also where JSON sorted the indices, of more than ten classes, as words."""
+    names = [f"class {chr(122 - index)}" for index in range(12)]
+    config = MicroCLIPConfig(id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)})
+    config.save_pretrained(tmp_path)
+    assert config.class_names == MicroCLIPConfig.from_pretrained(tmp_path).class_names == names
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()), sort_keys=True))
+    loaded = MicroCLIPConfig.from_pretrained(tmp_path)
+    assert list(loaded.id2label.values()) != names and loaded.class_names == names
 
 
 def test_config_round_trip(tmp_path):

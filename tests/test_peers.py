@@ -15,7 +15,8 @@ from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from microclip_hf import MicroCLIPTrainingArguments
-from microclip_hf.training.views import crop_box, cut_squares, make_views
+from microclip_hf.images import crop_box, cut_squares
+from microclip_hf.training.views import make_views
 
 
 NAMES = ["red disc", "green_square", "blue bar"]

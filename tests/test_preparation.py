@@ -20,10 +20,10 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
 from microclip_hf.evaluation.predictions import EvaluationSettings, PreparedImages
 from microclip_hf.explain.explanation import explain
+from microclip_hf.images import cut_squares
 from microclip_hf.loading import load_adapted, load_clip
 from microclip_hf.prediction import predict_photos
 from microclip_hf.preparation import Preparation
-from microclip_hf.training.views import cut_squares
 
 
 SQUARE = {"height": 32, "width": 32}

@@ -11,6 +11,7 @@ from decisions import ClearDecisions
 from PIL import Image as PilImage
 from tolerances import assert_clear
 
+from microclip_hf import MicroCLIPForImageClassification
 from microclip_hf.commands import adapt, evaluate
 from microclip_hf.data import tables
 from microclip_hf.data.sources import load_images
@@ -76,7 +77,7 @@ def test_every_preset_loads_its_schema_and_refuses_another(name, tmp_path):
     here = preset.override(dataset=stand_in(preset, tmp_path / "copy"))
     for split, own in (("train", preset.train_split), ("test", preset.test_split)):
         if own is None:
-            with pytest.raises(ValueError, match=rf"has no split to {split} with; pass your own images \(--test_dir"):
+            with pytest.raises(ValueError, match=rf"has no split to {split} with; pass your own images \(`source`"):
                 load_split(here, split)
             continue
         dataset = load_split(here, split)
@@ -272,9 +273,9 @@ def evaluate_with_a_preset(run, output, model, **options):
 @pytest.mark.numerical
 def test_adapt_and_evaluate_with_a_preset(run, tmp_path, monkeypatch):
     asked = []
-    load = adapt.MicroCLIPForImageClassification.from_clip
+    load = MicroCLIPForImageClassification.from_clip
     monkeypatch.setattr(
-        adapt.MicroCLIPForImageClassification,
+        MicroCLIPForImageClassification,
         "from_clip",
         lambda *args, **texts: asked.append(texts) or load(*args, **texts),
     )
@@ -305,7 +306,7 @@ def test_adapt_and_evaluate_with_a_preset(run, tmp_path, monkeypatch):
     measured = evaluate_with_a_preset(run, tmp_path / "adapted", model=tmp_path / "out")
     assert measured["ways"]["fused"]["accuracy"] == pytest.approx(results["adapted_accuracy"])
     options = adapt.AdaptArguments(model_name_or_path="x", preset="eurosat", templates=["{}!"], image_column="photo")
-    preset = adapt._apply_preset(options)
+    preset = options.apply_preset(None)
     assert preset.revision == load_preset("eurosat").revision and preset.image_column == "photo"
     assert options.dataset_name == "timm/eurosat-rgb" and options.templates == ["{}!"]
 
@@ -327,7 +328,7 @@ def test_adapt_and_evaluate_with_a_preset(run, tmp_path, monkeypatch):
     ],
 )
 def test_bad_input_is_found_before_the_model_is_loaded(run, tmp_path, options, message, monkeypatch):
-    monkeypatch.setattr(adapt.MicroCLIPForImageClassification, "from_clip", None)
+    monkeypatch.setattr(MicroCLIPForImageClassification, "from_clip", None)
     files = {"dataset_name", "descriptions", "class_names", "train_dir", "output_dir"}
     options = {name: run / value if name in files and value else value for name, value in options.items()}
     with pytest.raises(SystemExit, match=message):

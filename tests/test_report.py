@@ -325,7 +325,7 @@ def test_a_report_that_fails_loses_nothing(inputs, tmp_path, monkeypatch, capsys
     def fail(*args):
         raise RuntimeError("no room")
 
-    monkeypatch.setattr(adapt, "write_report", fail)
+    monkeypatch.setattr("microclip_hf.training.run.write_report", fail)
     with pytest.warns(UserWarning, match="The run is saved, but not its report: .*no room"):
         run(inputs, tmp_path / "out", num_train_epochs=1)
     assert "says of the first image" in capsys.readouterr().out

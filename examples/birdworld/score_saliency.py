@@ -158,7 +158,7 @@ def find_domain(model: MicroCLIPForImageClassification) -> Domain:
     Raises:
         ValueError: if there is none.
     """
-    names = [model.config.id2label[index] for index in range(model.num_labels)]
+    names = model.config.class_names
     for domain in DOMAINS.values():
         if domain.class_names == names:
             return domain

@@ -104,7 +104,7 @@ def load_choice(name: str) -> Choice:
         model = load_adapted(name)
     except (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError) as error:
         raise refusal(f"The model {name} can't be loaded: {error}") from error
-    clip, why_not = _load_base(name, [model.config.id2label[index] for index in range(model.num_labels)])
+    clip, why_not = _load_base(name, model.config.class_names)
     return Choice(model, clip, f"{model.num_labels} classes.{why_not}")
 
 

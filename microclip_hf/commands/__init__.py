@@ -7,9 +7,9 @@ import io
 import os
 import sys
 import warnings
-from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, ArgumentParser
+from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -45,6 +45,7 @@ def main() -> None:
     if arguments[0] not in COMMANDS:
         sys.exit(f"microclip: there is no command {arguments[0]!r}\n\n{usage}")
     try:
+        # Only now: other commands need other extras.
         command = importlib.import_module(f".{arguments[0]}", __name__)
     except ModuleNotFoundError as error:
         extra = COMMANDS[arguments[0]][1]
@@ -56,9 +57,7 @@ def main() -> None:
 def command_frame(command: str, interrupted: str) -> Iterator[None]:
     r"""The frame of a command: what is expected to go wrong ends it with one line and an exit code, not a traceback.
 
-    Warnings are one line too, without the place in the code.
-
-    Printing doesn't fail for want of a letter in the terminal's encoding, which is then written as `\uXXXX`.
+    Warnings are one line too, and a letter that the terminal's encoding lacks is printed as `\uXXXX`.
 
     Args:
         command (`str`): its name.
@@ -68,7 +67,7 @@ def command_frame(command: str, interrupted: str) -> Iterator[None]:
         SystemExit: with the error's text; with 130 after Ctrl-C; with 1 where nobody reads the output any more.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper):  # not where a test or a notebook stands in
             stream.reconfigure(errors="backslashreplace")
     format_with_place = warnings.formatwarning
     warnings.formatwarning = lambda message, *place, **kwargs: f"microclip {command}: warning: {message}\n"
@@ -101,6 +100,7 @@ def _is_unread(stream: TextIO) -> bool:
 
 def _close_bars() -> None:
     """End the line of progress bars that an error cut short, so that the next text begins a line of its own."""
+    # A copy: bars leave the set as they are closed.
     for bar in list(tqdm._instances):
         bar.close()
 
@@ -117,34 +117,59 @@ class HelpFormatter(ArgumentDefaultsHelpFormatter):
     """Help that shows the defaults that say something."""
 
     def _get_help_string(self, action: Action) -> str | None:
+        # A help text that speaks of its default says what stands for `None`.
         silent = action.default in (None, SUPPRESS, "", []) or "efault" in (action.help or "")
         return action.help if silent else super()._get_help_string(action)
 
 
-def make_parser(options: type | tuple[type, ...], command: str, description: str | None) -> HfArgumentParser:
-    """The parser of a command.
+def read_options(
+    command: str,
+    description: str | None,
+    options: type | tuple[type, ...],
+    arguments: list[str] | None,
+    **others: dict[str, Any],
+) -> tuple[Any, ...]:
+    """What a command is called with: an instance of each dataclass, then, if there are others, a namespace of these.
 
     Args:
-        options (`type` or `tuple[type, ...]`): dataclasses, whose fields are the options.
         command (`str`): its name.
         description (`str`, *optional*): for `--help`.
+        options (`type` or `tuple[type, ...]`): dataclasses, whose fields are the options.
+        arguments (`list[str]`, *optional*): default: those of the process.
+        others (`dict[str, Any]`): by name, for what no dataclass can say, such as a folder: what `add_argument` takes.
+
+    Raises:
+        ValueError: if there is no such option; it says which name is the nearest.
     """
-    return HfArgumentParser(
+    parser = HfArgumentParser(
         options,
         prog=f"microclip {command}",
         description=description,
-        allow_abbrev=False,
+        allow_abbrev=False,  # what abbreviates one option today may abbreviate two tomorrow
         formatter_class=HelpFormatter,
     )
-
-
-def refuse_unknown(options: list[str], parser: ArgumentParser) -> None:
-    """Settings that no dataclass of a command's has are an error, with the nearest name.
-
-    Raises:
-        ValueError: if there are any.
-    """
-    for option in options:
+    for name, settings in others.items():
+        parser.add_argument(name, **settings)
+    *parsed, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    for option in unknown:
         near = difflib.get_close_matches(option, parser._option_string_actions, 1)
         advice = f"did you mean {near[0]}?" if near else "--help lists all settings."
         raise ValueError(f"There is no setting {option}; {advice}")
+    return tuple(parsed)
+
+
+@contextlib.contextmanager
+def naming_options(*names: str, **options: str) -> Iterator[None]:
+    """What the library says of `arguments` is said of options, as in --output_dir, in errors and after Ctrl-C.
+
+    Args:
+        names (`str`): arguments whose options have the same names.
+        options (`str`): by argument, the names of others.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, ValueError) as error:
+        text = str(error)
+        for argument, option in {**dict(zip(names, names, strict=True)), **options}.items():
+            text = text.replace(f"`{argument}`", f"--{option}")
+        raise (ValueError if isinstance(error, ValueError) else KeyboardInterrupt)(text) from error

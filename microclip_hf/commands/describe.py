@@ -26,8 +26,8 @@ from ..descriptions.chat import EndpointChat, LocalChat, first_line
 from ..descriptions.questions import Questions
 from ..descriptions.replies import ReplyFile
 from ..descriptions.sentences import Fits, fits_text_tower
-from ..files import write_whole
-from . import command_frame, make_parser, refuse_unknown
+from ..files import whole_file, write_whole
+from . import command_frame, read_options
 from .options import check_files
 
 
@@ -78,9 +78,7 @@ class DescribeArguments:
 @command_frame("describe", "the replies are kept; the same command goes on")
 def main(arguments: list[str] | None = None) -> None:
     """Check the input, ask what wasn't answered before, write the file."""
-    parser = make_parser(DescribeArguments, "describe", __doc__)
-    options, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-    refuse_unknown(unknown, parser)
+    (options,) = read_options("describe", __doc__, DescribeArguments, arguments)
     _check_numbers(options)
     _check_files(options)
     extra_body = _read_extra_body(options)
@@ -105,13 +103,9 @@ def _write(
     options: DescribeArguments, settings: dict[str, Any], questions: Questions, replies: ReplyFile, fits: Fits | None
 ) -> Outcome:
     """Write the descriptions, which get their name last, and in place of the replies the settings."""
-    unfinished = Path(f"{options.output}.incomplete")
-    try:
+    with whole_file(options.output) as unfinished:
         outcome = write_descriptions(unfinished, questions, replies, fits)
         _write_meta(options, settings, outcome)
-        unfinished.replace(options.output)
-    finally:
-        unfinished.unlink(missing_ok=True)
     replies.path.unlink()
     return outcome
 

@@ -1,35 +1,34 @@
 """`microclip export`: an adapted model -> one ONNX file that classifies photos without torch and transformers."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import torch
 from onnx.checker import ValidationError
+from transformers.hf_argparser import HfArg
 
 from ..export import export_onnx
 from ..loading import load_adapted
 from ..modeling_microclip import MicroCLIPForImageClassification
-from . import command_frame, make_parser, refuse_unknown
+from . import command_frame, read_options
 
 
 @dataclass
 class ExportArguments:
     """The model and the file."""
 
-    model_name_or_path: str = field(metadata={"help": "An adapted model: Hub id or folder."})
-    output: str = field(metadata={"help": "The ONNX file to write."})
-    int8: bool = field(default=False, metadata={"help": "Linear layers in 8 bits: a quarter of the size."})
+    model_name_or_path: str = HfArg(help="An adapted model: Hub id or folder.")
+    output: str = HfArg(help="The ONNX file to write.")
+    int8: bool = HfArg(default=False, help="Linear layers in 8 bits: a quarter of the size.")
 
 
 @command_frame("export", "no file was written")
 def main(arguments: list[str] | None = None) -> None:
     """Load the model, write the file, and show that onnxruntime and PyTorch agree on it."""
-    parser = make_parser(ExportArguments, "export", __doc__)
-    options, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-    refuse_unknown(unknown, parser)
+    (options,) = read_options("export", __doc__, ExportArguments, arguments)
     if os.path.exists(options.output):
         raise ValueError(f"--output {options.output} exists already; choose another name.")
     model = load_adapted(options.model_name_or_path)
@@ -45,6 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _compare(model: MicroCLIPForImageClassification, path: str, count: int = 4) -> str:
     """The file in onnxruntime against the model, on smooth random images."""
     vision = model.config.clip_config.vision_config
+    # Smooth, since patches of noise are all alike, and how they are cut would hang on rounding.
     noise = torch.randn(count, vision.num_channels, 8, 8, generator=torch.Generator().manual_seed(0))
     pixel_values = torch.nn.functional.interpolate(noise, (vision.image_size,) * 2, mode="bicubic")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -2,73 +2,169 @@
 
 import json
 import os
-from typing import Any
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar
+
+from datasets import Dataset, IterableDataset
+from transformers.hf_argparser import HfArg
 
 from ..configuration_microclip import MicroCLIPConfig
-from ..presets import Preset, load_preset
+from ..data.sources import load_images
+from ..descriptions.files import read_descriptions
+from ..presets import Preset, list_presets, load_preset, load_split
+from ..text_heads import check_templates
+from . import naming_options
 
 
-def read_overrides(text: str | None) -> dict[str, Any]:
-    """Settings of the architecture from JSON.
+@dataclass
+class ImageOptions:
+    """The model, the images and the texts, of the commands that adapt and evaluate."""
 
-    Raises:
-        ValueError: if it isn't JSON, or has settings or values that [`MicroCLIPConfig`] hasn't.
-    """
-    try:
-        overrides = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--config_overrides {text} isn't JSON: {error}") from error
-    if not isinstance(overrides, dict):
-        raise ValueError(f'--config_overrides {text} is no JSON object; pass one such as \'{{"fg_query": "cls"}}\'.')
-    known = MicroCLIPConfig.architecture_names()
-    if unknown := set(overrides) - set(known):
-        raise ValueError(
-            f"--config_overrides has {', '.join(map(repr, sorted(unknown)))}; the settings are "
-            f"{', '.join(sorted(known))}."
+    # The option that names the data set's split to measure on.
+    TEST_SPLIT: ClassVar[str] = "dataset_split"
+
+    model_name_or_path: str = HfArg(help="Hub id or folder.")
+    # So that classes below can have fields without a default.
+    _: KW_ONLY
+    preset: str | None = HfArg(
+        default=None,
+        help=f"A benchmark by name ({', '.join(list_presets())}): its data set on the Hub, splits, columns, class "
+        "names and prompts; other options replace them.",
+    )
+    test_dir: str | None = HfArg(
+        default=None,
+        help="Images to measure accuracy on, in sub-folders named like the classes, or Arrow, Parquet or WebDataset "
+        "(.tar) files with labels.",
+    )
+    dataset_name: str | None = HfArg(
+        default=None, help="Or a data set on the Hub, or the folder of a copy of its repository."
+    )
+    dataset_config: str | None = HfArg(default=None, help="Its configuration.")
+    dataset_revision: str | None = HfArg(default=None, help="Its commit, branch or tag.")
+    dataset_split: str | None = HfArg(
+        default=None, help="Its split. Default: the preset's, or 'train' to adapt to and 'test' to evaluate on."
+    )
+    image_column: str | None = HfArg(default=None, help="Column of images. Default: the preset's, or the only one.")
+    label_column: str | None = HfArg(
+        default=None, help="Column of labels; they only measure. Default: the preset's, or 'label'."
+    )
+    class_names: str | None = HfArg(
+        default=None, help="For a CLIP: text file with one class name a line, or JSON. Default: the preset's."
+    )
+    descriptions: str | None = HfArg(
+        default=None,
+        help='For a CLIP: JSON file {"class": ["sentence", ...]}, or .txt file of lines "class: sentence". Default: '
+        "the templates.",
+    )
+    templates: list[str] | None = HfArg(
+        default=None, help="Prompts with {} for the class name. Default: the preset's, or 'a photo of a {}.'"
+    )
+    config_overrides: str | None = HfArg(
+        default=None, help='For a CLIP: architecture as JSON, for example \'{"prior_weighting": "uniform"}\'.'
+    )
+
+    def check(self, split: str) -> None:
+        """What can be wrong without reading anything.
+
+        Args:
+            split (`str`): what the images are for, "train" or "test".
+
+        Raises:
+            ValueError: if a file is missing, a prompt has no place for the name, or images are named twice or never.
+        """
+        check_files(self, "class_names", "descriptions")
+        check_templates(self.templates)
+        folder = vars(self)[f"{split}_dir"]
+        num_sources = (folder is not None) + (self.dataset_name is not None)
+        if num_sources == 2 or (num_sources == 0 and self.preset is None):
+            raise ValueError(f"Pass the images with either --{split}_dir or --dataset_name, or with --preset.")
+        names = ("dataset_config", "dataset_revision", "dataset_split")
+        refused = [f"--{name}" for name in names if vars(self)[name] is not None]
+        if folder is not None and refused:
+            raise ValueError(f"{', '.join(refused)} can't go with --{split}_dir; leave out one or the other.")
+
+    def read_overrides(self) -> dict[str, Any]:
+        """Settings of the architecture from JSON.
+
+        Raises:
+            ValueError: if it isn't JSON, or has settings or values that [`MicroCLIPConfig`] hasn't.
+        """
+        text = self.config_overrides
+        try:
+            overrides = json.loads(text or "{}")
+        except json.JSONDecodeError as error:
+            raise ValueError(f"--config_overrides {text} isn't JSON: {error}") from error
+        if not isinstance(overrides, dict):
+            example = '{"fg_query": "cls"}'
+            raise ValueError(f"--config_overrides {text} is no JSON object; pass one such as '{example}'.")
+        names = sorted(MicroCLIPConfig.architecture_names())
+        unknown = ", ".join(repr(name) for name in sorted(set(overrides) - set(names)))
+        if unknown:
+            raise ValueError(f"--config_overrides has {unknown}; the settings are {', '.join(names)}.")
+        # It knows which values are none.
+        MicroCLIPConfig(**overrides)
+        return overrides
+
+    def apply_preset(self, folder: str | None, **splits: str | None) -> Preset | None:
+        """The preset, if any, with what other options put in its place; those that aren't given become the preset's.
+
+        Args:
+            folder (`str`, *optional*): images of one's own in place of the preset's data set.
+            splits (`str`, *optional*): `train_split` and `test_split`, where given.
+        """
+        if self.preset is None:
+            return None
+        preset = load_preset(self.preset).override(
+            dataset=self.dataset_name,
+            config=self.dataset_config,
+            revision=self.dataset_revision,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            templates=self.templates,
+            **splits,
         )
-    MicroCLIPConfig(**overrides)
-    return overrides
+        self.templates = list(preset.templates)
+        if folder is None:
+            self.dataset_name = preset.dataset
+            self.dataset_config = preset.config
+            self.dataset_revision = preset.revision
+        return preset
+
+    def read_texts(self, class_names: list[str]) -> dict[str, Any]:
+        """What a CLIP's heads are made of: `class_names`, `templates`, and `descriptions` or `None`."""
+        descriptions = None
+        if self.descriptions is not None:
+            descriptions = read_descriptions(self.descriptions, class_names)
+        return {"class_names": class_names, "templates": self.templates, "descriptions": descriptions}
+
+    def read_images(
+        self, split: str, preset: Preset | None, class_names: list[str] | None, **reading: Any
+    ) -> Dataset | IterableDataset:
+        """Images of the folder `<split>_dir`, of the preset, or of the Hub, with labels numbered like the classes.
+
+        Args:
+            split (`str`): "train" or "test".
+            preset ([`Preset`], *optional*): by [`apply_preset`].
+            class_names (`list[str]`, *optional*): default: those of the preset's data set.
+            reading: `streaming` and `labels_required` of `open_dataset`.
+        """
+        folder = vars(self)[f"{split}_dir"]
+        split_option = "dataset_split" if split == "train" else self.TEST_SPLIT
+        if preset is not None:
+            options = {"source": f"{split}_dir", "dataset": "dataset_name", f"{split}_split": split_option}
+            with naming_options("class_names", **options):
+                return load_split(preset.override(class_names=class_names), split, folder, **reading)
+        reading |= {"image_column": self.image_column, "label_column": self.label_column}
+        if folder is None:
+            reading |= {"hub": True, "config_name": self.dataset_config, "revision": self.dataset_revision}
+            reading["split"] = vars(self)[split_option] or split
+        return load_images(folder or self.dataset_name, class_names, **reading)
 
 
 def check_files(options: Any, *names: str) -> None:
-    """Refuse files that aren't there, of the options of these names.
-
-    Raises:
-        ValueError: if there are any.
-    """
+    """Refuse files that aren't there, of the options of these names."""
     for name in names:
         path = vars(options)[name]
         if path is not None and not os.path.isfile(path):
-            what = "that is a folder; pass a file" if os.path.isdir(path) else "there is no such file"
-            raise ValueError(f"--{name} {path}: {what}.")
-
-
-def refuse_given(options: Any, other: str, *names: str) -> None:
-    """Refuse options that mean nothing beside another one.
-
-    Raises:
-        ValueError: if any of these names is given.
-    """
-    if given := [f"--{name}" for name in names if vars(options)[name] is not None]:
-        raise ValueError(f"{', '.join(given)} can't go with {other}; leave out one or the other.")
-
-
-def read_preset(options: Any, **splits: str | None) -> Preset:
-    """The preset `options.preset` with the columns, splits, ... that are given in place of its own.
-
-    Args:
-        options: a command's, which names a data set of the Hub, its columns and templates as `microclip adapt` does.
-        splits (`str`, *optional*): `train_split` and `test_split`, where given.
-
-    Raises:
-        ValueError: if there is no such preset.
-    """
-    return load_preset(options.preset).override(
-        dataset=options.dataset_name,
-        config=options.dataset_config,
-        revision=options.dataset_revision,
-        image_column=options.image_column,
-        label_column=options.label_column,
-        templates=options.templates,
-        **splits,
-    )
+            problem = "that is a folder; pass a file" if os.path.isdir(path) else "there is no such file"
+            raise ValueError(f"--{name} {path}: {problem}.")

@@ -5,18 +5,19 @@ import csv
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TextIO
 
 import torch
 from tqdm import tqdm
+from transformers.hf_argparser import HfArg
 
-from ..files import check_writable
+from ..files import check_writable, whole_file
 from ..loading import choose_device, load_adapted
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..prediction import find_photos, predict_photos
-from . import command_frame, make_parser, refuse_unknown
+from . import command_frame, read_options
 
 
 COLUMNS = ("file", "label", "score", "runner_up", "runner_up_score")
@@ -27,32 +28,26 @@ SOME_UNREADABLE = 3  # the exit code if some photos couldn't be read
 class PredictArguments:
     """The model, the file, and what it is computed on."""
 
-    model: str = field(
-        metadata={"help": "An adapted model: Hub id or folder.", "aliases": ["--model_name_or_path"]},
-    )
-    output: str | None = field(
-        default=None, metadata={"help": "The CSV file to write, which mustn't exist. Default: print it."}
-    )
-    batch_size: int = field(default=32, metadata={"help": "Photos classified at once."})
-    device: str | None = field(
-        default=None, metadata={"help": "Such as cpu or cuda:1. Default: a GPU if there is one, else the CPU."}
+    model: str = HfArg(help="An adapted model: Hub id or folder.", aliases=["--model_name_or_path"])
+    output: str | None = HfArg(default=None, help="The CSV file to write, which mustn't exist. Default: print it.")
+    batch_size: int = HfArg(default=32, help="Photos classified at once.")
+    device: str | None = HfArg(
+        default=None, help="Such as cpu or cuda:1. Default: a GPU if there is one, else the CPU."
     )
 
 
 @command_frame("predict", "the same command starts anew")
 def main(arguments: list[str] | None = None) -> None:
     """Label the photos; exit with 3 if some can't be read, whose rows then have no label."""
-    parser = make_parser(
-        PredictArguments,
-        "predict",
-        f"{__doc__} Its columns: {', '.join(COLUMNS)}. Photos that can't be read have a row without a "
-        "label, and make the exit code 3.",
+    description = (
+        f"{__doc__} Its columns: {', '.join(COLUMNS)}. Photos that can't be read have a row without a label, and make "
+        f"the exit code {SOME_UNREADABLE}."
     )
-    parser.add_argument(
-        "photos", nargs="+", help="One folder, which is searched at any depth; or photos, or patterns in quotes."
-    )
-    options, sources, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-    refuse_unknown(unknown, parser)
+    photos = {
+        "nargs": "+",
+        "help": "One folder, which is searched at any depth; or photos, or patterns in quotes.",
+    }
+    options, sources = read_options("predict", description, PredictArguments, arguments, photos=photos)
     device = _check(options)
     photos = find_photos(sources.photos)
     model = load_adapted(options.model).to(device)
@@ -80,7 +75,7 @@ def _check(options: PredictArguments) -> torch.device:
         if not Path(options.output).parent.is_dir():
             raise ValueError(f"--output {options.output}: there is no folder {Path(options.output).parent}; make it.")
         check_writable(Path(options.output).parent, "--output: the folder")
-    return choose_device(options.device)
+    return choose_device(options.device, "--device")
 
 
 @contextlib.contextmanager
@@ -92,11 +87,10 @@ def _open_output(path: str | None) -> Iterator[TextIO]:
         yield sys.stdout
         sys.stdout.flush()
         return
-    incomplete = Path(path).with_name(f"_incomplete_{Path(path).name}")
+    # Rows are written as they come, so that an interruption loses none.
     try:
-        with open(incomplete, "w", **text) as file:
+        with whole_file(path, keep=True) as incomplete, open(incomplete, "w", **text) as file:
             yield file
-        incomplete.replace(path)
     except BaseException:
         print(
             f"microclip predict: the labels so far, if any, are in {incomplete}; rename it to keep them, since the "

@@ -1,22 +1,17 @@
 """`microclip report`: a run's folder -> a page that shows what was learned: curves, images, labels that changed."""
 
-from argparse import ArgumentParser
 from pathlib import Path
 
 from ..report.page import EARLIER, write_report
 from ..run_names import REPORT
-from . import HelpFormatter, command_frame, refuse_unknown
+from . import command_frame, read_options
 
 
 @command_frame("report", "the page of before, if any, is still there")
 def main(arguments: list[str] | None = None) -> None:
     """Write the page anew from what the run left in its folder, and from the images where they still are."""
-    parser = ArgumentParser(
-        prog="microclip report", description=__doc__, allow_abbrev=False, formatter_class=HelpFormatter
-    )
-    parser.add_argument("folder", help=f"The --output_dir of a finished run; {REPORT} in it is written anew.")
-    options, unknown = parser.parse_known_args(arguments)
-    refuse_unknown(unknown, parser)
+    folder = {"help": f"The --output_dir of a finished run; {REPORT} in it is written anew."}
+    (options,) = read_options("report", __doc__, (), arguments, folder=folder)
     num_missing = write_report(options.folder)
     print(f"Written: {Path(options.folder, REPORT)}")
     if num_missing:

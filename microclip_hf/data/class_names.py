@@ -40,7 +40,6 @@ def read_class_names(path: str | os.PathLike) -> list[str]:
     Raises:
         ValueError: if it holds something else (several columns, numbered lines, comments, control characters), or
             there are fewer than two names or duplicates.
-        OSError: if it can't be read.
     """
     text = read_text(path).translate(INVISIBLE)
     ending = Path(path).suffix.lower()
@@ -57,16 +56,16 @@ def read_class_names(path: str | os.PathLike) -> list[str]:
         _refuse_separators(path, names)
         _refuse_marks(path, names)
     try:
-        return check_class_names([_clean(name) for name in names])
+        return check_class_names([_trim(name) for name in names])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def _from_json(path: str | os.PathLike, content: Any) -> list[str]:
     if isinstance(content, dict):
-        inside = [content[key] for key in ("id2label", "names") if isinstance(content.get(key), (dict, list))]
-        if inside:
-            return _from_json(path, inside[0])
+        for key in ("id2label", "names"):
+            if isinstance(content.get(key), (dict, list)):
+                return _from_json(path, content[key])
         content = _ordered(content)
     if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
         raise ValueError(
@@ -79,17 +78,17 @@ def _from_json(path: str | os.PathLike, content: Any) -> list[str]:
 def _ordered(content: dict[str, Any]) -> list[str] | None:
     """Names by their numbers, which count from 0 or 1; `None` where the object isn't of names and numbers."""
     if all(isinstance(value, str) and key.isdecimal() for key, value in content.items()):
-        numbered = [(int(key), name) for key, name in content.items()]
+        numbered = sorted((int(key), name) for key, name in content.items())
     elif all(type(value) is int for value in content.values()):
-        numbered = [(number, name) for name, number in content.items()]
+        numbered = sorted((number, name) for name, number in content.items())
     else:
         return None
-    numbers = [number for number, _ in sorted(numbered)]
-    return [name for _, name in sorted(numbered)] if _is_count(numbers) else None
+    return [name for _, name in numbered] if _is_count([number for number, _ in numbered]) else None
 
 
-def _is_count(numbers: Sequence[int]) -> bool:
-    return list(numbers) in (list(range(len(numbers))), list(range(1, len(numbers) + 1)))
+def _is_count(numbers: list[int]) -> bool:
+    """Whether they count up, from 0 or from 1."""
+    return numbers in (list(range(len(numbers))), list(range(1, len(numbers) + 1)))
 
 
 def _from_csv(path: str | os.PathLike, lines: Sequence[str], delimiter: str) -> list[str]:
@@ -111,8 +110,9 @@ def _from_csv(path: str | os.PathLike, lines: Sequence[str], delimiter: str) -> 
 
 def _refuse_separators(path: str | os.PathLike, names: Sequence[str]) -> None:
     """Columns, or names side by side."""
-    if len(names) == 1 and (separator := re.search("[,;|\t]", names[0])):
-        raise _not_a_list(path, f"one line, with {separator[0]!r} in it")
+    separators = re.findall("[,;|\t]", names[0]) if len(names) == 1 else []
+    if separators:
+        raise _not_a_list(path, f"one line, with {separators[0]!r} in it")
     if len(names) > 1 and all(name.endswith(",") for name in names[:-1]):
         raise _not_a_list(path, f"commas at the ends of lines, as in {names[0]!r}")
     for kind, pattern in SEPARATORS.items():
@@ -123,32 +123,29 @@ def _refuse_separators(path: str | os.PathLike, names: Sequence[str]) -> None:
 
 def _refuse_marks(path: str | os.PathLike, names: Sequence[str]) -> None:
     """What other kinds of lists have around their names, which would become part of them, and of every prompt."""
-    if bare := [name for name in names if BRACKETS.fullmatch(name)]:
-        raise _not_a_list(path, f"the line {bare[0]!r}")
+    brackets = [name for name in names if BRACKETS.fullmatch(name)]
+    if brackets:
+        raise _not_a_list(path, f"the line {brackets[0]!r}")
     for mark, pattern in LINE_MARKS.items():
         if names and all(pattern.match(name) for name in names):
             raise _not_a_list(path, f"{mark} in every line, as in {names[0]!r}")
-    numbers = [int(number[1]) for name in names if (number := NUMBERED.match(name))]
-    if len(numbers) == len(names) > 1 and _is_count(numbers):
+    prefixes = [NUMBERED.match(name) for name in names]
+    if len(names) > 1 and all(prefixes) and _is_count([int(prefix[1]) for prefix in prefixes]):
         raise _not_a_list(path, f"a number before every name, as in {names[0]!r}")
     comments = [name for name in names if name.startswith("#")]
     if comments and len(comments) < len(names):
         raise _not_a_list(path, f"the comment {comments[0]!r}")
 
 
-def _not_a_list(path: str | os.PathLike, found: str) -> ValueError:
+def _not_a_list(path: str | os.PathLike, content: str) -> ValueError:
     return ValueError(
-        f"{path} has {found}; expected one class name a line and nothing else. Remove what isn't part of a name. What "
-        f"is can be kept by saving the names as JSON, {JSON_FORM}, which are taken as they are."
+        f"{path} has {content}; expected one class name a line and nothing else. Remove what isn't part of a name. "
+        f"What is can be kept by saving the names as JSON, {JSON_FORM}, which are taken as they are."
     )
 
 
-def _clean(name: str) -> str:
-    """A name without spaces and marks of direction around it.
-
-    Raises:
-        ValueError: if it holds a control character, the end of a line, or the sign for a lost character.
-    """
+def _trim(name: str) -> str:
+    """A name without spaces and marks of direction around it; refuses what ends lines, or stands for lost signs."""
     for character in name:
         if character == LOST:
             raise ValueError(f"{name!r} holds U+FFFD, the sign for a lost character. Write that name anew.")

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import datasets
 import torch
+from datasets import Dataset, Image, IterableDataset
 from tqdm import tqdm
 
 from ..images import UNREADABLE, decode, to_rgb
-from .image_columns import as_images, describe_unreadable, undecoded
+from .image_columns import as_images, describe_unreadable, stored_images, undecoded
 from .labels import align_labels
 
 
@@ -19,30 +19,24 @@ BATCH_SIZE = 64
 
 
 class EvalDatasets:
-    """Prepares data sets for evaluation; each is read once to find the images that can't be.
+    """Prepares data sets for evaluation; each is read once to find the images that can't be, of which `warn` tells.
 
-    Args:
-        class_names (`Sequence[str]`, *optional*): what labels are numbered like; `None`: they are taken as they are.
-        warn (`bool`): whether to tell which images can't be read.
-        progress (`bool`): whether to show a progress bar.
+    Labels are numbered like `class_names`; with `None` they are taken as they are.
     """
 
     def __init__(self, class_names: Sequence[str] | None, warn: bool = True, progress: bool = True) -> None:
-        self.class_names, self.warn, self.progress = class_names, warn, progress
-        self._readable: dict[str, datasets.Dataset] = {}  # by the fingerprint of a data set, or of what is left of it
+        self.class_names = class_names
+        self.warn = warn
+        self.progress = progress
+        self._readable: dict[str, Dataset] = {}  # by the fingerprint of a data set, or of what is left of it
 
     def align(self, dataset: Any) -> Any:
-        """A data set with images as such, and labels numbered like the classes; nothing is read.
-
-        Args:
-            dataset: a data set, or a stream, of `datasets`, or a dictionary of such; anything else stays as it is.
-
-        Raises:
-            ValueError: if labels are no classes.
+        """A data set or stream of `datasets`, or a dictionary of such, with images as such and labels, which must be
+        classes, numbered like these; anything else stays as it is. Nothing is read.
         """
         if isinstance(dataset, dict):
             return {name: self.align(part) for name, part in dataset.items()}
-        if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
+        if not isinstance(dataset, (Dataset, IterableDataset)):
             return dataset
         dataset = undecoded(as_images(dataset))
         return dataset if self.class_names is None else align_labels(dataset, self.class_names)
@@ -56,40 +50,37 @@ class EvalDatasets:
         if isinstance(dataset, dict):
             return {name: self.prepare(part) for name, part in dataset.items()}
         dataset = self.align(dataset)
-        has_features = isinstance(dataset, (datasets.Dataset, datasets.IterableDataset))
-        if not has_features or not isinstance((dataset.features or {}).get("image"), datasets.Image):
+        if not isinstance(dataset, (Dataset, IterableDataset)):
             return dataset
-        if isinstance(dataset, datasets.IterableDataset):
+        if not isinstance((dataset.features or {}).get("image"), Image):
+            return dataset
+        if isinstance(dataset, IterableDataset):
             # Not `filter`, which the oldest versions of `datasets` can't after a cast.
             options = {"batched": True, "batch_size": BATCH_SIZE, "features": dataset.features}
             return dataset.map(self._keep_readable, **options)
         if dataset._fingerprint not in self._readable:
             readable = self._select_readable(dataset)
+            # The outcome too: prepared again, it is not read again.
             self._readable |= {dataset._fingerprint: readable, readable._fingerprint: readable}
         return self._readable[dataset._fingerprint]
 
-    def _select_readable(self, dataset: datasets.Dataset) -> datasets.Dataset:
-        unreadable = self._find_unreadable(dataset)
-        if not unreadable.any():
-            return dataset
-        if unreadable.all():
-            raise ValueError(f"{describe_unreadable(dataset, unreadable)}, so nothing can be measured.")
-        return dataset.select((~unreadable).nonzero().flatten().tolist())
-
-    def _find_unreadable(self, dataset: datasets.Dataset) -> torch.Tensor:
-        """Which images can't be read, `(num_images,)`, bool."""
-        images = dataset.with_format(None).select_columns(["image"])
-        images = images.cast_column("image", datasets.Image(decode=False))
+    def _select_readable(self, dataset: Dataset) -> Dataset:
+        images = stored_images(dataset)
         problems = []
         progress = {"desc": "Test images", "total": len(images), "unit": "image", "disable": not self.progress}
         with ThreadPoolExecutor() as pool, tqdm(**progress) as bar:
             for batch in images.iter(BATCH_SIZE):
                 problems += pool.map(_find_problem, batch["image"])
                 bar.update(len(batch["image"]))
-        mask = torch.tensor([problem is not None for problem in problems], dtype=torch.bool)
-        if mask.any() and self.warn:
-            warnings.warn(f"{describe_unreadable(dataset, mask)} and are left out.", stacklevel=2)
-        return mask
+        unreadable = torch.tensor([problem is not None for problem in problems], dtype=torch.bool)
+        if not unreadable.any():
+            return dataset
+        summary = describe_unreadable(dataset, unreadable)
+        if unreadable.all():
+            raise ValueError(f"{summary}, so nothing can be measured.")
+        if self.warn:
+            warnings.warn(f"{summary} and are left out.", stacklevel=2)
+        return dataset.select((~unreadable).nonzero().flatten().tolist())
 
     def _keep_readable(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Of a batch of a stream."""

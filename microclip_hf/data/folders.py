@@ -8,7 +8,6 @@ import os
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers.utils import CONFIG_NAME
@@ -30,29 +29,18 @@ SYSTEM_FOLDERS = (
 Parts = tuple[str, ...]
 
 
-@dataclass
 class FolderContents:
-    """What lies below a folder, in paths relative to it.
-
-    Args:
-        files (`list[Path]`): what was asked for, in order.
-        endings (`Counter`): of how many other files, in lower case.
-        models (`list[Path]`): folders of adapted models, which are left out.
-        broken (`list[Path]`): other links that lead nowhere.
-    """
-
-    files: list[Path] = field(default_factory=list)
-    endings: Counter = field(default_factory=Counter)
-    models: list[Path] = field(default_factory=list)
-    broken: list[Path] = field(default_factory=list)
-
-
-class FolderWalk:
-    """Finds what lies below a folder, each file and each folder once, and by its own name rather than by a link's.
+    """What lies below a folder, each file and each folder once, by its own name rather than by a link's.
 
     Args:
         folder (`str` or `os.PathLike`): where to start, whatever it is called.
         takes, enters: whether a file, or a folder, is wanted; of the parts of its path, relative to `folder`.
+
+    In paths relative to the folder, `files` are what is wanted, in order; `endings` counts those of other files, in
+    lower case; `models` are folders of adapted models, which are left out, and `broken` other links to nowhere.
+
+    Raises:
+        ValueError: if a folder can't be listed.
     """
 
     def __init__(
@@ -61,36 +49,47 @@ class FolderWalk:
         takes: Callable[[Parts], bool],
         enters: Callable[[Parts], bool] = lambda parts: True,
     ) -> None:
-        self.folder, self.takes, self.enters = folder, takes, enters
-        self.root = Path(os.path.realpath(folder))
-        self.contents = FolderContents()
-        self.folders, self.folder_links, self.file_links = [Path()], deque(), []
+        self.files: list[Path] = []
+        self.endings: Counter[str] = Counter()
+        self.models: list[Path] = []
+        self.broken: list[Path] = []
+        self._folder = folder
+        self._takes = takes
+        self._enters = enters
+        self._root = Path(os.path.realpath(folder))
+        # Still to be entered, or to be taken if nothing else leads there.
+        self._folders = [Path()]
+        self._folder_links: deque[Path] = deque()
+        self._file_links: list[Path] = []
         # Real paths.
-        self.entered, self.taken = set(), set()
+        self._entered: set[str] = set()
+        self._taken: set[str | tuple[str, Path]] = set()
+        self._walk()
+        self.files.sort()
 
-    def run(self) -> FolderContents:
+    def _walk(self) -> None:
         """Real folders come first, links after them."""
-        while self.folders or self.folder_links:
-            self._enter(self.folders.pop() if self.folders else self.folder_links.popleft())
-        for path in self.file_links:
+        while self._folders or self._folder_links:
+            self._enter(self._folders.pop() if self._folders else self._folder_links.popleft())
+        for path in self._file_links:
             real = self._real(path)
             # In the Hub's cache a file outside stands for all photos of the same content: in each folder it counts.
-            place = real if self.root in Path(real).parents else (real, path.parent)
-            if self.taken.isdisjoint((real, place)):
-                self.taken.add(place)
-                self.contents.files.append(path)
-        self.contents.files.sort()
-        return self.contents
+            is_inside = self._root in Path(real).parents
+            place = real if is_inside else (real, path.parent)
+            if self._taken.isdisjoint((real, place)):
+                self._taken.add(place)
+                self.files.append(path)
 
     def _enter(self, path: Path) -> None:
         real = self._real(path)
-        holds_root = path.parts and self.root.is_relative_to(real)
-        if real in self.entered or holds_root:
+        # A link to the start, or to a folder above it, would only lead here again, by longer names.
+        holds_root = path.parts and self._root.is_relative_to(real)
+        if real in self._entered or holds_root:
             return
-        self.entered.add(real)
-        entries = _list(os.path.join(self.folder, path))
+        self._entered.add(real)
+        entries = _list(os.path.join(self._folder, path))
         if path.parts and _is_model(entries):
-            self.contents.models.append(path)
+            self.models.append(path)
             return
         for entry in entries:
             self._add(path / entry.name, entry, real)
@@ -98,61 +97,56 @@ class FolderWalk:
     def _add(self, path: Path, entry: os.DirEntry, real_folder: str) -> None:
         kind = _kind(entry)
         if kind == "folder":
-            if not _is_system(entry.name) and self.enters(path.parts):
-                (self.folder_links if entry.is_symlink() else self.folders).append(path)
-        elif self.takes(path.parts):
+            is_system = any(fnmatch.fnmatchcase(entry.name.lower(), pattern) for pattern in SYSTEM_FOLDERS)
+            if not is_system and self._enters(path.parts):
+                (self._folder_links if entry.is_symlink() else self._folders).append(path)
+        elif self._takes(path.parts):
             if entry.is_symlink():
-                self.file_links.append(path)
+                self._file_links.append(path)
             else:
-                self.taken.add(os.path.join(real_folder, entry.name))
-                self.contents.files.append(path)
+                self._taken.add(os.path.join(real_folder, entry.name))
+                self.files.append(path)
         elif kind == "file":
-            self.contents.endings[ending_of(entry.name)] += 1
+            self.endings[ending_of(entry.name)] += 1
         else:
-            self.contents.broken.append(path)
+            self.broken.append(path)
 
     def _real(self, path: Path) -> str:
-        return os.path.realpath(os.path.join(self.folder, path))
-
-
-def existing_folder(pattern: str) -> str:
-    """The longest folder that a path or pattern begins with and that exists, whatever its letters; "" for none."""
-    folder = pattern
-    while folder and not os.path.isdir(folder):
-        parent = os.path.dirname(folder)
-        folder = parent if parent != folder else ""
-    return folder
+        return os.path.realpath(os.path.join(self._folder, path))
 
 
 def match_files(pattern: str) -> list[str]:
     """The files that a pattern stands for, sorted: `*`, `?` and `[...]` as in a shell, `**` for folders at any depth.
 
-    Links, hidden files, and folders of systems and models count as in [`FolderWalk`], except those that the pattern
-    names before its first special character.
-
-    Raises:
-        ValueError: if a folder can't be listed.
+    A file that exists is no pattern, nor is a folder that the pattern begins with: "photos [v2]/*.png" are the files
+    in the folder of that name, if there is one. Links, hidden files, and folders of systems and models count as in
+    [`FolderContents`], except those that the pattern names before its first special character.
     """
-    head = existing_folder(pattern)
+    if os.path.exists(pattern) and not os.path.isdir(pattern):
+        return [pattern]
+    head = pattern
+    while head and not os.path.isdir(head):
+        parent = os.path.dirname(head)
+        head = parent if parent != head else ""
     wanted = Path(pattern).parts[len(Path(head).parts) :]
-    walk = FolderWalk(head or ".", lambda parts: _matches(parts, wanted), lambda parts: _leads_to(parts, wanted))
-    contents = walk.run()
+    contents = FolderContents(head or ".", lambda parts: _fits(parts, wanted), lambda parts: _leads_to(parts, wanted))
     if contents.models:
         warnings.warn(f"Some of what matches {pattern} is passed over.{describe_models(contents)}", stacklevel=3)
     return sorted(os.path.join(head, file) for file in contents.files)
 
 
-def _matches(parts: Parts, wanted: Parts) -> bool:
+def _fits(parts: Parts, wanted: Parts) -> bool:
     """Whether a path is one that a pattern stands for."""
     if not wanted:
         return not parts
     if wanted[0] == "**":
-        return any(_matches(parts[start:], wanted[1:]) for start in range(len(parts) + 1))
-    return bool(parts) and fnmatch.fnmatch(parts[0], wanted[0]) and _matches(parts[1:], wanted[1:])
+        return any(_fits(parts[start:], wanted[1:]) for start in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatch(parts[0], wanted[0]) and _fits(parts[1:], wanted[1:])
 
 
 def _leads_to(parts: Parts, wanted: Parts) -> bool:
     """Whether below a folder there may be paths that a pattern stands for."""
+    # Up to the first `**` each part of the pattern is one of the path.
     fixed = tuple(itertools.takewhile(lambda part: part != "**", wanted))
     is_deep_enough = len(parts) >= len(wanted) and fixed == wanted
     return not is_deep_enough and all(map(fnmatch.fnmatch, parts, fixed))
@@ -162,7 +156,7 @@ def _list(folder: str) -> list[os.DirEntry]:
     """What lies in a folder, by name, hidden things aside."""
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda own: own.name)
+            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except OSError as error:
         raise ValueError(_describe_failure(folder, error)) from error
 
@@ -186,20 +180,16 @@ def _describe_failure(path: str, error: OSError) -> str:
     )
 
 
-def _is_system(name: str) -> bool:
-    return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in SYSTEM_FOLDERS)
-
-
 def _is_model(entries: Sequence[os.DirEntry]) -> bool:
     """Whether a folder holds an adapted model, with whose report and pictures we filled it."""
-    for entry in entries:
-        if entry.name == CONFIG_NAME:
-            try:
-                config = json.loads(Path(entry.path).read_bytes())
-            except (OSError, ValueError):
-                return False
-            return isinstance(config, dict) and config.get("model_type") == MicroCLIPConfig.model_type
-    return False
+    path = next((entry.path for entry in entries if entry.name == CONFIG_NAME), None)
+    if path is None:
+        return False
+    try:
+        config = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == MicroCLIPConfig.model_type
 
 
 def describe_models(contents: FolderContents) -> str:

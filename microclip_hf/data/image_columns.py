@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-import datasets
 import torch
 from datasets import Dataset, Image, IterableDataset, Value
 
 
 NUM_NAMES = 3
 # Types of columns that hold the contents, or the paths, of image files.
-CONTENTS, PATHS = ("binary", "large_binary"), ("string", "large_string")
+CONTENTS = ("binary", "large_binary")
+PATHS = ("string", "large_string")
 
 
 def as_images(dataset: Any, column: str = "image") -> Any:
@@ -40,24 +40,26 @@ def image_names(dataset: Any) -> tuple[list[str], bool]:
     Returns:
         One name an image, empty where it has none; for any other data set no names.
     """
-    if not isinstance(dataset, datasets.Dataset) or not isinstance(dataset.features.get("image"), datasets.Image):
+    if not isinstance(dataset, Dataset) or not isinstance(dataset.features.get("image"), Image):
         return [], False
-    images = dataset.with_format(None).select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
-    columns = images.flatten()  # paths can be read without the photos' bytes
+    columns = stored_images(dataset).flatten()  # paths can be read without the photos' bytes
     names = [path or "" for path in columns.select_columns(["image.path"])["image.path"][:]]
     contents = columns.data.column("image.bytes")
     return names, contents.null_count == len(contents)
 
 
+def stored_images(dataset: Dataset) -> Dataset:
+    """The column `image` alone, as it is stored."""
+    return dataset.with_format(None).select_columns(["image"]).cast_column("image", Image(decode=False))
+
+
 def describe_unreadable(dataset: Any, unreadable: torch.Tensor) -> str:
     """How many images can't be read, and which ones the first are; `unreadable` `(num_images,)`, bool."""
-    if isinstance(dataset, datasets.Dataset):
-        dataset = dataset.with_format(None).select_columns(["image"])
-        dataset = dataset.cast_column("image", datasets.Image(decode=False))
+    images = stored_images(dataset) if isinstance(dataset, Dataset) else None
     names = []
     for index in unreadable.nonzero().flatten()[:NUM_NAMES].tolist():
-        image = dataset[index]["image"] if isinstance(dataset, datasets.Dataset) else None
-        names.append((isinstance(image, dict) and image["path"]) or f"image {index}")
+        image = images[index]["image"] if images is not None else None
+        names.append((image and image["path"]) or f"image {index}")
     more = ", ..." if unreadable.sum() > NUM_NAMES else ""
     return f"{unreadable.sum()} of {len(unreadable)} images can't be read ({', '.join(names)}{more})"
 

@@ -11,25 +11,23 @@ from typing import Any, TypeVar
 
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
-from ..text_heads import abbreviate, normalize_name, suggest
+from ..text_heads import abbreviate, name_positions, normalize_name, suggest
 
 
 DataSource = TypeVar("DataSource", Dataset, IterableDataset)
 
 # Types of columns, as `datasets` calls them.
 STRINGS = ("string", "large_string", "string_view")
-NUMBERS = r"u?int\d+|float\d+"
-NO_CLASS = -1
+LABEL_TYPES = "|".join([*STRINGS, "bool", "null", r"u?int\d+", r"float\d+"])
+NO_CLASS = -1  # a number for labels that aren't missing, but no class either
 ADVICE = "Number the labels like the class names, or leave the column of labels out."
 
 
 def can_be_labels(feature: Any) -> bool:
     """Whether a column of this type can hold labels; one of the type `null` holds that there are none."""
-    if isinstance(feature, ClassLabel):
-        return True
-    if not isinstance(feature, Value):
-        return False
-    return feature.dtype in (*STRINGS, "bool", "null") or re.fullmatch(NUMBERS, feature.dtype) is not None
+    if isinstance(feature, Value):
+        return re.fullmatch(LABEL_TYPES, feature.dtype) is not None
+    return isinstance(feature, ClassLabel)
 
 
 def is_known(label: Any) -> bool:
@@ -58,24 +56,22 @@ def name_labels(dataset: Dataset) -> Dataset:
     if not isinstance(feature, Value) or feature.dtype not in STRINGS:
         return dataset
     labels = [label if is_known(label) else None for label in read_labels(dataset)]
+    # Backwards, so that of several spellings the first one stays.
     spellings = {normalize_name(label): label for label in sorted(set(labels) - {None}, reverse=True)}
     if all(key.isdecimal() for key in spellings):
         return dataset
     names = sorted(spellings.values())
-    numbers = {normalize_name(name): index for index, name in enumerate(names)}
-    return _replace(dataset, [label and numbers[normalize_name(label)] for label in labels], names)
+    position = name_positions(names)
+    return _replace(dataset, [label and position[normalize_name(label)] for label in labels], names)
 
 
 def align_labels(dataset: DataSource, class_names: Sequence[str], strict: bool = True) -> DataSource:
-    """The data set, or stream, with its labels numbered like `class_names`.
+    """The data set, or stream, with its labels, if it has any, numbered like `class_names`.
 
     A `label` column of `ClassLabel` carries names of its own, in an order of its own (`imagefolder` sorts them).
 
-    Args:
-        dataset (`Dataset` or `IterableDataset`): with a column `label`, or none.
-        class_names (`Sequence[str]`): the classes, in their order.
-        strict (`bool`): whether a label of a stream that is no class is an error once it is read; otherwise it counts
-            as unlabelled, with a warning.
+    A label of a stream that is no class is an error once it is read, or, without `strict`, counts as unlabelled, with
+    a warning.
 
     Raises:
         ValueError: if a name or a number is no class, or the column holds something else.
@@ -86,12 +82,14 @@ def align_labels(dataset: DataSource, class_names: Sequence[str], strict: bool =
         return dataset
     if feature is not None and not can_be_labels(feature):
         raise ValueError(f"The labels are {feature}; expected names or numbers of classes. {ADVICE}")
-    position = {normalize_name(name): index for index, name in enumerate(class_names)}
-    if names is not None and not _are_numbers(names, position):
+    position = name_positions(class_names)
+    # A `ClassLabel` that was made without names calls its classes "0", "1", ...
+    if names is not None and (names != [str(index) for index in range(len(names))] or position.keys() & set(names)):
         _check_names(names, class_names, position)
     if isinstance(dataset, IterableDataset):
-        aligned = {"label": ClassLabel(names=list(class_names))}
-        features = None if dataset.features is None else Features({**dataset.features, **aligned})
+        features = dataset.features
+        if features is not None:
+            features = Features({**features, "label": ClassLabel(names=list(class_names))})
         options = {"position": position, "names": names, "strict": strict}
         return dataset.map(_number_example, features=features, fn_kwargs=options)
     labels = read_labels(dataset)
@@ -104,12 +102,7 @@ def align_labels(dataset: DataSource, class_names: Sequence[str], strict: bool =
 
 
 def align_or_leave_out(dataset: DataSource, class_names: Sequence[str], source: str) -> DataSource:
-    """As [`align_labels`]; labels that can't be used are left out, with a warning that tells why.
-
-    Args:
-        dataset, class_names: see [`align_labels`].
-        source (`str`): what the data set is called in the warning.
-    """
+    """As [`align_labels`]; labels that can't be used are left out, with a warning of those of `source`."""
     try:
         return align_labels(dataset, class_names, strict=False)
     except ValueError as error:
@@ -123,13 +116,7 @@ def warn_left_out(source: str, reason: Any) -> None:
 
 
 def _replace(dataset: Dataset, numbers: list[int | None], names: Sequence[str]) -> Dataset:
-    feature = ClassLabel(names=list(names))
-    return dataset.remove_columns("label").add_column("label", numbers, feature=feature)
-
-
-def _are_numbers(names: Sequence[str], position: Mapping[str, int]) -> bool:
-    """Whether the names are those of a `ClassLabel` that was made without any: "0", "1", ..."""
-    return list(names) == [str(index) for index in range(len(names))] and not position.keys() & set(names)
+    return dataset.remove_columns("label").add_column("label", numbers, feature=ClassLabel(names=list(names)))
 
 
 def _check_names(names: Sequence[str], class_names: Sequence[str], position: Mapping[str, int]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..images import photo_endings
 from ..text_heads import abbreviate
-from .folders import FolderContents, FolderWalk, describe_models, ending_of
+from .folders import FolderContents, describe_models, ending_of
 
 
 # Pictures that Pillow doesn't open, or not every one, raw ones of cameras, drawings, and films: they are told of.
@@ -33,7 +33,7 @@ def photo_files(folder: str | os.PathLike) -> list[Path]:
     Raises:
         ValueError: if there is no photo, or a folder can't be listed.
     """
-    contents = _find_photos(folder)
+    contents = _list_photos(folder)
     told = _describe_passed_over(contents)
     if not contents.files:
         raise ValueError(
@@ -47,21 +47,18 @@ def photo_files(folder: str | os.PathLike) -> list[Path]:
 
 def holds_photos(folder: str | os.PathLike) -> bool:
     """Whether [`photo_files`] finds any; an error likewise where a folder can't be listed."""
-    return bool(_find_photos(folder).files)
+    return bool(_list_photos(folder).files)
 
 
-def _find_photos(folder: str | os.PathLike) -> FolderContents:
+def _list_photos(folder: str | os.PathLike) -> FolderContents:
     endings = photo_endings()
-    return FolderWalk(folder, lambda parts: ending_of(parts[-1]) in endings).run()
+    return FolderContents(folder, lambda parts: ending_of(parts[-1]) in endings)
 
 
 def refuse_undecodable(paths: Sequence[str]) -> None:
-    """Refuse files whose names aren't Unicode, as of old archives: no table can hold them.
-
-    Raises:
-        ValueError: if there are any.
-    """
-    if wrong := [path for path in paths if path.encode(errors="replace").decode() != path]:
+    """Refuse files whose names aren't Unicode, as of old archives: no table can hold them."""
+    wrong = [path for path in paths if path.encode(errors="replace").decode() != path]
+    if wrong:
         raise ValueError(
             f"The names of {len(wrong)} of {len(paths)} images aren't valid Unicode: {abbreviate(wrong)}. Rename "
             "them, for example by 'convmv -r -f latin1 -t utf8 --notest FOLDER' where they come from an old Windows."
@@ -70,10 +67,10 @@ def refuse_undecodable(paths: Sequence[str]) -> None:
 
 def _describe_passed_over(contents: FolderContents) -> str:
     """Sentences, each with a space before it; none where there is nothing to tell."""
-    told = sorted(TOLD_ENDINGS & contents.endings.keys())
     sentences = ""
-    if told:
-        counts = ", ".join(f"{contents.endings[ending]} {ending}" for ending in told)
+    endings = sorted(TOLD_ENDINGS & contents.endings.keys())
+    if endings:
+        counts = ", ".join(f"{contents.endings[ending]} {ending}" for ending in endings)
         sentences += f" Pictures or films that can't be opened here: {counts}; save pictures as JPEG or PNG."
     if contents.broken:
         sentences += f" Links that lead nowhere: {abbreviate([path.as_posix() for path in contents.broken])}."

@@ -1,6 +1,5 @@
 """From files to `datasets` objects with an `image` column and, where folders are classes, a `label` column."""
 
-import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,14 +7,32 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Image, IterableDataset
 
-from .folders import existing_folder
+from .folders import match_files
 from .labels import DataSource, align_labels, align_or_leave_out, labelled, name_labels
 from .photo_files import holds_photos, photo_files, refuse_undecodable
 from .tables import read_files, read_repository, read_saved, select_columns
 
 
+# The builders of `datasets` for files on disk.
+BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
+
+
 def load_images(source: str, class_names: Sequence[str], **options: Any) -> Dataset | IterableDataset:
-    """[`open_dataset`] with labels that are numbered like classes; `options` are its own."""
+    """[`open_dataset`] with labels that are numbered like classes; `options` are its own.
+
+    Example:
+    ```python
+    >>> import os
+    >>> from PIL import Image
+    >>> from microclip_hf.data import load_images
+
+    >>> os.makedirs("photos/red_disc")
+    >>> Image.new("RGB", (64, 48), "red").save("photos/red_disc/1.png")
+    >>> dataset = load_images("photos", class_names=["green square", "red disc"])
+    >>> dataset[0]["label"]
+    1
+    ```
+    """
     return open_dataset(source, class_names=class_names, **options)
 
 
@@ -54,21 +71,20 @@ def open_dataset(
         ValueError: if there is no such source, column, image or (where required) label. Labels of a stream are judged
             as they are read.
     """
-    kind, files = (None, []) if hub else _file_kind(source)
-    saved = os.path.exists(os.path.join(source, "state.json"))
     if not hub and os.path.exists(os.path.join(source, "dataset_dict.json")):
         raise ValueError(f"{source} holds several splits; pass the folder of one of them, such as {source}/train.")
-    if not hub and kind is None and not saved:
-        if streaming:
-            raise ValueError(f"{source} is a folder of images, which are read one by one anyway; leave out streaming.")
-        dataset = _open_image_folder(source, bool(labels_required))
-        return _number_labels(dataset, source, class_names, bool(labels_required))
+    files = [] if hub else _table_files(source)
     if hub:
         dataset = read_repository(source, config_name, split=split, revision=revision, streaming=streaming)
-    elif kind is not None:
+    elif files:
+        kind = next(kind for ending, kind in BUILDERS.items() if files[0].endswith(ending))
         dataset = read_files(source, kind, files, streaming)
-    else:
+    elif os.path.exists(os.path.join(source, "state.json")):
         dataset = read_saved(source, streaming)
+    elif streaming:
+        raise ValueError(f"{source} is a folder of images, which are read one by one anyway; leave out streaming.")
+    else:
+        return load_image_folder(source, class_names, bool(labels_required))
     if isinstance(dataset, Dataset) and len(dataset) == 0:
         raise ValueError(f"{source} has no rows; pass a table of images.")
     required = label_column is not None if labels_required is None else labels_required
@@ -80,71 +96,24 @@ def open_dataset(
     return _number_labels(dataset, source, class_names, required)
 
 
-def _number_labels(
-    dataset: DataSource, source: str | os.PathLike, class_names: Sequence[str] | None, required: bool
-) -> DataSource:
-    """Labels numbered like `class_names`; where they aren't classes and aren't required, none."""
-    if class_names is None:
-        return dataset
-    return align_labels(dataset, class_names) if required else align_or_leave_out(dataset, class_names, str(source))
-
-
-def _file_kind(source: str) -> tuple[str | None, list[str]]:
-    """The builder of `datasets` for a folder or pattern of files, and the files; `None` where it is neither."""
-    for kind, ending in (("parquet", ".parquet"), ("webdataset", ".tar"), ("arrow", ".arrow")):
-        files = _matches(source, ending)
-        if not files or os.path.exists(os.path.join(source, "state.json")):
-            continue
-        if os.path.isdir(source) and holds_photos(source):
-            raise ValueError(
-                f"{source} holds both images and {ending} files; pass '{os.path.join(source, '*' + ending)}' for "
-                "these, or move them away."
-            )
-        return kind, files
-    return None, []
-
-
-def _matches(source: str, ending: str) -> list[str]:
-    """Files with this ending in a folder, or that match a pattern."""
-    if os.path.isdir(source):
-        return expand_pattern(os.path.join(source, f"*{ending}"))
-    return expand_pattern(source) if source.endswith(ending) else []
-
-
-def expand_pattern(pattern: str) -> list[str]:
-    """The files, sorted, that a pattern stands for; a file, or a folder it begins with, that exists is no pattern.
-
-    "photos [v2]/*.png" are the files in the folder of that name, if there is one.
-    """
-    if os.path.isfile(pattern):
-        return [pattern]
-    folder = existing_folder(pattern)
-    matches = glob.glob(glob.escape(folder) + pattern[len(folder) :], recursive=True)
-    return sorted(filter(os.path.isfile, matches))
-
-
-def load_image_folder(path: str | os.PathLike, class_names: Sequence[str], labels_required: bool = False) -> Dataset:
+def load_image_folder(
+    path: str | os.PathLike, class_names: Sequence[str] | None, labels_required: bool = False
+) -> Dataset:
     """The images below a folder, each with its label if every image lies in a sub-folder named like a class.
 
     Args:
         path (`str` or `os.PathLike`): images at any depth, in one sub-folder a class or not; which files count, says
             [`photo_files`].
-        class_names (`Sequence[str]`): folder names match whatever their case, `_` and `-`.
+        class_names (`Sequence[str]`, *optional*): folder names match whatever their case, `_` and `-`. `None`: the
+            folders' names are the classes.
         labels_required (`bool`): folders that aren't classes are an error; otherwise the images count as unlabelled.
 
     Returns:
         `Dataset` with `image`, and `label` (an index into `class_names`) where folders are classes.
 
     Raises:
-        ValueError: if there is no such folder, no image in it, a folder in it that can't be listed, a name that isn't
-            Unicode, or `labels_required` and folders aren't classes.
+        ValueError: if there is no such folder or image, one can't be listed, or labels are required and lacking.
     """
-    dataset = _open_image_folder(path, labels_required)
-    return _number_labels(dataset, path, class_names, labels_required)
-
-
-def _open_image_folder(path: str | os.PathLike, labels_required: bool) -> Dataset:
-    """The images below a folder, each with the sub-folder that it lies in as its `label`, if every one lies in one."""
     if not os.path.isdir(path):
         raise ValueError(f"{path} isn't a folder; pass the folder that holds the images.")
     files = photo_files(path)
@@ -158,10 +127,38 @@ def _open_image_folder(path: str | os.PathLike, labels_required: bool) -> Datase
             raise ValueError(
                 f"{path} has images that lie in no sub-folder; put every image into a sub-folder named like its class."
             )
+    else:
+        folders = _class_folders(path, files)
+        numbers = [folders.index(file.parts[0]) for file in files]
+        dataset = dataset.add_column("label", numbers).cast_column("label", ClassLabel(names=folders))
+    return _number_labels(dataset, path, class_names, labels_required)
+
+
+def _number_labels(
+    dataset: DataSource, source: str | os.PathLike, class_names: Sequence[str] | None, required: bool
+) -> DataSource:
+    """Labels numbered like `class_names`; where they aren't classes and aren't required, none."""
+    if class_names is None:
         return dataset
-    folders = _class_folders(path, files)
-    dataset = dataset.add_column("label", [folders.index(file.parts[0]) for file in files])
-    return dataset.cast_column("label", ClassLabel(names=folders))
+    return align_labels(dataset, class_names) if required else align_or_leave_out(dataset, class_names, str(source))
+
+
+def _table_files(source: str) -> list[str]:
+    """The files of the first kind of `BUILDERS` that lie in a folder, or that a pattern stands for."""
+    is_folder = os.path.isdir(source)
+    # What `save_to_disk` wrote is read as a whole.
+    if os.path.exists(os.path.join(source, "state.json")):
+        return []
+    for ending in BUILDERS:
+        pattern = os.path.join(source, f"*{ending}") if is_folder else source
+        files = match_files(pattern) if pattern.endswith(ending) else []
+        if files and is_folder and holds_photos(source):
+            raise ValueError(
+                f"{source} holds both images and {ending} files; pass '{pattern}' for these, or move them away."
+            )
+        if files:
+            return files
+    return []
 
 
 def _class_folders(path: str | os.PathLike, files: Sequence[Path]) -> list[str]:

@@ -21,13 +21,7 @@ LOADING_ERRORS = (OSError, ValueError, DatasetsError, pa.ArrowException, tarfile
 
 
 def read_files(source: str, kind: str, files: Sequence[str], streaming: bool) -> Dataset | IterableDataset:
-    """All columns of files on disk, whatever they are called.
-
-    Args:
-        source (`str`): what errors call them.
-        kind (`str`): "parquet", "webdataset" or "arrow".
-        files (`Sequence[str]`): their paths.
-        streaming (`bool`): read while iterating, not before.
+    """All columns of files on disk, whatever they are called; `kind` is the builder of `datasets`.
 
     Raises:
         ValueError: if they can't be read, or hold nothing, or a path has characters that `datasets` reads otherwise.
@@ -44,11 +38,7 @@ def read_files(source: str, kind: str, files: Sequence[str], streaming: bool) ->
 
 
 def read_repository(source: str, *arguments: Any, **options: Any) -> Dataset | IterableDataset:
-    """All columns of a data set on the Hub, or of a copy of its repository here; see `load_dataset`.
-
-    Raises:
-        ValueError: if it can't be read, or its path has characters that `datasets` reads otherwise.
-    """
+    """All columns of a data set on the Hub, or of a copy of its repository here; errors as in [`read_files`]."""
     if not os.path.isdir(source):
         return _load(source, source, *arguments, **options)
     path = os.path.abspath(source)
@@ -57,11 +47,7 @@ def read_repository(source: str, *arguments: Any, **options: Any) -> Dataset | I
 
 
 def read_saved(source: str, streaming: bool) -> Dataset | IterableDataset:
-    """All columns of what `save_to_disk` wrote.
-
-    Raises:
-        ValueError: if it can't be read, or its path has characters that `datasets` reads otherwise.
-    """
+    """All columns of what `save_to_disk` wrote; errors as in [`read_files`]."""
     path = os.path.abspath(source)
     _check_path(path, expanded=False)
     try:
@@ -76,12 +62,7 @@ def read_saved(source: str, streaming: bool) -> Dataset | IterableDataset:
 def select_columns(
     dataset: DataSource, source: str, image_column: str | None, label_column: str, labels_required: bool
 ) -> DataSource:
-    """Only `image` and, where there is one, `label`.
-
-    Args:
-        dataset (`Dataset` or `IterableDataset`): with the features of its columns.
-        source (`str`): what errors call it.
-        image_column, label_column, labels_required: see `open_dataset`.
+    """Of a data set whose features are known, only `image` and, where there is one, `label`; see `open_dataset`.
 
     Raises:
         ValueError: if there is no column of images, or (where required) none of labels.
@@ -102,6 +83,7 @@ def select_columns(
         dataset = _with_field(dataset, label_column)
         names[label_column] = "label"
     dataset = dataset.select_columns(list(names))
+    # One of the other columns may have had the new name.
     return dataset.rename_columns({old: new for old, new in names.items() if old != new})
 
 
@@ -121,32 +103,22 @@ def _unreadable(source: str, error: Exception) -> ValueError:
 
 
 def _check_path(path: str, *wildcards: str, expanded: bool = True) -> None:
-    """Paths that `datasets` reads as something else are refused: it might find other files, or none.
+    """Absolute paths that `datasets` reads as something else are refused: it might find other files, or none.
 
-    Args:
-        path (`str`): an absolute one.
-        wildcards (`str`): characters that it takes for patterns here, besides "::", which chains protocols.
-        expanded (`bool`): whether it puts the values of environment variables in the place of their names.
-
-    Raises:
-        ValueError: if there are any.
+    Such are chained protocols ("::"), `wildcards` and, where it is `expanded`, a variable of the environment.
     """
-    found = [text for text in ("::", *wildcards) if text in path]
+    special = [text for text in ("::", *wildcards) if text in path]
     if expanded and os.path.expandvars(path) != path:
-        found += [text for text in "$%" if text in path]
-    if found:
+        special += [text for text in "$%" if text in path]
+    if special:
         raise ValueError(
-            f"The path {path} has {abbreviate(found)}, which `datasets` doesn't take as part of a name; rename the "
+            f"The path {path} has {abbreviate(special)}, which `datasets` doesn't take as part of a name; rename the "
             "file or folder."
         )
 
 
 def _has_rows(kind: str, path: str) -> bool:
-    """Whether a Parquet file has rows, without which `datasets` fails at it; an Arrow file may have none.
-
-    Raises:
-        ValueError: if the file can't be read, or two of its columns have the same name.
-    """
+    """Whether a Parquet file has rows, which `datasets` needs; refuses unreadable files and columns of one name."""
     has_rows = True
     try:
         with open(path, "rb") as file:
@@ -158,8 +130,9 @@ def _has_rows(kind: str, path: str) -> bool:
                 names = _open_arrow(file).schema.names
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path} can't be read: {error}. Remove it, or get it again.") from error
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{path} has several columns called {abbreviate(twice)}; rename them.")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{path} has several columns called {abbreviate(repeated)}; rename them.")
     return has_rows
 
 
@@ -235,11 +208,9 @@ def _with_field(dataset: DataSource, column: str) -> DataSource:
     parent, _, field = column.partition(".")
     feature = dataset.features[parent][field]
     if isinstance(dataset, Dataset):
-        values = [row and row[field] for row in dataset[parent]]
-        return dataset.add_column(column, values, feature=feature)
+        return dataset.add_column(column, [row and row[field] for row in dataset[parent]], feature=feature)
     features = Features({**dataset.features, column: feature})
-    options = {"parent": parent, "field": field}
-    return dataset.map(_take_field, features=features, fn_kwargs=options)
+    return dataset.map(_take_field, features=features, fn_kwargs={"parent": parent, "field": field})
 
 
 def _take_field(example: dict[str, Any], parent: str, field: str) -> dict[str, Any]:

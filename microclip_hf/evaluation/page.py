@@ -92,7 +92,7 @@ def _without_images(report: Mapping[str, Any]) -> str:
     return f"Without images: {', '.join(names)}." if names else ""
 
 
-def check_output(folder: str | os.PathLike, argument: str = "output_dir") -> None:
+def check_results_dir(folder: str | os.PathLike, argument: str = "output_dir") -> None:
     """Refuse a folder that holds results, is a file or has no name; `argument` is what the error calls it."""
     if not os.fspath(folder):
         raise ValueError(f"{argument} is empty; pass a folder, new or not.")

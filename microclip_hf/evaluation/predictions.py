@@ -15,12 +15,12 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from ..data.image_columns import describe_unreadable
-from ..images import UNREADABLE, cut_strip, decode, to_rgb
+from ..images import UNREADABLE, crop_box, cut_squares, cut_strip, decode, to_rgb
 from ..modeling_microclip import MicroCLIPForImageClassification, MicroCLIPOutput
 from ..preparation import Preparation
 from ..pseudo_labels import composite_embeds
 from ..run_names import ACCURACIES
-from ..training.views import CROP_RATIO, NUM_CROPS, crop_box, cut_squares
+from ..training.views import CROP_RATIO, NUM_CROPS
 
 
 WAYS = {
@@ -55,12 +55,14 @@ class EvaluationSettings:
         num_crops (`int`): crops of each image; 0 leaves the way `multi_crop` out.
         seed (`int`): with the index of an image it seeds the crops.
         num_workers (`int`): processes that read images; 0 reads them in this one.
+        progress (`bool`): whether to show a progress bar.
     """
 
     num_crops: int = NUM_CROPS
     seed: int = 0
     batch_size: int = 64
     num_workers: int = 0
+    progress: bool = True
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Predictions:
 
 
 def predict_all_ways(
-    model: MicroCLIPForImageClassification,
+    model: MicroCLIPForImageClassification | None,
     dataset: Dataset,
     plain: PlainCLIP | None = None,
     settings: EvaluationSettings | None = None,
@@ -90,7 +92,8 @@ def predict_all_ways(
     the crops' relevance is their cosine with the whole prepared image.
 
     Args:
-        model ([`MicroCLIPForImageClassification`]): with its image processor, which prepares the images.
+        model ([`MicroCLIPForImageClassification`], *optional*): with its image processor, which prepares the images;
+            without it the images are classified in the ways of `plain` alone, without crops.
         dataset (`Dataset`): `image` and `label`, an index of a class. Images that can't be read are left out, with a
             warning.
         plain ([`PlainCLIP`], *optional*): adds the ways that its heads name. Its image processor prepares its images.
@@ -100,15 +103,20 @@ def predict_all_ways(
         ValueError: if no image can be read, or an image processor isn't as [`Preparation`] expects.
     """
     settings = settings or EvaluationSettings()
-    models = [model] if plain is None or plain.model is model else [model, plain.model]
-    size = model.config.clip_config.vision_config.image_size
+    models = [] if model is None else [model]
+    if plain is not None and plain.model is not model:
+        models.append(plain.model)
+    size = models[0].config.clip_config.vision_config.image_size
     images = PreparedImages(dataset, [each.image_processor for each in models], size, settings)
     labels = []
     logits = {way: [] for way in WAYS}
     unreadable = torch.zeros(len(dataset), dtype=torch.bool)
-    with _evaluating(models), tqdm(total=len(dataset), desc="Evaluating", unit="image") as bar:
-        # Not stacked yet, since unreadable images leave gaps.
-        loader = DataLoader(images, settings.batch_size, collate_fn=list, num_workers=settings.num_workers)
+    # Not stacked yet, since unreadable images leave gaps. A generator of its own, since a run's random numbers mustn't
+    # depend on what was measured before.
+    reading = {"num_workers": settings.num_workers, "generator": torch.Generator()}
+    loader = DataLoader(images, settings.batch_size, collate_fn=list, **reading)
+    progress = tqdm(total=len(dataset), desc="Evaluating", unit="image", disable=not settings.progress)
+    with _evaluating(models), progress as bar:
         for batch in loader:
             readable = [example for example in batch if "label" in example]
             unreadable[[example["index"] for example in batch if "label" not in example]] = True
@@ -179,18 +187,21 @@ class PreparedImages(torch.utils.data.Dataset):
 
 @torch.no_grad()
 def _classify(
-    model: MicroCLIPForImageClassification, plain: PlainCLIP | None, batch: dict[str, Any]
+    model: MicroCLIPForImageClassification | None, plain: PlainCLIP | None, batch: dict[str, Any]
 ) -> dict[str, torch.Tensor]:
     """Logits `(batch_size, num_classes)` of each way; of a batch of [`PreparedImages`], those that can be read."""
-    pixel_values = [images.to(model.device) for images in batch["pixel_values"]]
-    output = model(pixel_values[0])
-    logits = {
-        # Adjusted as the fused ones, which are their weighted mean, so that the ways can be compared.
-        "cls": model.logit_adjustment(output.cls_logits),
-        "fg": model.logit_adjustment(output.fg_logits),
-        "fused": output.logits,
-    }
-    if batch["crops"].shape[1] > 0:
+    device = plain.model.device if model is None else model.device
+    pixel_values = [images.to(device) for images in batch["pixel_values"]]
+    logits = {}
+    if model is not None:
+        output = model(pixel_values[0])
+        logits = {
+            # Adjusted as the fused ones, which are their weighted mean, so that the ways can be compared.
+            "cls": model.logit_adjustment(output.cls_logits),
+            "fg": model.logit_adjustment(output.fg_logits),
+            "fused": output.logits,
+        }
+    if model is not None and batch["crops"].shape[1] > 0:
         logits["multi_crop"] = _multi_crop_logits(model, batch["crops"].to(model.device), output)
     if plain is not None:
         is_same = plain.model is model

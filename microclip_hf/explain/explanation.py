@@ -180,7 +180,7 @@ def _explain_batch(
         output_patch_embeds=True,
         return_dict=True,
     )
-    names = tuple(model.config.id2label[index] for index in range(model.num_labels))
+    names = tuple(model.config.class_names)
     paths = (output.logits, model.logit_adjustment(output.cls_logits), model.logit_adjustment(output.fg_logits))
     scores = [logits.float().softmax(-1).cpu().numpy() for logits in paths]
     masks = output.saliency_mask.cpu().numpy()

@@ -20,7 +20,7 @@ from ..files import write_whole
 from ..run_names import ACCURACIES
 
 
-METRICS = {
+METRIC_TITLES = {
     "top5_accuracy": "top-5 accuracy",
     "mean_class_accuracy": "mean accuracy per class",
     "harmonic_mean": "harmonic mean of the classes' accuracies",
@@ -60,7 +60,9 @@ class CardFacts:
     license: str | None = None  # of the adapted model, as the Hub calls it
     language: str | None = None  # of names and descriptions, as the Hub calls it
     test_dataset: str | None = None  # what the results were measured on
-    results: dict[str, float] = field(default_factory=dict)  # fractions by `ACCURACIES`; as `adapted_*`, `METRICS`
+    results: dict[str, float] = field(
+        default_factory=dict
+    )  # fractions by `ACCURACIES`; as `adapted_*`, `METRIC_TITLES`
     descriptions: str | None = None  # the file in the output folder with the sentences about the classes
 
 
@@ -74,7 +76,7 @@ def write_model_card(
     rows = [(title, f"{100 * results[key]:.1f}") for key, title in ACCURACIES.items() if key in results]
     metrics = [
         f"{title} {100 * results[f'adapted_{key}']:.1f}"
-        for key, title in METRICS.items()
+        for key, title in METRIC_TITLES.items()
         if f"adapted_{key}" in results
     ]
     card = ModelCard.from_template(
@@ -85,7 +87,7 @@ def write_model_card(
         base_model=_link(facts.base_model, "https://huggingface.co/"),
         num_images=num_images,
         num_classes=config.num_labels,
-        classes=", ".join(config.id2label.values()),
+        classes=", ".join(config.class_names),
         results=rows,
         metrics=", ".join(metrics),
         picture=PICTURE if (folder / PICTURE).exists() else None,
@@ -128,10 +130,10 @@ def _metadata(facts: CardFacts, model_id: str, args: TrainingArguments) -> Model
 
 
 def eval_results(metrics: Mapping[str, float], **dataset: Any) -> list[EvalResult]:
-    """`accuracy` and the metrics in `METRICS`, in the Hub's form; `dataset_name` and the like say on what."""
+    """`accuracy` and the metrics in `METRIC_TITLES`, in the Hub's form; `dataset_name` and the like say on what."""
     return [
         EvalResult(task_type="image-classification", metric_type=name, metric_value=metrics[name], **dataset)
-        for name in ("accuracy", *METRICS)
+        for name in ("accuracy", *METRIC_TITLES)
         if name in metrics
     ]
 
@@ -176,5 +178,5 @@ def hub_id(source: str | None) -> str | None:
 
 def split_results(metrics: Mapping[str, float]) -> dict[str, float]:
     """Those of a Trainer's metrics that a card shows."""
-    names = {*ACCURACIES, *(f"adapted_{name}" for name in METRICS)}
+    names = {*ACCURACIES, *(f"adapted_{name}" for name in METRIC_TITLES)}
     return {name: value for name, value in metrics.items() if name in names}

@@ -26,10 +26,7 @@ class Preset:
 
     Attributes:
         dataset (`str`, *optional*): id of a data set on the Hub, or a copy of its repository here; `None` where the
-            Hub was found to hold none.
-        config, revision (`str`, *optional*): of that data set.
-        image_column, label_column (`str`): its columns.
-        train_split, test_split (`str`, *optional*): its splits; `None` where it has no such one.
+            Hub was found to hold none. Then its `config`, `revision`, columns, and splits, `None` where it lacks one.
         num_classes (`int`): how many classes it has.
         templates (`Sequence[str]`): prompts with `{}` for the class name.
         rename (`Mapping[str, str]`): class names that [`readable_name`] wouldn't make readable.
@@ -58,15 +55,12 @@ class Preset:
     rename: Mapping[str, str] = field(default_factory=dict)
     class_names: Sequence[str] | None = None
 
-    def override(self, dataset: str | None = None, **given: Any) -> "Preset":
-        """The preset with what is given, which is what isn't `None`, in place of its own.
+    def override(self, dataset: str | None = None, **fields: Any) -> "Preset":
+        """The preset with these fields, where they aren't `None`, in place of its own.
 
-        Args:
-            dataset (`str`, *optional*): another data set with the same columns and splits, such as a copy of the
-                repository; config and revision of the preset's own don't count for it.
-            given: any other fields.
+        Config and revision don't count for another `dataset`, such as a copy of the repository.
         """
-        changes = {name: value for name, value in given.items() if value is not None}
+        changes = {name: value for name, value in fields.items() if value is not None}
         if dataset is not None:
             changes = {"dataset": dataset, "config": None, "revision": None, **changes}
         return dataclasses.replace(self, **changes)
@@ -83,7 +77,8 @@ def load_preset(name: str) -> Preset:
     Raises:
         ValueError: if there is none of that name; the nearest ones are named.
     """
-    if name not in (names := list_presets()):
+    names = list_presets()
+    if name not in names:
         near = difflib.get_close_matches(name.lower(), names, 3, cutoff=0.5)
         advice = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(names)}."
         raise ValueError(f"There is no preset {name!r}; {advice}")
@@ -98,12 +93,11 @@ def load_split(
     """Images of a preset's data set, with labels under readable names, once it has been found to be what it should.
 
     Args:
-        preset ([`Preset`]): see [`load_preset`]; [`Preset.override`] puts other columns, splits, ... in place.
+        preset ([`Preset`]): by [`load_preset`]; [`Preset.override`] puts other columns, splits, ... in place.
         split (`str`): "train" or "test".
-        source (`str`, *optional*): your own images in place of the preset's data set: a folder with a sub-folder for
-            each class, or Arrow, Parquet or WebDataset files with the preset's columns (see `open_dataset`).
-        streaming (`bool`): read while iterating, not before.
-        labels_required (`bool`): whether images without labels are an error.
+        source (`str`, *optional*): your own images in place of the preset's data set, in sub-folders named like its
+            classes, or files with its columns.
+        streaming, labels_required (`bool`): see [`open_dataset`].
 
     Returns:
         `Dataset` or `IterableDataset` with `image`, and `label`, a `ClassLabel` of `preset.class_names` or else of the
@@ -114,51 +108,54 @@ def load_split(
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}.")
-    name = preset.train_split if split == "train" else preset.test_split
-    where = source or preset.dataset
-    if where is None:
+    split_name = preset.train_split if split == "train" else preset.test_split
+    location = source or preset.dataset
+    if location is None:
         raise ValueError(
             f"The preset {preset.name!r} names no data set on the Hub; pass your own images, in a sub-folder for each "
-            "class (--train_dir, --test_dir), or a data set (--dataset_name)."
+            "class (`source`), or a data set (`dataset`)."
         )
-    if source is None and name is None:
+    if source is None and split_name is None:
         raise ValueError(
-            f"The data set of the preset {preset.name!r}, {where}, has no split to {split} with; pass your own images "
-            f"(--{split}_dir), or say which split to take (--{'dataset' if split == 'train' else 'test'}_split)."
+            f"The data set of the preset {preset.name!r}, {location}, has no split to {split} with; pass your own "
+            f"images (`source`), or say which split to take (`{split}_split`)."
         )
-    hub = {"hub": True, "config_name": preset.config, "revision": preset.revision, "split": name}
-    columns = {"image_column": preset.image_column, "label_column": preset.label_column}
+    reading = {"image_column": preset.image_column, "label_column": preset.label_column, "streaming": streaming}
+    expected = f"images in {preset.image_column!r}, labels in {preset.label_column!r}"
+    if source is None:
+        reading |= {"hub": True, "config_name": preset.config, "revision": preset.revision, "split": split_name}
+        expected = f"{expected}, the split {split_name!r}"
     try:
-        dataset = open_dataset(
-            where, **({} if source else hub), **columns, streaming=streaming, labels_required=labels_required
-        )
+        dataset = open_dataset(location, labels_required=labels_required, **reading)
     except ValueError as error:
-        expected = f"images in {preset.image_column!r}, labels in {preset.label_column!r}"
+        raise ValueError(f"The preset {preset.name!r} expects {expected}. {error}") from error
+    differences = _differences(dataset.features.get("label"), preset)
+    if differences:
         raise ValueError(
-            f"The preset {preset.name!r} expects {expected}{'' if source else f', the split {name!r}'}. {error}"
-        ) from error
-    return _name_labels(dataset, preset, where, labels_required)
-
-
-def _name_labels(dataset: DataSource, preset: Preset, where: str, labels_required: bool) -> DataSource:
-    """The data set with readable class names.
-
-    Raises:
-        ValueError: if it isn't the preset's.
-    """
-    label, found = dataset.features.get("label"), []
-    if isinstance(label, ClassLabel) and preset.class_names is None:
-        if len(label.names) != preset.num_classes:
-            found.append(f"it has {len(label.names)} classes ({abbreviate(label.names)}), not {preset.num_classes}")
-        if unknown := [old for old, new in preset.rename.items() if not {old, new} & set(label.names)]:
-            found.append(f"it lacks the classes {abbreviate(unknown)} (it has {abbreviate(label.names)})")
-    elif label is not None and preset.class_names is None:
-        found.append(f"its column {preset.label_column!r} holds {label}, without the names of classes")
-    if found:
-        raise ValueError(
-            f"{where} isn't the data set of the preset {preset.name!r}: {'; '.join(found)}. For other "
-            "classes pass --class_names and leave the preset out."
+            f"{location} isn't the data set of the preset {preset.name!r}: {'; '.join(differences)}. For other "
+            "classes pass `class_names` and leave the preset out."
         )
+    return _name_labels(dataset, preset, location, labels_required)
+
+
+def _differences(label: Any, preset: Preset) -> list[str]:
+    """In what a column of labels, which is to say what the classes are called, isn't that of the preset."""
+    if label is None or preset.class_names is not None:
+        return []
+    if not isinstance(label, ClassLabel):
+        return [f"its column {preset.label_column!r} holds {label}, without the names of classes"]
+    differences = []
+    if len(label.names) != preset.num_classes:
+        differences.append(f"it has {len(label.names)} classes ({abbreviate(label.names)}), not {preset.num_classes}")
+    missing = [old for old, new in preset.rename.items() if not {old, new} & set(label.names)]
+    if missing:
+        differences.append(f"it lacks the classes {abbreviate(missing)} (it has {abbreviate(label.names)})")
+    return differences
+
+
+def _name_labels(dataset: DataSource, preset: Preset, location: str, labels_required: bool) -> DataSource:
+    """The data set with readable class names, or with its labels numbered like those of the preset."""
+    label = dataset.features.get("label")
     if isinstance(label, ClassLabel):
         names = [preset.rename.get(name, readable_name(name)) for name in label.names]
         if preset.class_names is None:
@@ -167,9 +164,9 @@ def _name_labels(dataset: DataSource, preset: Preset, where: str, labels_require
     if label is None or preset.class_names is None:
         return dataset
     if not labels_required:
-        return align_or_leave_out(dataset, preset.class_names, where)
-    aligned = align_labels(dataset, preset.class_names)
-    return aligned.cast_column("label", ClassLabel(names=list(preset.class_names)))
+        return align_or_leave_out(dataset, preset.class_names, location)
+    # Also where the labels were numbers already: the data set then says what they are called.
+    return align_labels(dataset, preset.class_names).cast_column("label", ClassLabel(names=list(preset.class_names)))
 
 
 def readable_name(name: str) -> str:
@@ -178,4 +175,6 @@ def readable_name(name: str) -> str:
     "001.Black_footed_Albatross" gives "Black footed Albatross", "BareLand" "Bare Land", "tench, Tinca tinca" "tench".
     """
     name = re.sub(r"^\d+\.", "", name).split(",")[0].replace("_", " ").strip()
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name) if re.fullmatch(r"(?:[A-Z][a-z]+){2,}", name) else name
+    # Not "iPod" or "McLaren MP4-12C", whose capitals are no beginnings of words.
+    is_camel_case = re.fullmatch(r"(?:[A-Z][a-z]+){2,}", name)
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name) if is_camel_case else name

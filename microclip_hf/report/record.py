@@ -69,7 +69,7 @@ def write_record(trainer: Trainer, tested: PredictionOutput | None = None) -> No
     if not trainer.is_world_process_zero():
         return
     folder = Path(trainer.args.output_dir)
-    class_names = [trainer.model.config.id2label[index] for index in range(trainer.model.config.num_labels)]
+    class_names = trainer.model.config.class_names
     dataset = images_of(trainer.train_dataset)
     files, are_files = image_names(dataset)
     (folder / REPORT_DIR).mkdir(exist_ok=True)

@@ -193,7 +193,7 @@ def check_checkpoint(
     `prior_head`, `(num_classes, embed_dim)`, on the CPU) or images (by [`image_facts`]).
     """
     saved_config = MicroCLIPConfig.from_pretrained(checkpoint)
-    check_classes(checkpoint, list(config.id2label.values()))
+    check_classes(checkpoint, config.class_names)
     for name in config.architecture_names():
         saved = vars(saved_config)[name]
         wanted = vars(config)[name]
@@ -244,7 +244,7 @@ def _read_weight(checkpoint: str, name: str) -> torch.Tensor | None:
 
 def check_classes(checkpoint: str, class_names: list[str]) -> None:
     """Heads of other classes, or of another order, aren't taken over from a checkpoint: they are an error."""
-    saved = list(MicroCLIPConfig.from_pretrained(checkpoint).id2label.values())
+    saved = MicroCLIPConfig.from_pretrained(checkpoint).class_names
     if saved == class_names:
         return
     pairs = itertools.zip_longest(saved, class_names)

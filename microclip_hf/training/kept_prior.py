@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from ..files import write_whole
 from .saving import turns
 
 
@@ -58,8 +59,7 @@ class KeptPrior:
             )
         rows = np.lib.format.open_memmap(self._incomplete, "w+", np.float32, self.shape)
         rows[:] = np.nan
-        with open(self._facts_file, "w", encoding="utf-8") as file:
-            file.write(self._facts)
+        write_whole(self._facts_file, self._facts)
 
     def write(self, index: np.ndarray, scores: np.ndarray) -> None:
         """Scores `(batch_size, num_classes)` of these images; where none are written NaN stays."""

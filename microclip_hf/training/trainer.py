@@ -331,6 +331,5 @@ class _EpochCallback(TrainerCallback):
 
 
 def _class_names(config: MicroCLIPConfig) -> list[str] | None:
-    """The classes in their order, which isn't label2id's once it was saved; `None` where they have no names."""
-    class_names = [config.id2label[index] for index in range(config.num_labels)]
-    return None if class_names[0] == "LABEL_0" else class_names
+    """The classes; `None` where they have no names but transformers' own."""
+    return None if config.class_names[0] == "LABEL_0" else config.class_names

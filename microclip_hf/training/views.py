@@ -9,38 +9,35 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from PIL import Image, ImageEnhance, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 from transformers.image_utils import OPENAI_CLIP_MEAN
 
-from ..images import ORIENTATION, to_rgb
+from ..images import ORIENTATION, Box, channels_first, crop_box, cut_square, cut_squares, place_box, to_rgb
 
 
 # K, and the least and greatest side of a crop as shares of the shorter side.
-NUM_CROPS, CROP_RATIO = 8, (0.5, 0.9)
+NUM_CROPS = 8
+CROP_RATIO = (0.5, 0.9)
 STRONG_SCALE = (0.3, 1.0)
 STRONG_RATIO = (3 / 4, 4 / 3)
 # RandAugment as timm's `rand-m9-mstd0.5-inc1`: two operations an image, each with probability 0.5, magnitude
 # N(9, 0.5).
-NUM_OPERATIONS, OPERATION_PROBABILITY = 2, 0.5
-MAGNITUDE_MEAN, MAGNITUDE_STD, MAX_MAGNITUDE = 9.0, 0.5, 10.0
+NUM_OPERATIONS = 2
+OPERATION_PROBABILITY = 0.5
+MAGNITUDE_MEAN = 9.0
+MAGNITUDE_STD = 0.5
+MAX_MAGNITUDE = 10.0
 FILL_COLOR = tuple(round(255 * mean) for mean in OPENAI_CLIP_MEAN)
-# Those that torch has with antialiasing, which PIL always applies.
-TORCH_FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
-# Left, top, right, bottom.
-Box = tuple[float, float, float, float]
 
 
 def draft(image: Image.Image, size: int, crop_ratio: Sequence[float]) -> int:
     """Have an opened JPEG decoded at 1/2, 1/4 or 1/8 of its size where every view is still made by down-sampling.
 
-    Returns:
-        The scale: 8, 4, 2, or 1 where the image is decoded whole, as all that isn't an upright grey or RGB JPEG.
+    The scale is 8, 4, 2, or 1 where the image is decoded whole, as all that isn't an upright grey or RGB JPEG.
     """
-    if not isinstance(image, JpegImageFile) or image.mode not in ("L", "RGB"):
-        return 1
-    if image.getexif().get(ORIENTATION, 1) != 1:
+    is_plain = isinstance(image, JpegImageFile) and image.mode in ("L", "RGB")
+    if not is_plain or image.getexif().get(ORIENTATION, 1) != 1:
         return 1
     width, height = image.size
     strong_side = math.sqrt(STRONG_SCALE[0] * STRONG_RATIO[0] * width * height)
@@ -52,18 +49,13 @@ def draft(image: Image.Image, size: int, crop_ratio: Sequence[float]) -> int:
 def weak_box(width: int, height: int, size: int, rng: np.random.Generator) -> Box:
     """A random square, `size` at a side once the shorter side is resized to `size`, in pixels of the original."""
     short = min(width, height)
-    resized_width, resized_height = int(size * width / short), int(size * height / short)
-    left, top = rng.integers(resized_width - size + 1), rng.integers(resized_height - size + 1)
-    x_scale, y_scale = width / resized_width, height / resized_height
-    right, bottom = min((left + size) * x_scale, width), min((top + size) * y_scale, height)
-    return left * x_scale, top * y_scale, right, bottom
-
-
-def crop_box(width: int, height: int, ratio: Sequence[float], rng: np.random.Generator) -> Box:
-    """A random square, its side U(ratio) of the shorter side."""
-    side = max(1, round(rng.uniform(*ratio) * min(width, height)))
-    left, top = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
-    return left, top, left + side, top + side
+    resized_width = int(size * width / short)
+    resized_height = int(size * height / short)
+    left, top, right, bottom = place_box(size, size, resized_width, resized_height, rng)
+    x_scale = width / resized_width
+    y_scale = height / resized_height
+    # Rounding must not lead out of the picture.
+    return left * x_scale, top * y_scale, min(right * x_scale, width), min(bottom * y_scale, height)
 
 
 def strong_box(width: int, height: int, rng: np.random.Generator) -> Box:
@@ -74,44 +66,15 @@ def strong_box(width: int, height: int, rng: np.random.Generator) -> Box:
     for _ in range(10):
         area = width * height * rng.uniform(*STRONG_SCALE)
         ratio = math.exp(rng.uniform(*map(math.log, STRONG_RATIO)))
-        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        crop_width = round(math.sqrt(area * ratio))
+        crop_height = round(math.sqrt(area / ratio))
         if 0 < crop_width <= width and 0 < crop_height <= height:
-            left, top = int(rng.integers(width - crop_width + 1)), int(rng.integers(height - crop_height + 1))
-            break
-    else:
-        crop_width = max(1, min(width, round(height * STRONG_RATIO[1])))
-        crop_height = max(1, min(height, round(width / STRONG_RATIO[0])))
-        left, top = (width - crop_width) // 2, (height - crop_height) // 2
+            return place_box(crop_width, crop_height, width, height, rng)
+    crop_width = max(1, min(width, round(height * STRONG_RATIO[1])))
+    crop_height = max(1, min(height, round(width / STRONG_RATIO[0])))
+    left = (width - crop_width) // 2
+    top = (height - crop_height) // 2
     return left, top, left + crop_width, top + crop_height
-
-
-def cut(
-    image: Image.Image, box: Box, size: int, scale: int = 1, resample: Image.Resampling = Image.Resampling.BICUBIC
-) -> Image.Image:
-    """The box of a file that is decoded at 1 / scale of its size, resized to a square."""
-    # Exact: a pixel of a draft is scale x scale pixels of the file, or what is left of them at its end.
-    return image.resize((size, size), resample, box=tuple(edge / scale for edge in box))
-
-
-def cut_squares(
-    image: Image.Image,
-    boxes: Sequence[Box],
-    size: int,
-    scale: int = 1,
-    resample: Image.Resampling = Image.Resampling.BICUBIC,
-) -> np.ndarray:
-    """Each box as by [`cut`], channels first, `(len(boxes), 3, size, size)`.
-
-    Boxes of whole pixels are resized by torch where it has the filter: up to two levels off, but three times as fast.
-    """
-    if not boxes:
-        return np.zeros((0, 3, size, size), dtype=np.uint8)
-    if scale > 1 or resample not in TORCH_FILTERS:
-        return np.stack([_channels_first(cut(image, box, size, scale, resample)) for box in boxes])
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    squares = [pixels[None, :, top:bottom, left:right] for left, top, right, bottom in boxes]
-    options = {"size": (size, size), "mode": TORCH_FILTERS[resample], "antialias": True}
-    return torch.cat([torch.nn.functional.interpolate(square, **options) for square in squares]).numpy()
 
 
 def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
@@ -151,12 +114,12 @@ OPERATIONS: dict[str, Callable[[Image.Image, float, int], Image.Image]] = {
 
 def rand_augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Operations drawn with replacement, each applied with a probability, magnitude and sign of its own."""
-    names = list(OPERATIONS)
-    for index in rng.integers(len(names), size=NUM_OPERATIONS):
+    operations = list(OPERATIONS.values())
+    for index in rng.integers(len(operations), size=NUM_OPERATIONS):
         if rng.random() < OPERATION_PROBABILITY:
             magnitude = min(max(rng.normal(MAGNITUDE_MEAN, MAGNITUDE_STD), 0.0), MAX_MAGNITUDE)
             sign = 1 if rng.random() < 0.5 else -1
-            image = OPERATIONS[names[index]](image, magnitude / MAX_MAGNITUDE, sign)
+            image = operations[index](image, magnitude / MAX_MAGNITUDE, sign)
     return image
 
 
@@ -195,15 +158,11 @@ def make_views(
     width, height = image.size if scale == 1 else full_size
 
     def view(box: Box) -> Image.Image:
-        return cut(image, box, size, scale, resample)
+        return cut_square(image, box, size, scale, resample)
 
     weak = view(weak_box(width, height, size, rng))
     strong = augment(view(strong_box(width, height, rng)), rng)
     # Last, so that the other views don't depend on how many there are.
     boxes = [crop_box(width, height, crop_ratio, rng) for _ in range(num_crops)]
     crops = cut_squares(image, boxes, size, scale, resample)
-    return {"weak": _channels_first(weak), "strong": _channels_first(strong), "crops": crops}
-
-
-def _channels_first(image: Image.Image) -> np.ndarray:
-    return np.asarray(image).transpose(2, 0, 1)
+    return {"weak": channels_first(weak), "strong": channels_first(strong), "crops": crops}
