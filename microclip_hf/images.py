@@ -43,6 +43,9 @@ MAX_ABOVE = 0.5
 NEARLY_BLACK = 16
 # Filters that torch has with antialiasing, which PIL always applies.
 TORCH_FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
+# K, and the least and greatest side of a crop as shares of the shorter side.
+NUM_CROPS = 8
+CROP_RATIO = (0.5, 0.9)
 # Left, top, right, bottom.
 Box = tuple[float, float, float, float]
 

@@ -168,8 +168,9 @@ def naming_options(*names: str, **options: str) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyboardInterrupt, ValueError) as error:
+    except (KeyboardInterrupt, RuntimeError, ValueError) as error:
         text = str(error)
         for argument, option in {**dict(zip(names, names, strict=True)), **options}.items():
             text = text.replace(f"`{argument}`", f"--{option}")
-        raise (ValueError if isinstance(error, ValueError) else KeyboardInterrupt)(text) from error
+        kind = next(kind for kind in (KeyboardInterrupt, RuntimeError, ValueError) if isinstance(error, kind))
+        raise kind(text) from error

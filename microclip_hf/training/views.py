@@ -16,9 +16,6 @@ from transformers.image_utils import OPENAI_CLIP_MEAN
 from ..images import ORIENTATION, Box, channels_first, crop_box, cut_square, cut_squares, place_box, to_rgb
 
 
-# K, and the least and greatest side of a crop as shares of the shorter side.
-NUM_CROPS = 8
-CROP_RATIO = (0.5, 0.9)
 STRONG_SCALE = (0.3, 1.0)
 STRONG_RATIO = (3 / 4, 4 / 3)
 # RandAugment as timm's `rand-m9-mstd0.5-inc1`: two operations an image, each with probability 0.5, magnitude
