@@ -1,8 +1,4 @@
-"""Configuration of microCLIP: the architecture alone; training settings live in `MicroCLIPTrainingArguments`.
-
-Also what a checkpoint consists of: which files, how damaged ones are told, whether its weights are whole, and its
-image processor.
-"""
+"""Configuration of microCLIP, the architecture alone; and the files, weights and image processor of a checkpoint."""
 
 import contextlib
 import json
@@ -45,7 +41,7 @@ LFS_POINTER = b"version https://git-lfs"
 @strict
 class MicroCLIPConfig(PreTrainedConfig):
     r"""
-    Configuration of a [`MicroCLIPForImageClassification`] (arXiv:2510.02270).
+    Configuration of a [`MicroCLIPForImageClassification`] (arXiv:2510.02270): the architecture, not the training.
 
     Args:
         clip_config (`CLIPConfig` or `dict`, *optional*): the CLIP that is adapted, any ViT size. Defaults to ViT-B/32.
@@ -58,14 +54,11 @@ class MicroCLIPConfig(PreTrainedConfig):
             the [FG] token, mean of the salient patches, the [CLS] token, mean of all patches, one patch.
         fg_pooling (`"attention"`, `"masked_mean"` or `"mean"`, *optional*, defaults to `"attention"`): how patches
             become the [FG] token, attention to the query, mean of the salient patches, mean of all.
-        fusion_ratio (`float`, *optional*, defaults to 0.5): share of the [CLS] logits in the fused logits, in [0, 1]:
-            lambda of the paper's TokenFusion (section 3.2).
-        logit_scale (`float`, *optional*): what cosines are multiplied by to become logits. `None` takes the
-            checkpoint's own `exp(logit_scale)`.
+        fusion_ratio (`float`, *optional*, defaults to 0.5): lambda of section 3.2 in [0, 1], share of [CLS] logits.
+        logit_scale (`float`, *optional*): factor of cosines. Defaults to the checkpoint's own `exp(logit_scale)`.
         prior_weighting (`"name"` or `"uniform"`, *optional*, defaults to `"name"`): weights of a class's descriptions
             in the frozen head, similarity to the class name's prompt, or equal.
-        keep_text_model (`bool`, *optional*, defaults to `False`): keep and save CLIP's text tower, so that
-            `set_classes` works after adaptation.
+        keep_text_model (`bool`, *optional*, defaults to `False`): keep and save CLIP's text tower for `set_classes`.
 
     Raises:
         ValueError: if `clip_config` isn't a ViT CLIP's or a number is out of its range.
@@ -173,13 +166,7 @@ def abbreviate(names: Sequence[str]) -> str:
 def naming_damaged_file(
     source: str | os.PathLike | None, patterns: Sequence[str], hub_kwargs: dict[str, Any]
 ) -> Iterator[None]:
-    """While `patterns` of a checkpoint's files are read: where one is damaged, the error says which.
-
-    Of `hub_kwargs` those that don't choose files are passed over.
-
-    Raises:
-        ValueError: for the first file that is damaged. Any other error stays as it is.
-    """
+    """While `patterns` of a checkpoint's files are read: if that fails and one is damaged, the error says which."""
     hub_kwargs = dict(hub_kwargs)  # what reads the checkpoint may take from it
     try:
         yield
@@ -213,7 +200,6 @@ def checkpoint_files(
 
 
 def _describe_damage(file: Path) -> str | None:
-    """What a file is in place of what its name says, if it is anything else."""
     with open(file, "rb") as stream:
         start = stream.read(len(LFS_POINTER))
     if not start:
@@ -298,14 +284,10 @@ def check_weights(model: PreTrainedModel) -> None:
 def load_image_processor(
     source: str | None, config: MicroCLIPConfig, hub_kwargs: dict[str, Any]
 ) -> BaseImageProcessor:
-    """The image processor saved with a checkpoint, with the PIL back end.
+    """The image processor saved with a checkpoint, with the PIL back end; an error if its file is damaged.
 
     Where there is none, CLIP's own stands in; where it keeps the shape of a picture, it is made to cut out the middle,
-    as CLIP does, since the model takes squares. Both with a warning. `source` is a Hub id or a folder, or `None` where
-    it isn't known.
-
-    Raises:
-        ValueError: if its file is damaged, or no image processor can be made of it.
+    as CLIP does, since the model takes squares. Both with a warning, save where `source` is `None`.
     """
     if source is None:
         return default_image_processor(config)

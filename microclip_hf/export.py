@@ -1,7 +1,4 @@
-"""The whole classifier, the saliency cut included, as an ONNX file that is used without torch and transformers.
-
-B images of S x S pixels, C classes, N patches.
-"""
+"""The whole classifier, the saliency cut included, as an ONNX file that is used without torch and transformers."""
 
 import contextlib
 import copy
@@ -52,10 +49,9 @@ def export_onnx(model: MicroCLIPForImageClassification, path: str | os.PathLike,
     beside it, in `{path}.data`.
 
     Args:
-        model ([`MicroCLIPForImageClassification`]): the classifier, on any device, in any precision.
-        path (`str` or `os.PathLike`): the file to write; missing folders are made.
+        model, path: on any device and in any precision; the file to write, whose folders are made if missing.
         int8 (`bool`, *optional*, defaults to `False`): weights of linear layers in 8 bits, one scale an output
-            channel, and their inputs rounded to 8 bits while running. Everything else, the cut, the attention between
+            channel, and their inputs rounded to 8 bits while running; everything else, the cut, the attention between
             tokens and the class vectors among it, stays in float32.
 
     Raises:
@@ -84,13 +80,11 @@ class _Classifier(nn.Module):
         self.model = model
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(B, 3, S, S)` to `(B, C)` and `(B, N)`."""
         output = self.model(pixel_values, output_patch_embeds=True)
         return output.logits, output.saliency_mask
 
 
 def _usage_metadata(model: MicroCLIPForImageClassification) -> dict[str, str]:
-    """What a user of the file needs to know."""
     size = model.config.clip_config.vision_config.image_size
     processor = model.image_processor or default_image_processor(model.config)
     preparation = Preparation.of(processor, size)

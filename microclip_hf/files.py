@@ -46,11 +46,7 @@ CONTROL_BYTES = bytes(byte for byte in range(32) if byte not in b"\t\n\r\f")
 
 
 def read_text(path: str | os.PathLike) -> str:
-    r"""The text of a file in UTF-8, UTF-16 or UTF-32, with or without a byte-order mark; lines end with `\n`.
-
-    Raises:
-        ValueError: if it is a document, a picture, a page of HTML or text in another encoding.
-    """
+    r"""The text of a file in UTF-8, UTF-16 or UTF-32, lines ending with `\n`; an error if it is anything else."""
     data = Path(path).read_bytes()
     for signature, kind in SIGNATURES.items():
         if data.startswith(signature):
@@ -64,11 +60,7 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def parse_json(path: str | os.PathLike, text: str, form: str = "") -> Any:
-    """What a text holds as JSON; for errors, `path` says where it is from, and `form` what is expected.
-
-    Raises:
-        ValueError: if it isn't JSON, or an object has a key twice.
-    """
+    """What a text holds as JSON, no key twice; for errors, `path` is where it is from, and `form` what is expected."""
     try:
         return json.loads(text, object_pairs_hook=_refuse_duplicates)
     except (RecursionError, ValueError) as error:
@@ -94,10 +86,7 @@ def whole_file(path: str | os.PathLike, keep: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_files(folder: str | os.PathLike, last: str) -> Iterator[Path]:
-    """As [`whole_file`], for files that belong together: an empty folder, whose files move to `folder` at the end.
-
-    The one called `last` moves last, so that all are there where it is.
-    """
+    """As [`whole_file`], for files that belong together: a folder from which they move to `folder`, `last` last."""
     incomplete = Path(folder, f"{UNFINISHED}{last}")
     shutil.rmtree(incomplete, ignore_errors=True)  # of a run that was killed
     incomplete.mkdir(parents=True)
@@ -110,10 +99,7 @@ def whole_files(folder: str | os.PathLike, last: str) -> Iterator[Path]:
 
 
 def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
-    """Write a file as a whole or not at all, text in UTF-8.
-
-    Halves of characters (surrogates, as names of files may hold) are written as JSON's escapes.
-    """
+    """Write a file as a whole or not at all, text in UTF-8, halves of characters (surrogates) as JSON's escapes."""
     with whole_file(path) as incomplete:
         incomplete.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace"))
 
@@ -197,11 +183,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_writable(folder: str | os.PathLike, argument: str = "output_dir") -> None:
-    """Refuse a folder, or the nearest one that exists, that files can't be written to; `argument` says whose it is.
-
-    Raises:
-        ValueError: if they can't, or a file stands in the way.
-    """
+    """Refuse a folder, or the nearest one that exists, that files can't be written to; `argument` says whose it is."""
     try:
         with tempfile.TemporaryFile(dir=nearest_folder(folder)):
             pass

@@ -1,7 +1,4 @@
-"""What a photo is: which files count, how one becomes 8-bit RGB, why it can't, and how boxes are cut out of it.
-
-Training, prediction and evaluation see the same files, and the same pixels of them.
-"""
+"""What a photo is, in training and evaluation alike: its file, its pixels as 8-bit RGB, and boxes cut out of it."""
 
 import contextlib
 import io
@@ -43,6 +40,9 @@ MAX_ABOVE = 0.5
 NEARLY_BLACK = 16
 # Filters that torch has with antialiasing, which PIL always applies.
 TORCH_FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
+# K, and the least and greatest side of a crop as shares of the shorter side.
+NUM_CROPS = 8
+CROP_RATIO = (0.5, 0.9)
 # Left, top, right, bottom.
 Box = tuple[float, float, float, float]
 
@@ -56,10 +56,7 @@ def photo_endings() -> set[str]:
 
 
 def decode(image: Any, lazy: bool = False) -> Image.Image:
-    """A PIL image from what `datasets` holds of one undecoded, `{"path": ..., "bytes": ...}`, or from itself.
-
-    With `lazy`, bytes and local files are opened, but neither decoded nor turned upright.
-    """
+    """A PIL image of `{"path": ..., "bytes": ...}`, or itself; with `lazy` opened, not decoded or turned upright."""
     if image is None:
         raise ValueError("there is no image")
     if not isinstance(image, dict):
@@ -83,9 +80,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     scaled as whole numbers are. NaN is black, and infinity white or black by its sign.
 
     Raises:
-        ValueError: where values can't be brightness, since no pixel has any, more than `MAX_BELOW` of them are
-            negative, more than `MAX_ABOVE` above white, or floats go beyond 16 bits; or where the colours of a TIFF of
-            16 bits are nearly black by their upper 8, which are all that Pillow reads.
+        ValueError: where values can't be brightness (none at all, more than `MAX_BELOW` negative or `MAX_ABOVE` above
+            white, floats beyond 16 bits), or a TIFF of 16 bits is nearly black by its upper 8, all that Pillow reads.
     """
     image.load()  # metadata may come after the pixels
     is_deep = isinstance(image, TiffImageFile) and max(image.tag_v2.get(BITSPERSAMPLE, (8,))) > 8
@@ -153,8 +149,7 @@ def _drop_alpha(image: Image.Image) -> Image.Image:
 def cut_strip(image: Image.Image) -> Image.Image:
     """The middle, `MAX_RATIO` times as long as wide, of a picture that is longer; any other as it is.
 
-    For image processors, which resize the shorter side: a line of 20000 pixels would become gigabytes, of which the
-    centre crop keeps one square.
+    Image processors, which resize the shorter side, would make gigabytes of a line of 20000 pixels, and keep a square.
     """
     longest = MAX_RATIO * min(image.size)
     # From both sides the same, so that the middle stays where it is.

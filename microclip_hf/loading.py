@@ -16,11 +16,8 @@ from .text_heads import encode_heads
 def load_adapted(source: str) -> MicroCLIPForImageClassification:
     """A saved microCLIP, in float32 and evaluation mode; a plain CLIP, which would get random heads, is refused.
 
-    Args:
-        source (`str`): Hub id or folder.
-
     Raises:
-        ValueError: if there is no such model, it is of another type, weights are damaged or missing, or its image
+        ValueError: if `source`, a Hub id or a folder, is no such model, weights are damaged or missing, or its image
             processor isn't as [`Preparation`] expects.
     """
     model_type = read_model_type(source)
@@ -43,11 +40,7 @@ def load_adapted(source: str) -> MicroCLIPForImageClassification:
 
 
 def read_model_type(source: str) -> str:
-    """The `model_type` of a saved model's configuration: "microclip", "clip", ...
-
-    Raises:
-        ValueError: if there is no configuration.
-    """
+    """The `model_type` of a saved model's configuration ("microclip", "clip", ...); an error if there is none."""
     try:
         with naming_damaged_file(source, CONFIG_FILES, {}):
             model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
@@ -65,18 +58,11 @@ def read_model_type(source: str) -> str:
 def load_clip(
     source: str, texts: dict[str, Any], overrides: dict[str, Any]
 ) -> tuple[MicroCLIPForImageClassification, dict[str, torch.Tensor]]:
-    """A microCLIP made of a CLIP, and the heads of plain CLIP to compare it with.
+    """A microCLIP made of a CLIP from the Hub or a folder, and the heads of plain CLIP to compare it with.
 
-    Args:
-        source (`str`): a CLIP: Hub id or folder.
-        texts (`dict[str, Any]`): `class_names`, `templates` and perhaps `descriptions`, as for `from_clip`.
-        overrides (`dict[str, Any]`): fields of [`MicroCLIPConfig`].
-
-    Returns:
-        The model, and heads `(num_classes, embed_dim)`: `zero_shot` of the templates, with descriptions `cupl` too.
-
-    Raises:
-        ValueError: if its files are damaged, or its image processor isn't as [`Preparation`] expects.
+    `texts` are `class_names`, `templates` and perhaps `descriptions`, as for `from_clip`; `overrides` are fields of
+    [`MicroCLIPConfig`]. The heads `(num_classes, embed_dim)` are `zero_shot`, of the templates, and with descriptions
+    `cupl` too. An error if files are damaged, or the image processor isn't as [`Preparation`] expects.
     """
     config = MicroCLIPConfig.from_pretrained(source)
     processor = load_image_processor(source, config, {})
@@ -94,15 +80,7 @@ def load_clip(
 
 
 def choose_device(name: str | None, argument: str = "device") -> torch.device:
-    """The device of this name; by default an accelerator if there is one, else the CPU.
-
-    Args:
-        name (`str`, *optional*): as torch calls it.
-        argument (`str`): whose it is, for the error's text.
-
-    Raises:
-        ValueError: if there is no such device here.
-    """
+    """The device of this name, by default an accelerator, else the CPU; an error about `argument` if it isn't here."""
     device = name or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
         probe = torch.zeros(1, device=device)

@@ -29,17 +29,11 @@ class Prediction:
 
 
 def find_photos(sources: Sequence[str]) -> dict[str, Path]:
-    """The photos that a folder, files, or patterns stand for.
+    """The photos, by name and in order, that one folder stands for, or any number of files and patterns.
 
-    Args:
-        sources (`Sequence[str]`): one folder, searched at any depth (see [`photo_files`]); or any number of files and
-            patterns (`photos/*.jpg`, `photos/**/*.jpg`, see [`match_files`]), which are taken whatever their ending.
-
-    Returns:
-        `dict[str, Path]`: paths by name, in order. Names in a folder are relative to it.
-
-    Raises:
-        ValueError: if there is nothing, a folder isn't alone, or one can't be listed.
+    The folder is searched at any depth (see [`photo_files`]); names are relative to it. Files and patterns
+    (`photos/*.jpg`, `photos/**/*.jpg`, see [`match_files`]) are taken whatever their ending. An error if there is
+    nothing, a folder isn't alone, or one can't be listed.
     """
     if len(sources) == 1 and os.path.isdir(sources[0]):
         folder = sources[0]
@@ -66,8 +60,7 @@ def predict_photos(
 
     Args:
         model ([`MicroCLIPForImageClassification`]): in evaluation mode, on any device.
-        photos (`Iterable[str | os.PathLike]`): image files.
-        batch_size (`int`, *optional*, defaults to 32): photos classified at once.
+        photos, batch_size: image files, and how many of them are classified at once.
 
     Returns:
         `Iterator[Prediction | Exception]`, for each photo in turn; the exception is why one can't be read.

@@ -1,7 +1,4 @@
-"""How an image processor prepares photos, so that views in training and images in evaluation get the same pixels.
-
-S is the model's input size in pixels.
-"""
+"""How an image processor prepares photos, so that views in training and images in evaluation get the same pixels."""
 
 from dataclasses import dataclass
 from numbers import Real
@@ -22,12 +19,9 @@ RESCALE = "set do_rescale=True"
 
 @dataclass(frozen=True)
 class Preparation:
-    """An image processor's settings, in the terms of views.
+    """An image processor's settings, in the terms of views: pixel values are `(rgb - mean) / std`, of rgb in [0, 1].
 
-    Args:
-        mean, std (`tuple[float, float, float]`): of red, green and blue in [0, 1]; pixel values are `(rgb - mean) /
-            std`. Another rescale_factor than 1 / 255 is part of them, and 0 and 1 stand for no normalisation.
-        resample (`PIL.Image.Resampling`): the filter.
+    Another rescale_factor than 1 / 255 is part of `mean` and `std`, and 0 and 1 stand for no normalisation.
     """
 
     mean: tuple[float, ...]
@@ -38,8 +32,7 @@ class Preparation:
     def of(cls, processor: BaseImageProcessor, size: int) -> "Preparation":
         """Read the settings of a processor of any class and back end, and try them.
 
-        Raises:
-            ValueError: if it makes of a photo anything else than S x S resized and normalised pixels of it.
+        An error if it makes of a photo anything else than `size` x `size` resized and normalised pixels of it.
         """
         settings = processor.to_dict()
         if settings.get("do_resize") is False:

@@ -1,9 +1,7 @@
 """Which patches belong to the object: a normalised cut of the patch graph (arXiv:2510.02270, section 3.2).
 
-The cut is TokenCut's (arXiv:2202.11539), in the form that microCLIP's authors published as part of SOAP.
-
-Pure tensor functions on a whole batch, computed in float32 (also under autocast) and without gradient.
-B images, N patches, D vision width.
+The cut is TokenCut's (arXiv:2202.11539), in the form that microCLIP's authors published as part of SOAP. Tensor
+functions on a whole batch, computed in float32 (also under autocast) and without gradient.
 """
 
 import torch
@@ -34,13 +32,10 @@ class NonFiniteError(ValueError):
 
 
 def check_finite(values: torch.Tensor, name: str, advice: str) -> None:
-    """Refuse NaN and infinite values.
+    """Refuse NaN and infinite values; switched off in exported programs.
 
-    On a CPU at once; elsewhere, and in compiled code, by an assertion on the device, which needs no host
-    synchronisation. Switched off in exported programs.
-
-    Raises:
-        NonFiniteError: on the CPU, in eager mode (otherwise a `RuntimeError` from the device).
+    On a CPU at once, with a [`NonFiniteError`]; elsewhere, and in compiled code, by an assertion on the device, which
+    needs no host synchronisation and becomes a `RuntimeError`.
     """
     if is_exporting():
         return
@@ -57,10 +52,8 @@ def gram(rows: torch.Tensor) -> torch.Tensor:
 
     Each entry is split (T. J. Dekker, Numerische Mathematik 18, 1971) into the leading bits, which TF32 keeps, and the
     rest, whose product with itself is below float32's rounding. Switching TF32 off would be no help: compiled code
-    can't, and ONNX Runtime has a switch of its own (`use_tf32`, on by default).
-
-    `rows` `(batch_size, num_rows, width)`, float32, have magnitudes up to 1; the result is `(batch_size, num_rows,
-    num_rows)`.
+    can't, and ONNX Runtime has a switch of its own (`use_tf32`, on by default). The float32 `rows`
+    `(batch_size, num_rows, width)` have magnitudes up to 1.
     """
     # The clamp changes no value. It keeps compilers from fusing the multiplication with the subtractions, which would
     # then return `rows` itself.
@@ -73,13 +66,9 @@ def gram(rows: torch.Tensor) -> torch.Tensor:
 def patch_affinity(patch_embeds: torch.Tensor, affinity: str = "dot", threshold: float = 0.2) -> torch.Tensor:
     """The graph of patches: 1 between patches that are alike, `EPSILON` elsewhere (arXiv:2510.02270, section 3.2).
 
-    Args:
-        patch_embeds (`torch.Tensor` of shape `(batch_size, num_patches, hidden_size)`): the patch tokens, any norm.
-        affinity (`"dot"` or `"cosine"`): raw dot products as published, or cosines as in TokenCut.
-        threshold (`float`): patches are alike if the affinity is above it.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, num_patches, num_patches)`, float32, symmetric.
+    Alike are `patch_embeds` `(batch_size, num_patches, hidden_size)`, of any norm, whose dot products ("dot", as
+    published) or cosines ("cosine", as in TokenCut) are above the threshold; the graph
+    `(batch_size, num_patches, num_patches)` is float32.
     """
     patch_embeds = patch_embeds.float()
     if affinity == "cosine":
@@ -91,10 +80,7 @@ def patch_affinity(patch_embeds: torch.Tensor, affinity: str = "dot", threshold:
 
 
 def normalize_graph(graph: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`M = D^-1/2 A D^-1/2` and the eigenvector of its largest eigenvalue, 1, which is known: `sqrt(d) / |sqrt(d)|`.
-
-    Of graphs as by [`patch_affinity`]; the vectors are `(batch_size, num_patches)`.
-    """
+    """`M = D^-1/2 A D^-1/2`, and the eigenvector of its largest eigenvalue, 1, which is `sqrt(d) / |sqrt(d)|`."""
     root_degree = graph.sum(-1).sqrt()
     normalized = graph / (root_degree.unsqueeze(-1) * root_degree.unsqueeze(-2))
     return normalized, torch.nn.functional.normalize(root_degree, dim=-1)
@@ -112,9 +98,9 @@ def has_eigensolver(device: torch.device) -> bool:
 def leading_eigenvector(matrix: torch.Tensor) -> torch.Tensor:
     """The eigenvector of the largest eigenvalue, by matrix products only: repeated squaring of `(I + M) / 2`.
 
-    All its eigenvalues are in `[0, 1]`, the wanted one on top, and `(I + M)^(2^k)` tends to that one's projection, of
-    which the column with the largest diagonal entry is taken. Of a repeated eigenvalue it's a vector of its space.
-    While the identity dominates, adding it would round the rest: the first squarings keep `c^2 + 2ac` of
+    All its eigenvalues are in `[0, 1]`, and its powers tend to the projection of the largest one, of which the column
+    with the largest diagonal entry is taken: for a repeated eigenvalue, a vector of its space. While the identity
+    dominates, adding it would round the rest: the first squarings keep `c^2 + 2ac` of
     `(aI + c)^2 = a^2 I + 2ac + c^2`.
 
     Of symmetric matrices `(batch_size, num_patches, num_patches)`, whose eigenvalues lie in `[-1, 1]`; the result
@@ -139,9 +125,8 @@ def fiedler_vector(graph: torch.Tensor) -> torch.Tensor:
 
     Equally, that of the second largest eigenvalue of `M = D^-1/2 A D^-1/2`. The largest is 1 and its eigenvector `u`
     is known (see [`normalize_graph`]); `M - 2 u u^T` moves it to -1, the bottom of the spectrum, so that the wanted
-    one comes first however close it was to 1 (on a disconnected graph 4e-6, within float32 rounding).
-
-    Of graphs as by [`patch_affinity`]; the result `(batch_size, num_patches)` has unit norm and an arbitrary sign.
+    one comes first however close it was to 1 (on a disconnected graph 4e-6, within float32 rounding). The result
+    `(batch_size, num_patches)` has unit norm and an arbitrary sign.
     """
     normalized, trivial = normalize_graph(graph)
     deflated = normalized - 2 * trivial.unsqueeze(-1) * trivial.unsqueeze(-2)
@@ -168,10 +153,7 @@ def cut(fiedler: torch.Tensor, statistic: str = "std") -> torch.Tensor:
 
 
 def has_no_cut(graph: torch.Tensor) -> torch.Tensor:
-    """Whether all patches are related alike, so that every direction is as good an eigenvector as another.
-
-    Of graphs as by [`patch_affinity`]; bool, `(batch_size, 1)`.
-    """
+    """Whether all patches are related alike, so that all directions are equally good; bool, `(batch_size, 1)`."""
     connected = graph > 0.5
     loops = connected.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
     edges = connected.sum((-2, -1)).unsqueeze(-1) - loops
@@ -190,15 +172,11 @@ def saliency_mask(
     A graph without a cut (all patches alike, or none) keeps every patch, and so does a single patch.
 
     Args:
-        patch_embeds (`torch.Tensor` of shape `(batch_size, num_patches, hidden_size)`): the patch tokens.
-        affinity, threshold: see [`patch_affinity`].
-        statistic: see [`cut`].
+        patch_embeds (`torch.Tensor` of shape `(batch_size, num_patches, hidden_size)`): finite patch tokens.
+        affinity, threshold, statistic: see [`patch_affinity`] and [`cut`].
 
     Returns:
         `torch.Tensor` of shape `(batch_size, num_patches)`, bool, at least one entry of each row is true.
-
-    Raises:
-        ValueError: if `patch_embeds` holds NaN or infinite values (see [`check_finite`]).
 
     Example:
     ```python

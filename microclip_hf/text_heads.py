@@ -1,7 +1,4 @@
-"""Class names, templates and descriptions become the two text heads (arXiv:2510.02270, section 3.3).
-
-C classes, E joint embedding width.
-"""
+"""Class names, templates and descriptions become the two text heads (arXiv:2510.02270, section 3.3)."""
 
 import difflib
 import itertools
@@ -35,8 +32,8 @@ def normalize_name(name: str) -> str:
 def whole_characters(text: str) -> str:
     """The text without lost characters, of which language models and JSON's escapes sometimes leave a half.
 
-    Two surrogates that belong together become their character. A lone one, which no tokenizer takes and no file in
-    UTF-8 can hold, is left out with the space before it, and so is U+FFFD, the sign for a lost character.
+    Two halves (surrogates) become their character; a lone one, which no tokenizer and no file in UTF-8 takes, is left
+    out with the space before it, and so is U+FFFD, the sign for a lost character.
     """
     joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return re.sub(r"\s*\ufffd+", "", joined)
@@ -55,12 +52,7 @@ def name_positions(names: Sequence[str]) -> dict[str, int]:
 
 
 def check_class_names(class_names: Sequence[str]) -> list[str]:
-    """The class names as a list.
-
-    Raises:
-        TypeError, ValueError: unless they are strings, at least two, none empty nor with half a character (a
-            surrogate), and all different under [`normalize_name`].
-    """
+    """The class names as a list; an error unless they are whole, two or more, and differ under [`normalize_name`]."""
     if isinstance(class_names, (str, Mapping)) or not isinstance(class_names, Sequence):
         raise TypeError(f"class_names is a {type(class_names).__name__}; pass a list of strings, one a class.")
     for name in class_names:
@@ -84,11 +76,7 @@ def check_class_names(class_names: Sequence[str]) -> list[str]:
 
 
 def check_templates(templates: str | Sequence[str] | None) -> list[str]:
-    """The prompt templates as a list; `None` gives `DEFAULT_TEMPLATES`.
-
-    Raises:
-        TypeError, ValueError: unless they are strings, each with `{}` for the class name and without half a character.
-    """
+    """The prompt templates as a list, by default `DEFAULT_TEMPLATES`; an error if one isn't whole or has no `{}`."""
     if templates is None:
         return list(DEFAULT_TEMPLATES)
     templates = [templates] if isinstance(templates, str) else list(templates)
@@ -114,11 +102,8 @@ def match_descriptions(
 ) -> list[list[str] | None]:
     """For each class its descriptions by [`whole_characters`], or `None` where there are none.
 
-    `descriptions` is `{class: [sentence, ...]}`; keys match class names by [`normalize_name`].
-
-    Raises:
-        TypeError, ValueError: if it isn't such a mapping, a key is no class, two keys are the same class, or a list or
-            sentence is empty.
+    Keys of `{class: [sentence, ...]}` match class names by [`normalize_name`]; an error if one is no class, two are
+    the same class, or a list or sentence is empty.
     """
     if descriptions is None:
         return [None] * len(class_names)
@@ -163,11 +148,7 @@ def load_tokenizer(
     advice: str = "Pass tokenizer=, the one that belongs to this CLIP (for example "
     "AutoTokenizer.from_pretrained(<its id>)).",
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer saved with a CLIP; arguments as in `load_image_processor`, and `advice`, which errors end with.
-
-    Raises:
-        ValueError: if there is none, or its files are damaged.
-    """
+    """The tokenizer saved with a CLIP; an error, ending with `advice`, if there is none or its files are damaged."""
     if source is None:
         raise ValueError(f"This CLIP wasn't loaded from a Hub id or a folder, so its tokenizer isn't known. {advice}")
     with naming_damaged_file(source, TOKENIZER_FILES, hub_kwargs):
@@ -187,10 +168,7 @@ def encode_texts(
 ) -> torch.Tensor:
     """Projected text features `(len(texts), projection_dim)`, not normalised, float32, on the CPU.
 
-    Texts longer than the tower's positions are cut, with one warning. More than one batch has a progress bar.
-
-    Raises:
-        ValueError: if the tokenizer doesn't belong to the text tower.
+    Texts longer than the tower's positions are cut, with one warning; the tokenizer of another tower is an error.
     """
     max_length = clip.config.text_config.max_position_embeddings
     device = clip.text_model.device
@@ -246,19 +224,11 @@ def build_heads(
 
     With `t_c` the unit mean of class c's raw prompt features, `d_ci` its unit description features and
     `a_ci = d_ci . t_c`, the learnable head starts at `unit(mean_i d_ci)` and the frozen head is
-    `unit(sum_i a_ci d_ci / sum_i a_ci)`.
+    `unit(sum_i a_ci d_ci / sum_i a_ci)`. With the prior weighting "uniform" every `a_ci` is 1.
 
-    Args:
-        prompt_features (`Sequence[torch.Tensor]`): C tensors of shape `(num_templates, embed_dim)`, raw.
-        description_features (`Sequence[torch.Tensor]`): C tensors of shape `(num_descriptions_c, embed_dim)`, raw.
-        prior_weighting (`"name"` or `"uniform"`): `a_ci` as above, or 1.
-        class_names (`Sequence[str]`, *optional*): for the error's text.
-
-    Returns:
-        `(classifier, prior_head)`, two `torch.Tensor` of shape `(num_classes, embed_dim)` with unit rows.
-
-    Raises:
-        ValueError: if the weights of a class cancel, `|sum a| < 1e-3 sum |a|`, or `prior_weighting` is neither.
+    Features are raw, one tensor a class, `(num_templates, embed_dim)` and `(num_descriptions_c, embed_dim)`; the heads
+    `(classifier, prior_head)`, each `(num_classes, embed_dim)`, have unit rows. An error if the weights of a class
+    cancel, `|sum a| < 1e-3 sum |a|`.
 
     Example:
     ```python
@@ -300,10 +270,9 @@ def encode_heads(
     prior_weighting: str = "name",
     batch_size: int = 256,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two heads from texts. Classes without descriptions are described by their templates, with one warning.
+    """The two heads of [`build_heads`] from texts; templates stand in for missing descriptions, with one warning.
 
-    Underscores of class names become spaces in the prompts. For arguments and errors see [`check_class_names`],
-    [`check_templates`], [`match_descriptions`], [`encode_texts`] and [`build_heads`], which says what is returned.
+    Underscores of class names become spaces in the prompts.
     """
     class_names = check_class_names(class_names)
     templates = check_templates(templates)

@@ -29,7 +29,7 @@ from microclip_hf.data.sources import load_image_folder
 from microclip_hf.evaluation.page import report_page, write_results
 from microclip_hf.evaluation.predictions import EvaluationSettings, PlainCLIP, Predictions, predict_all_ways
 from microclip_hf.evaluation.results import EvaluationFacts, bootstrap_accuracies, confused_pairs, make_report
-from microclip_hf.hub.card_results import add_results, read_card
+from microclip_hf.hub.card_evaluation import add_results, read_card
 from microclip_hf.images import crop_box
 from microclip_hf.loading import load_adapted, load_clip
 from microclip_hf.metrics import MicroCLIPMetric

@@ -22,10 +22,9 @@ from microclip_hf.data.photo_files import photo_files
 from microclip_hf.data.sources import load_image_folder
 from microclip_hf.evaluation.predictions import EvaluationSettings, PreparedImages
 from microclip_hf.explain.explanation import explain
-from microclip_hf.images import MAX_RATIO, UNREADABLE, cut_strip, photo_endings, to_rgb
+from microclip_hf.images import CROP_RATIO, MAX_RATIO, UNREADABLE, cut_strip, photo_endings, to_rgb
 from microclip_hf.prediction import Prediction, find_photos, predict_photos
 from microclip_hf.training.view_datasets import ViewCollator, ViewDataset, ViewSettings
-from microclip_hf.training.views import CROP_RATIO
 
 
 @pytest.fixture

@@ -55,16 +55,10 @@ def main() -> None:
 
 @contextlib.contextmanager
 def command_frame(command: str, interrupted: str) -> Iterator[None]:
-    r"""The frame of a command: what is expected to go wrong ends it with one line and an exit code, not a traceback.
+    r"""A command's frame: what is expected to go wrong ends it with one line and an exit code, not a traceback.
 
-    Warnings are one line too, and a letter that the terminal's encoding lacks is printed as `\uXXXX`.
-
-    Args:
-        command (`str`): its name.
-        interrupted (`str`): what Ctrl-C leaves behind, unless the `KeyboardInterrupt` says so itself.
-
-    Raises:
-        SystemExit: with the error's text; with 130 after Ctrl-C; with 1 where nobody reads the output any more.
+    `interrupted` says what Ctrl-C leaves behind, unless the `KeyboardInterrupt` does. Warnings are one line too, and a
+    letter that the terminal's encoding lacks is printed as `\uXXXX`.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not where a test or a notebook stands in
@@ -131,15 +125,8 @@ def read_options(
 ) -> tuple[Any, ...]:
     """What a command is called with: an instance of each dataclass, then, if there are others, a namespace of these.
 
-    Args:
-        command (`str`): its name.
-        description (`str`, *optional*): for `--help`.
-        options (`type` or `tuple[type, ...]`): dataclasses, whose fields are the options.
-        arguments (`list[str]`, *optional*): default: those of the process.
-        others (`dict[str, Any]`): by name, for what no dataclass can say, such as a folder: what `add_argument` takes.
-
-    Raises:
-        ValueError: if there is no such option; it says which name is the nearest.
+    `others` are what no dataclass can say, such as a folder: what `add_argument` takes, by name. An option that
+    doesn't exist is an error, which says which name is the nearest.
     """
     parser = HfArgumentParser(
         options,
@@ -160,16 +147,15 @@ def read_options(
 
 @contextlib.contextmanager
 def naming_options(*names: str, **options: str) -> Iterator[None]:
-    """What the library says of `arguments` is said of options, as in --output_dir, in errors and after Ctrl-C.
+    """Errors, and what Ctrl-C says, speak of options, as in --output_dir, where the library speaks of arguments.
 
-    Args:
-        names (`str`): arguments whose options have the same names.
-        options (`str`): by argument, the names of others.
+    `names` are arguments whose options are called the same; `options` are the names of others, by argument.
     """
     try:
         yield
-    except (KeyboardInterrupt, ValueError) as error:
+    except (KeyboardInterrupt, RuntimeError, ValueError) as error:
         text = str(error)
         for argument, option in {**dict(zip(names, names, strict=True)), **options}.items():
             text = text.replace(f"`{argument}`", f"--{option}")
-        raise (ValueError if isinstance(error, ValueError) else KeyboardInterrupt)(text) from error
+        kind = next(kind for kind in (KeyboardInterrupt, RuntimeError, ValueError) if isinstance(error, kind))
+        raise kind(text) from error

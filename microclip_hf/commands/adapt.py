@@ -151,8 +151,9 @@ def _read_texts(options: AdaptArguments, class_names: list[str], checkpoint: str
         check_classes(checkpoint, class_names)
     texts = options.read_texts(class_names)
     if options.descriptions_dataset is not None:
-        source, columns = options.descriptions_dataset, options.descriptions_columns
-        texts["descriptions"] = load_descriptions(source, class_names, columns)
+        texts["descriptions"] = load_descriptions(
+            options.descriptions_dataset, class_names, options.descriptions_columns
+        )
     return texts
 
 

@@ -27,7 +27,7 @@ from ..descriptions.questions import Questions
 from ..descriptions.replies import ReplyFile
 from ..descriptions.sentences import Fits, fits_text_tower
 from ..files import whole_file, write_whole
-from . import command_frame, read_options
+from . import command_frame, naming_options, read_options
 from .options import check_files
 
 
@@ -86,15 +86,16 @@ def main(arguments: list[str] | None = None) -> None:
     questions = Questions(class_names, options.questions, options.domain, options.num_sentences)
     fits = _load_fits(options.model_name_or_path)
     settings = _settings(options, questions, extra_body)
-    with ReplyFile(options.output + PARTIAL, settings, len(questions)) as replies:
-        if replies:
-            print(f"{len(replies)} of {len(questions)} replies are there already, in {replies.path}.")
-        if len(replies) < len(questions):
-            with _first_interrupt_sets() as stop:
-                ask(questions, _load_chat(options, extra_body, stop), replies, stop)
-        if len(replies) < len(questions):
-            raise KeyboardInterrupt
-    outcome = _write(options, settings, questions, replies, fits)
+    with naming_options("output", "base_url", "timeout", "questions", "max_new_tokens"):
+        with ReplyFile(options.output + PARTIAL, settings, len(questions)) as replies:
+            if replies:
+                print(f"{len(replies)} of {len(questions)} replies are there already, in {replies.path}.")
+            if len(replies) < len(questions):
+                with _first_interrupt_sets() as stop:
+                    ask(questions, _load_chat(options, extra_body, stop), replies, stop)
+            if len(replies) < len(questions):
+                raise KeyboardInterrupt
+        outcome = _write(options, settings, questions, replies, fits)
     num_described = len(class_names) - len(outcome.missing)
     print(f"Saved to {options.output}: {outcome.num_sentences} sentences about {num_described} classes.")
 

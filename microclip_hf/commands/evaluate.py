@@ -27,12 +27,12 @@ from ..evaluation.page import (
 )
 from ..evaluation.predictions import ANSWER, EvaluationSettings, PlainCLIP, predict_all_ways
 from ..evaluation.results import EvaluationFacts, make_report
-from ..hub.card_results import add_results, read_card
+from ..hub.card_evaluation import add_results, read_card
 from ..hub.model_card import hub_id
+from ..images import NUM_CROPS
 from ..loading import choose_device, load_adapted, load_clip, read_model_type
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..text_heads import encode_heads
-from ..training.views import NUM_CROPS
 from . import command_frame, read_options
 from .options import ImageOptions
 

@@ -64,14 +64,7 @@ class ImageOptions:
     )
 
     def check(self, split: str) -> None:
-        """What can be wrong without reading anything.
-
-        Args:
-            split (`str`): what the images are for, "train" or "test".
-
-        Raises:
-            ValueError: if a file is missing, a prompt has no place for the name, or images are named twice or never.
-        """
+        """Refuse missing files, prompts without {} and images (of "train" or "test") that are named twice or never."""
         check_files(self, "class_names", "descriptions")
         check_templates(self.templates)
         folder = vars(self)[f"{split}_dir"]
@@ -84,11 +77,7 @@ class ImageOptions:
             raise ValueError(f"{', '.join(refused)} can't go with --{split}_dir; leave out one or the other.")
 
     def read_overrides(self) -> dict[str, Any]:
-        """Settings of the architecture from JSON.
-
-        Raises:
-            ValueError: if it isn't JSON, or has settings or values that [`MicroCLIPConfig`] hasn't.
-        """
+        """The architecture's settings from JSON; an error where it isn't JSON, or [`MicroCLIPConfig`] hasn't such."""
         text = self.config_overrides
         try:
             overrides = json.loads(text or "{}")
@@ -108,9 +97,7 @@ class ImageOptions:
     def apply_preset(self, folder: str | None, **splits: str | None) -> Preset | None:
         """The preset, if any, with what other options put in its place; those that aren't given become the preset's.
 
-        Args:
-            folder (`str`, *optional*): images of one's own in place of the preset's data set.
-            splits (`str`, *optional*): `train_split` and `test_split`, where given.
+        A `folder` holds one's own images in place of its data set; `splits` are `train_split` and `test_split`.
         """
         if self.preset is None:
             return None
@@ -142,11 +129,7 @@ class ImageOptions:
     ) -> Dataset | IterableDataset:
         """Images of the folder `<split>_dir`, of the preset, or of the Hub, with labels numbered like the classes.
 
-        Args:
-            split (`str`): "train" or "test".
-            preset ([`Preset`], *optional*): by [`apply_preset`].
-            class_names (`list[str]`, *optional*): default: those of the preset's data set.
-            reading: `streaming` and `labels_required` of `open_dataset`.
+        `class_names` are by default those of the preset's data set; `reading` goes to `open_dataset`.
         """
         folder = vars(self)[f"{split}_dir"]
         split_option = "dataset_split" if split == "train" else self.TEST_SPLIT

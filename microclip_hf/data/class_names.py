@@ -32,10 +32,10 @@ def read_class_names(path: str | os.PathLike) -> list[str]:
     """Class names in their order.
 
     Args:
-        path (`str` or `os.PathLike`): text with one name a line, where empty lines don't count; a CSV file of one
-            column (`.csv`, `.tsv`); or JSON: a list of strings, `{"0": name, ...}` or `{name: 0, ...}`, by itself or
-            as `id2label` or `names` of an object. In `.jsonl` each line is a string. For encodings see
-            [`~files.read_text`].
+        path (`str` or `os.PathLike`): text with one name a line, empty ones aside, in an encoding of
+            [`~files.read_text`]; a CSV file of one column (`.csv`, `.tsv`); or JSON: a list of strings,
+            `{"0": name, ...}` or `{name: 0, ...}`, by itself or as `id2label` or `names` of an object. In `.jsonl`
+            each line is a string.
 
     Raises:
         ValueError: if it holds something else (several columns, numbered lines, comments, control characters), or
@@ -92,7 +92,6 @@ def _is_count(numbers: list[int]) -> bool:
 
 
 def _from_csv(path: str | os.PathLike, lines: Sequence[str], delimiter: str) -> list[str]:
-    """The only column."""
     try:
         rows = list(csv.reader(lines, delimiter=delimiter, strict=True))
     except csv.Error as error:
@@ -109,7 +108,6 @@ def _from_csv(path: str | os.PathLike, lines: Sequence[str], delimiter: str) -> 
 
 
 def _refuse_separators(path: str | os.PathLike, names: Sequence[str]) -> None:
-    """Columns, or names side by side."""
     separators = re.findall("[,;|\t]", names[0]) if len(names) == 1 else []
     if separators:
         raise _not_a_list(path, f"one line, with {separators[0]!r} in it")

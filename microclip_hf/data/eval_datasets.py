@@ -31,9 +31,7 @@ class EvalDatasets:
         self._readable: dict[str, Dataset] = {}  # by the fingerprint of a data set, or of what is left of it
 
     def align(self, dataset: Any) -> Any:
-        """A data set or stream of `datasets`, or a dictionary of such, with images as such and labels, which must be
-        classes, numbered like these; anything else stays as it is. Nothing is read.
-        """
+        """Objects of `datasets`, or a dictionary of such, with labels numbered like the classes; nothing is read."""
         if isinstance(dataset, dict):
             return {name: self.align(part) for name, part in dataset.items()}
         if not isinstance(dataset, (Dataset, IterableDataset)):
@@ -42,11 +40,7 @@ class EvalDatasets:
         return dataset if self.class_names is None else align_labels(dataset, self.class_names)
 
     def prepare(self, dataset: Any) -> Any:
-        """What to evaluate on in place of a data set: [`align`], and only images that can be read.
-
-        Raises:
-            ValueError: if labels are no classes, or no image can be read.
-        """
+        """[`align`], and only images that can be read; an error if labels are no classes, or no image can be read."""
         if isinstance(dataset, dict):
             return {name: self.prepare(part) for name, part in dataset.items()}
         dataset = self.align(dataset)
@@ -83,7 +77,6 @@ class EvalDatasets:
         return dataset.select((~unreadable).nonzero().flatten().tolist())
 
     def _keep_readable(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Of a batch of a stream."""
         problems = [_find_problem(image) for image in examples["image"]]
         for problem in problems:
             if problem is not None and self.warn:
@@ -93,7 +86,6 @@ class EvalDatasets:
 
 
 def _find_problem(image: Any) -> Exception | None:
-    """Why an image can't be read, if it can't."""
     try:
         to_rgb(decode(image))
     except UNREADABLE as error:

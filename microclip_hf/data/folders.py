@@ -32,15 +32,9 @@ Parts = tuple[str, ...]
 class FolderContents:
     """What lies below a folder, each file and each folder once, by its own name rather than by a link's.
 
-    Args:
-        folder (`str` or `os.PathLike`): where to start, whatever it is called.
-        takes, enters: whether a file, or a folder, is wanted; of the parts of its path, relative to `folder`.
-
-    In paths relative to the folder, `files` are what is wanted, in order; `endings` counts those of other files, in
-    lower case; `models` are folders of adapted models, which are left out, and `broken` other links to nowhere.
-
-    Raises:
-        ValueError: if a folder can't be listed.
+    `takes` and `enters` say by the parts of its path whether a file, or a folder, is wanted. Paths are relative to the
+    folder: `files` are what is wanted, in order; `endings` counts those of other files, in lower case; `models` are
+    folders of adapted models, left out, and `broken` other links to nowhere. An error if a folder can't be listed.
     """
 
     def __init__(
@@ -118,9 +112,9 @@ class FolderContents:
 def match_files(pattern: str) -> list[str]:
     """The files that a pattern stands for, sorted: `*`, `?` and `[...]` as in a shell, `**` for folders at any depth.
 
-    A file that exists is no pattern, nor is a folder that the pattern begins with: "photos [v2]/*.png" are the files
-    in the folder of that name, if there is one. Links, hidden files, and folders of systems and models count as in
-    [`FolderContents`], except those that the pattern names before its first special character.
+    A file that exists is no pattern, nor is a folder that it begins with, such as "photos [v2]" in "photos
+    [v2]/*.png". Links, hidden files, and folders of systems and models count as in [`FolderContents`], except those
+    that the pattern names before its first special character.
     """
     if os.path.exists(pattern) and not os.path.isdir(pattern):
         return [pattern]

@@ -14,10 +14,7 @@ PATHS = ("string", "large_string")
 
 
 def as_images(dataset: Any, column: str = "image") -> Any:
-    """A data set of `datasets` whose column holds paths or contents of image files, with that column cast to `Image`.
-
-    One that already holds images, whose features aren't known or are transformed, or of another kind, stays as it is.
-    """
+    """A data set whose column holds paths or contents of image files with that cast to `Image`; any other as it is."""
     if not isinstance(dataset, (Dataset, IterableDataset)) or not holds_files((dataset.features or {}).get(column)):
         return dataset
     if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
@@ -35,11 +32,7 @@ def undecoded(stream: Any, column: str = "image") -> Any:
 
 
 def image_names(dataset: Any) -> tuple[list[str], bool]:
-    """What the images of a `datasets.Dataset` are called, and whether all of them are files of their own.
-
-    Returns:
-        One name an image, empty where it has none; for any other data set no names.
-    """
+    """A name for each image of a `datasets.Dataset`, empty where it has none; whether all are files of their own."""
     if not isinstance(dataset, Dataset) or not isinstance(dataset.features.get("image"), Image):
         return [], False
     columns = stored_images(dataset).flatten()  # paths can be read without the photos' bytes

@@ -48,10 +48,7 @@ def labelled(dataset: Dataset) -> list[int]:
 
 
 def name_labels(dataset: Dataset) -> Dataset:
-    """The data set with a `label` of strings as a `ClassLabel` of their sorted names; digits stay as they are.
-
-    Of several spellings of a name, such as "red_disc" and "Red disc", one is taken.
-    """
+    """A `label` of strings, unless they are digits, as a `ClassLabel` of their sorted names, each in one spelling."""
     feature = dataset.features.get("label")
     if not isinstance(feature, Value) or feature.dtype not in STRINGS:
         return dataset
@@ -66,15 +63,10 @@ def name_labels(dataset: Dataset) -> Dataset:
 
 
 def align_labels(dataset: DataSource, class_names: Sequence[str], strict: bool = True) -> DataSource:
-    """The data set, or stream, with its labels, if it has any, numbered like `class_names`.
+    """The data set, or stream, with any labels numbered like `class_names`; an error if one is no class.
 
-    A `label` column of `ClassLabel` carries names of its own, in an order of its own (`imagefolder` sorts them).
-
-    A label of a stream that is no class is an error once it is read, or, without `strict`, counts as unlabelled, with
-    a warning.
-
-    Raises:
-        ValueError: if a name or a number is no class, or the column holds something else.
+    A `ClassLabel` has names of its own, in an order of its own (`imagefolder` sorts them). Labels of a stream are
+    judged as they are read, and without `strict` one that is no class counts as unlabelled, with a warning.
     """
     feature = (dataset.features or {}).get("label")
     names = feature.names if isinstance(feature, ClassLabel) else None

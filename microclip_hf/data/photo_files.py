@@ -23,15 +23,12 @@ TOLD_ENDINGS = {
 
 
 def photo_files(folder: str | os.PathLike) -> list[Path]:
-    """The photos below a folder, at any depth: paths relative to it, sorted.
+    """The photos below a folder, at any depth: paths relative to it, sorted; an error if there are none.
 
-    Links are followed, and each photo counts once, however many links lead to it; a file that lies outside and is
-    linked to from several folders counts once in each of these. A link to the folder that the search started from, or
-    to one above, isn't followed. Hidden files, folders of a system (recycle bins, thumbnails) and of adapted models
-    are passed over. One warning tells of models, and of pictures and films that can't be opened.
-
-    Raises:
-        ValueError: if there is no photo, or a folder can't be listed.
+    Links are followed, save to the folder that the search started from or one above, and each photo counts once,
+    however many links lead to it; a file that lies outside counts once in each folder that links to it. Hidden files,
+    folders of a system (recycle bins, thumbnails) and of adapted models are passed over. One warning tells of models,
+    and of pictures and films that can't be opened.
     """
     contents = _list_photos(folder)
     told = _describe_passed_over(contents)

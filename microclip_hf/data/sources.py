@@ -56,20 +56,18 @@ def open_dataset(
         hub (`bool`): `source` is the id of a data set on the Hub instead, or a copy of its repository here.
         config_name, revision, split (`str`): the Hub data set's.
         image_column (`str`, *optional*): images, or their bytes or paths. Default: the only column that holds such.
-        label_column (`str`, *optional*): labels, or a field of a column, as in "json.label"; other columns are left
-            out. Default: "label", where there is one. A folder of images has no columns to choose from.
-        streaming (`bool`): read while training, not before.
+        label_column (`str`, *optional*): labels, or a field of a column, as in "json.label". Default: "label", if any.
+        streaming (`bool`): read while training, not before; labels too are judged as they are read.
         labels_required (`bool`, *optional*): whether the lack of labels is an error. Default: where a table lacks the
             `label_column` that is given. Labels that aren't required and can't be any are left out, with a warning.
         class_names (`Sequence[str]`, *optional*): classes that labels must be, and are numbered like (see
             [`align_labels`]). Default: labels stay as the source numbers and names them.
 
     Returns:
-        `Dataset` or `IterableDataset` with `image`, and `label` where there is one.
+        `image`, and `label` where there is one; other columns are left out.
 
     Raises:
-        ValueError: if there is no such source, column, image or (where required) label. Labels of a stream are judged
-            as they are read.
+        ValueError: if there is no such source, column, image or (where required) label.
     """
     if not hub and os.path.exists(os.path.join(source, "dataset_dict.json")):
         raise ValueError(f"{source} holds several splits; pass the folder of one of them, such as {source}/train.")
@@ -102,10 +100,8 @@ def load_image_folder(
     """The images below a folder, each with its label if every image lies in a sub-folder named like a class.
 
     Args:
-        path (`str` or `os.PathLike`): images at any depth, in one sub-folder a class or not; which files count, says
-            [`photo_files`].
-        class_names (`Sequence[str]`, *optional*): folder names match whatever their case, `_` and `-`. `None`: the
-            folders' names are the classes.
+        path (`str` or `os.PathLike`): images at any depth, in one sub-folder a class or not (see [`photo_files`]).
+        class_names (`Sequence[str]`, *optional*): folders match, case, `_` and `-` aside. `None`: their names.
         labels_required (`bool`): folders that aren't classes are an error; otherwise the images count as unlabelled.
 
     Returns:

@@ -21,11 +21,7 @@ LOADING_ERRORS = (OSError, ValueError, DatasetsError, pa.ArrowException, tarfile
 
 
 def read_files(source: str, kind: str, files: Sequence[str], streaming: bool) -> Dataset | IterableDataset:
-    """All columns of files on disk, whatever they are called; `kind` is the builder of `datasets`.
-
-    Raises:
-        ValueError: if they can't be read, or hold nothing, or a path has characters that `datasets` reads otherwise.
-    """
+    """All columns of files on disk, by the builder `kind` of `datasets`; an error if they're empty or unreadable."""
     paths = [os.path.abspath(file) for file in files]
     for path in paths:
         _check_path(path)
@@ -62,11 +58,7 @@ def read_saved(source: str, streaming: bool) -> Dataset | IterableDataset:
 def select_columns(
     dataset: DataSource, source: str, image_column: str | None, label_column: str, labels_required: bool
 ) -> DataSource:
-    """Of a data set whose features are known, only `image` and, where there is one, `label`; see `open_dataset`.
-
-    Raises:
-        ValueError: if there is no column of images, or (where required) none of labels.
-    """
+    """Only `image` and, where there is one, `label`, of a data set whose features are known; see `open_dataset`."""
     image_column = _find_images(dataset.features, source, image_column)
     if has_type(dataset.features[image_column], PATHS):
         _check_paths(dataset, source, image_column)
@@ -103,10 +95,7 @@ def _unreadable(source: str, error: Exception) -> ValueError:
 
 
 def _check_path(path: str, *wildcards: str, expanded: bool = True) -> None:
-    """Absolute paths that `datasets` reads as something else are refused: it might find other files, or none.
-
-    Such are chained protocols ("::"), `wildcards` and, where it is `expanded`, a variable of the environment.
-    """
+    """Refuse a path that `datasets` wouldn't take as it is: with "::", `wildcards` or, if `expanded`, a variable."""
     special = [text for text in ("::", *wildcards) if text in path]
     if expanded and os.path.expandvars(path) != path:
         special += [text for text in "$%" if text in path]
@@ -187,7 +176,6 @@ def _check_paths(dataset: DataSource, source: str, column: str) -> None:
 
 
 def _label_problem(features: Features, source: str, label_column: str) -> str | None:
-    """Why a column can't hold labels."""
     parent, _, field = label_column.partition(".")
     feature = features.get(label_column)
     if feature is None and isinstance(features.get(parent), dict):

@@ -62,7 +62,7 @@ def write_descriptions(
     if not described:
         raise ValueError(
             f"Nothing usable is left of the {len(questions)} replies; the first one is {replies[0].text[:300]!r}. "
-            "Try another model, other --questions or more --max_new_tokens, with another --output or after removing "
+            "Try another model, other `questions` or more `max_new_tokens`, with another `output` or after removing "
             f"the replies, which are kept in {replies.path}."
         )
     if missing:

@@ -72,7 +72,7 @@ class LocalChat:
         except (ImportError, OSError, RuntimeError, SafetensorError, ValueError) as error:
             raise ChatError(
                 f"The language model {self.source} can't be loaded: {first_line(error)} Pass the Hub id or the folder "
-                "of a causal language model of transformers, or with --base_url an endpoint that serves another."
+                "of a causal language model of transformers, or with `base_url` an endpoint that serves another."
             ) from error
         tokenizer = self._pipeline.tokenizer
         if not tokenizer.chat_template:
@@ -194,7 +194,7 @@ class EndpointChat:
     def _explain(self, error: BaseException) -> str:
         """An error of the connection or the server, in one line with what to do."""
         if isinstance(error, InferenceTimeoutError):
-            return f"{self.base_url} gave no reply within {self.timeout:.0f} s (--timeout)."
+            return f"{self.base_url} gave no reply within {self.timeout:.0f} s (`timeout`)."
         if not isinstance(error, HfHubHTTPError):
             return f"{self.base_url} can't be reached ({error or type(error).__name__}). Is it running?"
         status = error.response.status_code
@@ -229,7 +229,7 @@ def _check_address(base_url: str) -> None:
     except ValueError:  # brackets that don't match, or a port that isn't a number
         is_address = False
     if not is_address:
-        raise ChatError(f"--base_url {base_url} isn't the address of an endpoint, as in http://localhost:8000/v1.")
+        raise ChatError(f"`base_url` {base_url} isn't the address of an endpoint, as in http://localhost:8000/v1.")
     if url.username or url.password or url.query:
         raise ChatError(
             "The endpoint's address must hold no user, password or query; a key is read from OPENAI_API_KEY."

@@ -39,7 +39,7 @@ class ReplyFile(dict[int, Reply]):
         if content and not (content.startswith(FIRST_LINE) and isinstance(earlier, dict)):
             raise ValueError(
                 f"{self.path} doesn't begin with the settings of replies, so it isn't a file of this command. Choose "
-                "another --output, or move the file away."
+                "another `output`, or move the file away."
             )
         self._check_settings(earlier)
         for line_number, line in enumerate(lines, start=2):
@@ -73,7 +73,7 @@ class ReplyFile(dict[int, Reply]):
         if different:
             raise ValueError(
                 f"{self.path} holds the replies of a run with other settings: "
-                f"{'; '.join(different)}. Use those settings to go on, choose another --output, or remove the file."
+                f"{'; '.join(different)}. Use those settings to go on, choose another `output`, or remove the file."
             )
 
     def _read(self, line_number: int, line: bytes) -> None:

@@ -15,12 +15,11 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from ..data.image_columns import describe_unreadable
-from ..images import UNREADABLE, crop_box, cut_squares, cut_strip, decode, to_rgb
+from ..images import CROP_RATIO, NUM_CROPS, UNREADABLE, crop_box, cut_squares, cut_strip, decode, to_rgb
 from ..modeling_microclip import MicroCLIPForImageClassification, MicroCLIPOutput
 from ..preparation import Preparation
 from ..pseudo_labels import composite_embeds
 from ..run_names import ACCURACIES
-from ..training.views import CROP_RATIO, NUM_CROPS
 
 
 WAYS = {

@@ -27,14 +27,13 @@ class Preset:
     Attributes:
         dataset (`str`, *optional*): id of a data set on the Hub, or a copy of its repository here; `None` where the
             Hub was found to hold none. Then its `config`, `revision`, columns, and splits, `None` where it lacks one.
-        num_classes (`int`): how many classes it has.
-        templates (`Sequence[str]`): prompts with `{}` for the class name.
+        num_classes, templates: how many classes it has, and prompts with `{}` for the class name.
         rename (`Mapping[str, str]`): class names that [`readable_name`] wouldn't make readable.
-        class_names (`Sequence[str]`, *optional*): the classes in the order of their numbers, for data sets that hold
-            numbers alone, or to take in place of the data set's own.
+        class_names (`Sequence[str]`, *optional*): the classes by their numbers, where the data set holds numbers
+            alone, or to take in place of its own.
         citation, license (`str`): the paper, and on what terms the data are given.
-        verified (`bool`): whether id, revision, columns, splits and number of classes were all read in a source.
-        checked (`Sequence[str]`): those sources, and what was read in each.
+        verified, checked: whether id, revision, columns, splits and number of classes were all read in a source; those
+            sources, and what was read in each.
     """
 
     name: str
@@ -56,10 +55,7 @@ class Preset:
     class_names: Sequence[str] | None = None
 
     def override(self, dataset: str | None = None, **fields: Any) -> "Preset":
-        """The preset with these fields, where they aren't `None`, in place of its own.
-
-        Config and revision don't count for another `dataset`, such as a copy of the repository.
-        """
+        """The preset with those fields replaced that aren't `None`; another `dataset` drops config and revision."""
         changes = {name: value for name, value in fields.items() if value is not None}
         if dataset is not None:
             changes = {"dataset": dataset, "config": None, "revision": None, **changes}
@@ -72,11 +68,7 @@ def list_presets() -> list[str]:
 
 
 def load_preset(name: str) -> Preset:
-    """A preset by its name, such as "cub".
-
-    Raises:
-        ValueError: if there is none of that name; the nearest ones are named.
-    """
+    """A preset by its name, such as "cub"; if there is none, the error names the nearest ones."""
     names = list_presets()
     if name not in names:
         near = difflib.get_close_matches(name.lower(), names, 3, cutoff=0.5)
@@ -93,15 +85,13 @@ def load_split(
     """Images of a preset's data set, with labels under readable names, once it has been found to be what it should.
 
     Args:
-        preset ([`Preset`]): by [`load_preset`]; [`Preset.override`] puts other columns, splits, ... in place.
-        split (`str`): "train" or "test".
+        preset, split: by [`load_preset`], with fields of one's own by [`Preset.override`]; "train" or "test".
         source (`str`, *optional*): your own images in place of the preset's data set, in sub-folders named like its
             classes, or files with its columns.
         streaming, labels_required (`bool`): see [`open_dataset`].
 
     Returns:
-        `Dataset` or `IterableDataset` with `image`, and `label`, a `ClassLabel` of `preset.class_names` or else of the
-        data set's own names in its own order, made readable.
+        `image`, and `label`, a `ClassLabel` of `preset.class_names`, else of the data set's own names, made readable.
 
     Raises:
         ValueError: if columns, splits, the number of classes or renamed classes aren't those of the preset.

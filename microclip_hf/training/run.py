@@ -54,23 +54,21 @@ def adapt(
 ) -> dict[str, float]:
     """What `microclip adapt` does once it has read its input, with the same files in `args.output_dir`.
 
-    Plain CLIP is measured; the model is adapted, saved, measured, and pushed where `args.push_to_hub` says so.
+    Plain CLIP is measured; the model is adapted, saved, measured, and pushed where `args.push_to_hub` says so. Ctrl-C
+    in training ends in a `KeyboardInterrupt` that says how to go on.
 
     Args:
-        model ([`MicroCLIPForImageClassification`]): from `from_clip`.
-        train_dataset: images, see [`MicroCLIPTrainer`].
+        model, train_dataset: as [`MicroCLIPTrainer`] takes them.
         args ([`MicroCLIPTrainingArguments`]): settings; `resume_from_checkpoint` is `True` or a checkpoint's folder.
         test_dataset (`Dataset`, *optional*): `image` and `label`, which only measures.
         clip_heads (`Mapping[str, torch.Tensor]`, *optional*): see [`measure_clip`]; [`load_clip`] makes them.
         descriptions (`Mapping[str, list[str]]`, *optional*): the sentences that heads were made of, to be saved too.
-        facts ([`CardFacts`], *optional*): for the card, which gets the results by itself.
-        report (`bool`): whether to write `report.html`.
+        facts, report: for the card, which gets the results by itself, and whether to write `report.html`.
 
     Returns:
         `dict[str, float]`: shares of test images, as in `eval_results.json`.
 
     Raises:
-        KeyboardInterrupt: in training it says how to go on.
         ValueError: see [`check_output`] and [`MicroCLIPTrainer`]; if the test images have no labels.
 
     Example:
@@ -120,11 +118,7 @@ def _check_labels(test_dataset: Any) -> None:
 
 
 def check_output(args: MicroCLIPTrainingArguments) -> str | None:
-    """The checkpoint to go on from, if any; only the run that wrote what lies in `output_dir` may write over it.
-
-    Raises:
-        ValueError: if there is no such checkpoint, or the folder can't be written or holds what a run would overwrite.
-    """
+    """The checkpoint to go on from, if any; an error if it is missing, or `output_dir` isn't this run's to write."""
     folder = args.output_dir
     check_writable(folder)
     newest = get_last_checkpoint(folder) if os.path.isdir(folder) else None
@@ -147,12 +141,8 @@ def check_output(args: MicroCLIPTrainingArguments) -> str | None:
 def measure_clip(trainer: MicroCLIPTrainer, heads: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """Accuracies of plain CLIP on `trainer.eval_dataset`, of which each process classifies its share; all are logged.
 
-    Args:
-        trainer ([`MicroCLIPTrainer`]): before training, so that its model's [CLS] is CLIP's.
-        heads (`Mapping[str, torch.Tensor]`): class vectors `(num_classes, embed_dim)` as `zero_shot` and `cupl`.
-
-    Returns:
-        `dict[str, float]`: `<name>_accuracy` for each head; nothing where there are no images with labels.
+    To be done before training, while [CLS] is CLIP's. The `heads`, class vectors `(num_classes, embed_dim)` as
+    `zero_shot` and `cupl`, give `<name>_accuracy` each; where no image has a label, nothing.
     """
     if trainer.eval_dataset is None or not heads:
         return {}

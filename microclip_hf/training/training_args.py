@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from transformers import TrainingArguments
 
-from .views import CROP_RATIO, NUM_CROPS
+from ..images import CROP_RATIO, NUM_CROPS
 
 
 MAX_WORKERS = 16

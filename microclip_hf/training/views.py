@@ -16,9 +16,6 @@ from transformers.image_utils import OPENAI_CLIP_MEAN
 from ..images import ORIENTATION, Box, channels_first, crop_box, cut_square, cut_squares, place_box, to_rgb
 
 
-# K, and the least and greatest side of a crop as shares of the shorter side.
-NUM_CROPS = 8
-CROP_RATIO = (0.5, 0.9)
 STRONG_SCALE = (0.3, 1.0)
 STRONG_RATIO = (3 / 4, 4 / 3)
 # RandAugment as timm's `rand-m9-mstd0.5-inc1`: two operations an image, each with probability 0.5, magnitude
@@ -59,10 +56,7 @@ def weak_box(width: int, height: int, size: int, rng: np.random.Generator) -> Bo
 
 
 def strong_box(width: int, height: int, rng: np.random.Generator) -> Box:
-    """A random rectangle, `STRONG_SCALE` of the area, `STRONG_RATIO` width to height.
-
-    After ten draws that don't fit, the largest central rectangle of a permitted ratio is taken.
-    """
+    """A random box, `STRONG_SCALE` of the area, `STRONG_RATIO` wide to high; after ten misfits a central one."""
     for _ in range(10):
         area = width * height * rng.uniform(*STRONG_SCALE)
         ratio = math.exp(rng.uniform(*map(math.log, STRONG_RATIO)))
@@ -137,19 +131,10 @@ def make_views(
     may_draft: bool = False,
     resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> dict[str, np.ndarray]:
-    """All views of one image.
+    """All views of an image of any mode and size, uint8: `weak` and `strong` (3, S, S), `crops` (K, 3, S, S).
 
-    Args:
-        image (`PIL.Image.Image`): any mode, any size.
-        size (`int`): S, the model's input size in pixels.
-        num_crops (`int`): K, 0 or more.
-        crop_ratio (`Sequence[float]`): least and greatest side of a crop, as shares of the shorter side.
-        rng (`numpy.random.Generator`): the source of every random choice.
-        may_draft (`bool`): whether the image is a file opened for this call alone, which may be decoded smaller.
-        resample (`PIL.Image.Resampling`): the filter of resizing.
-
-    Returns:
-        uint8 arrays: `weak` (3, S, S), `strong` (3, S, S), `crops` (K, 3, S, S).
+    Here `size` is S, `num_crops` is K, 0 or more, and `crop_ratio` the least and greatest side of a crop, as shares of
+    the shorter side. Only a file opened for this call alone may be decoded smaller: `may_draft`.
     """
     full_size = image.size
     scale = draft(image, size, crop_ratio) if may_draft else 1
