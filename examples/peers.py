@@ -25,7 +25,6 @@ from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer
 from microclip_hf.images import crop_box, cut_squares, cut_strip, to_rgb
 from microclip_hf.pseudo_labels import composite_embeds
 from microclip_hf.text_heads import DEFAULT_TEMPLATES, encode_texts, match_descriptions
-from microclip_hf.training.labeler import PseudoLabels
 
 
 BATCH_SIZE = 64
@@ -154,9 +153,9 @@ class SelfTraining(MicroCLIPTrainer):
     needs_task = False
 
     @torch.no_grad()
-    def label_views(self, inputs: dict[str, torch.Tensor]) -> PseudoLabels:
+    def refine_pseudo_labels(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         model = self.model
-        return PseudoLabels(model.classifier(self.encode_views(model.coarse_embeds, inputs["weak"])).argmax(-1))
+        return model.classifier(self.encode_views(model.coarse_embeds, inputs["weak"])).argmax(-1)
 
 
 class WCASelfTraining(MicroCLIPTrainer):
@@ -167,11 +166,11 @@ class WCASelfTraining(MicroCLIPTrainer):
     needs_task = False
 
     @torch.no_grad()
-    def label_views(self, inputs: dict[str, torch.Tensor]) -> PseudoLabels:
+    def refine_pseudo_labels(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         model, crops = self.model, inputs["crops"]
         cls_embeds = self.encode_views(model.coarse_embeds, inputs["weak"])
         crop_embeds = self.encode_views(model.coarse_embeds, crops.flatten(0, 1)).unflatten(0, crops.shape[:2])
-        return PseudoLabels(model.classifier(composite_embeds(crop_embeds, cls_embeds)).argmax(-1))
+        return model.classifier(composite_embeds(crop_embeds, cls_embeds)).argmax(-1)
 
 
 class LaFTer(MicroCLIPTrainer):
@@ -205,9 +204,8 @@ class LaFTer(MicroCLIPTrainer):
         return torch.cat([tokens[:, :1], prompts, tokens[:, 1:]], 1)
 
     @torch.no_grad()
-    def label_views(self, inputs: dict[str, torch.Tensor]) -> PseudoLabels:
-        cls_embeds = self.encode_views(self.teacher.coarse_embeds, inputs["weak"])
-        return PseudoLabels(self.teacher.classifier(cls_embeds).argmax(-1))
+    def refine_pseudo_labels(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.teacher.classifier(self.encode_views(self.teacher.coarse_embeds, inputs["weak"])).argmax(-1)
 
 
 def train_text_classifier(task: Task, steps: int, scale: float) -> torch.Tensor:

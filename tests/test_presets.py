@@ -324,6 +324,7 @@ def test_adapt_and_evaluate_with_a_preset(run, tmp_path, monkeypatch):
         ({"preset": "kinetics400", "dataset_name": None}, "names no data set on the Hub"),
         ({"train_dir": "photos", "dataset_name": None}, "lie in no sub-folder"),
         ({"train_dir": "photos"}, "either --train_dir or --dataset_name"),
+        ({"test_split": "test", "test_dir": "photos"}, "either --test_split or --test_dir"),
         ({"output_dir": "clip"}, "already holds a model"),
     ],
 )

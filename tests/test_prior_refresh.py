@@ -21,7 +21,7 @@ from microclip_hf.training.view_datasets import ViewDataset, ViewSettings
 
 
 def kept_scores(folder):
-    return torch.tensor(np.load(folder / "_prior" / "prior.npy"))
+    return torch.tensor(np.load(folder / "_prior" / "epoch-0.npy"))
 
 
 def scores64(model, num_images=20):

@@ -27,6 +27,8 @@ from microclip_hf.explain import Explanation
 
 ROOT = Path(__file__).parents[1]
 NAMES = [
+    ("microclip_hf.hub", "push_folder"),
+    ("microclip_hf.images", "to_rgb"),
     ("microclip_hf", "MicroCLIPConfig"),
     ("microclip_hf", "MicroCLIPForImageClassification"),
     ("microclip_hf", "MicroCLIPOutput"),
@@ -46,9 +48,12 @@ NAMES = [
 ]
 # The same by the modules that they were in once.
 EARLIER_NAMES = [
+    ("microclip_hf.hub", "push_folder"),
+    ("microclip_hf.images", "to_rgb"),
     ("microclip_hf.evaluation_report", "make_report"),
     ("microclip_hf.explain_plot", "plot"),
     ("microclip_hf.run_record", "write_record"),
+    ("microclip_hf.views", "to_rgb"),
 ]
 ATTRIBUTES = {
     MicroCLIPForImageClassification: ["from_clip", "from_pretrained", "save_pretrained", "set_classes"],

@@ -125,4 +125,5 @@ def test_a_hub_that_refuses_is_found_before_any_work(hub, inputs, tmp_path, reas
     output = tmp_path / "out"
     message = run_client(hub, tmp_path, ADAPT, inputs, output, hub.token, **environment)
     assert "user/shapes on the Hub can't be used" in message and "hf auth login" in message
+    assert "choose another --hub_model_id, or leave out --push_to_hub" in message
     assert not hub.commits and not (output / "config.json").exists()

@@ -342,6 +342,48 @@ def test_batches_of_views_from_a_collator_of_ones_own(make_model, images, tmp_pa
     assert all(value.equal(model.state_dict()[name]) for name, value in usual.model.state_dict().items())
 
 
+class CountedStream(torch.utils.data.IterableDataset):
+    """Numbers of images, as many as it says."""
+
+    def __init__(self, num_images):
+        self.num_images = num_images
+
+    def __len__(self):
+        return self.num_images
+
+    def __iter__(self):
+        return iter(range(self.num_images))
+
+
+def test_a_stream_that_says_its_length_has_epochs(make_model, images, tmp_path):
+    """Its items become batches by a collator of one's own."""
+    usual = MicroCLIPTrainer(model=make_model(), args=arguments(tmp_path), train_dataset=images)
+    trainer = MicroCLIPTrainer(
+        model=make_model(),
+        args=arguments(tmp_path, num_train_epochs=1),
+        train_dataset=CountedStream(len(images)),
+        data_collator=lambda indices: usual.data_collator([usual.train_dataset[i] for i in indices]),
+    )
+    trainer.train()
+    assert trainer.state.global_step == 3
+
+
+class FirstClass(MicroCLIPTrainer):
+    """Labels by a rule of its own."""
+
+    def refine_pseudo_labels(self, inputs):
+        return torch.zeros(len(inputs["weak"]), dtype=torch.long)
+
+
+def test_labels_by_other_rules_are_recorded(make_model, images, tmp_path):
+    trainer = FirstClass(model=make_model(), args=arguments(tmp_path), train_dataset=images)
+    trainer.train()
+    assert trainer.diagnostics.pseudo_labels.tolist() == [0] * len(images)
+    assert trainer.diagnostics.confidences.isnan().all()
+    logged = [entry["effective_classes"] for entry in trainer.state.log_history if "loss" in entry]
+    assert logged == pytest.approx([1.0] * len(logged))
+
+
 EACH_EPOCH = {"eval_strategy": "epoch", "save_strategy": "epoch"}
 
 

@@ -25,7 +25,7 @@ from .options import ImageOptions
 
 
 # Options that a run's errors speak of.
-RESUMING = ("output_dir", "resume_from_checkpoint")
+RUN_OPTIONS = ("output_dir", "resume_from_checkpoint", "hub_model_id", "push_to_hub")
 CONFIG = {"help": "YAML file of settings named like these options, which override it."}
 
 
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
         license=options.license,
         test_dataset=options.test_dir or images,
     )
-    with naming_options(*RESUMING):
+    with naming_options(*RUN_OPTIONS):
         adapt(model, train_dataset, training_args, test_dataset, heads, texts["descriptions"], facts, options.report)
 
 
@@ -109,6 +109,8 @@ def _check_options(
         raise ValueError("Pass the classes with --class_names, a text file with one name a line, or with --preset.")
     if options.test_split is not None and options.train_dir is not None:
         raise ValueError("--test_split is a split of --dataset_name; pass that, or --test_dir in its place.")
+    if options.test_split is not None and options.test_dir is not None:
+        raise ValueError("Pass the images to measure accuracy on with either --test_split or --test_dir.")
     if options.streaming and training_args.max_steps <= 0:
         raise ValueError("--streaming true needs --max_steps, since the end of a stream can't be known.")
     if options.descriptions is not None and options.descriptions_dataset is not None:
@@ -126,8 +128,9 @@ def _check_options(
     resume = str(training_args.resume_from_checkpoint).lower()
     if resume in ("none", "true", "false"):
         training_args.resume_from_checkpoint = resume == "true"
-    with naming_options(*RESUMING):
-        return options.read_overrides(), check_output(training_args)
+    overrides = options.read_overrides()
+    with naming_options(*RUN_OPTIONS):
+        return overrides, check_output(training_args)
 
 
 def _read_input(
@@ -164,7 +167,7 @@ def _read_images(
     class_names: list[str] | None,
 ) -> tuple[Dataset | IterableDataset, Dataset | None]:
     # Without class names the labels have to bring them.
-    reading = {"streaming": options.streaming, "labels_required": preset and class_names is None}
+    reading = {"streaming": options.streaming, "labels_required": preset is not None and class_names is None}
     train_dataset = options.read_images("train", preset, class_names, **reading)
     class_names = class_names or train_dataset.features["label"].names
     if options.streaming:

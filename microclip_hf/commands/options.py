@@ -49,18 +49,21 @@ class ImageOptions:
         default=None, help="Column of labels; they only measure. Default: the preset's, or 'label'."
     )
     class_names: str | None = HfArg(
-        default=None, help="For a CLIP: text file with one class name a line, or JSON. Default: the preset's."
+        default=None,
+        help="Text file with one class name a line, or JSON. Default: the preset's; an adapted model has its own.",
     )
     descriptions: str | None = HfArg(
         default=None,
-        help='For a CLIP: JSON file {"class": ["sentence", ...]}, or .txt file of lines "class: sentence". Default: '
+        help='JSON file {"class": ["sentence", ...]}, or .txt file of lines "class: sentence". Default: '
         "the templates.",
     )
     templates: list[str] | None = HfArg(
         default=None, help="Prompts with {} for the class name. Default: the preset's, or 'a photo of a {}.'"
     )
     config_overrides: str | None = HfArg(
-        default=None, help='For a CLIP: architecture as JSON, for example \'{"prior_weighting": "uniform"}\'.'
+        default=None,
+        help="Architecture of the microCLIP that a CLIP becomes, as JSON, for example "
+        '\'{"prior_weighting": "uniform"}\'.',
     )
 
     def check(self, split: str) -> None:

@@ -60,9 +60,8 @@ class CardFacts:
     license: str | None = None  # of the adapted model, as the Hub calls it
     language: str | None = None  # of names and descriptions, as the Hub calls it
     test_dataset: str | None = None  # what the results were measured on
-    results: dict[str, float] = field(
-        default_factory=dict
-    )  # fractions by `ACCURACIES`; as `adapted_*`, `METRIC_TITLES`
+    # Fractions by the names in `ACCURACIES` and, as `adapted_*`, in `METRIC_TITLES`.
+    results: dict[str, float] = field(default_factory=dict)
     descriptions: str | None = None  # the file in the output folder with the sentences about the classes
 
 

@@ -51,8 +51,8 @@ def check_unused(folder: str | os.PathLike) -> None:
     kept = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
     if kept:
         raise ValueError(
-            f"output_dir {os.fspath(folder)} holds {abbreviate(kept)}, which this run would overwrite. Choose another "
-            "folder, or move them away."
+            f"`output_dir` {os.fspath(folder)} holds {abbreviate(kept)}, which this run would overwrite. Choose "
+            "another folder, or move them away."
         )
 
 
@@ -69,12 +69,8 @@ def check_parts(model: Any, args: Any) -> None:
         warnings.warn("prior_head is all zeros: no text has built it. Use from_clip(clip, class_names).", stacklevel=3)
 
 
-def check_training(model: MicroCLIPForImageClassification, args: MicroCLIPTrainingArguments, dataset: Any) -> None:
-    """Whether a run of these settings has a step to take, and an optimiser and a schedule to take it with.
-
-    An error where the images are several data sets, too few for a batch, or a stream without `max_steps`, the
-    optimiser's package is missing, or a setting of optimiser or schedule is wrong.
-    """
+def check_images(dataset: Any, args: MicroCLIPTrainingArguments) -> None:
+    """Refuse several data sets (`TypeError`), and a stream whose end isn't known (`ValueError`)."""
     if isinstance(dataset, dict):
         raise TypeError(
             f"train_dataset is a {type(dataset).__name__}; pass one data set, such as one split of a DatasetDict."
@@ -82,6 +78,14 @@ def check_training(model: MicroCLIPForImageClassification, args: MicroCLIPTraini
     is_stream = isinstance(dataset, (datasets.IterableDataset, torch.utils.data.IterableDataset))
     if is_stream and args.max_steps <= 0:
         raise ValueError("train_dataset is a stream, whose end can't be known; set max_steps.")
+
+
+def check_training(model: MicroCLIPForImageClassification, args: MicroCLIPTrainingArguments, dataset: Any) -> None:
+    """Whether a run of these settings has a step to take, and an optimiser and a schedule to take it with.
+
+    An error where the images are several data sets, too few for a batch, or a stream without `max_steps`, the
+    optimiser's package is missing, or a setting of optimiser or schedule is wrong.
+    """
     split = args.accelerator_config.split_batches
     batch = args.train_batch_size * (1 if split else args.world_size)
     if args.dataloader_drop_last and has_length(dataset) and len(dataset) < batch:

@@ -17,6 +17,8 @@ from .saving import turns
 
 # In the output folder.
 PRIOR_DIR = "_prior"
+# As earlier versions called it, whose runs go on.
+PRIOR_FILE = "epoch-0.npy"
 
 
 class KeptPrior:
@@ -31,7 +33,7 @@ class KeptPrior:
         self.shape = shape
         self._facts = json.dumps({"images": shape[0], "classes": shape[1], **settings})
         self._facts_file = os.path.join(folder, "facts.json")
-        self._file = os.path.join(folder, "prior.npy")
+        self._file = os.path.join(folder, PRIOR_FILE)
         self._incomplete = os.path.join(folder, "incomplete.npy")
 
     def exists(self) -> bool:

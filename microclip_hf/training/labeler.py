@@ -40,8 +40,8 @@ class PseudoLabels:
     """What a batch is taught."""
 
     labels: torch.Tensor  # (batch_size,), int64, class indices
-    confidences: torch.Tensor | None = None  # (batch_size,), their probabilities
-    heads_agree: torch.Tensor | None = None  # (batch_size,), bool, whether both heads would say the same
+    confidences: torch.Tensor  # (batch_size,), their probabilities
+    heads_agree: torch.Tensor  # (batch_size,), bool, whether both heads would say the same
 
 
 class HeadMeans:

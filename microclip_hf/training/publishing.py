@@ -67,7 +67,7 @@ class PublishingTrainer(SavingTrainer):
             name = self.args.hub_model_id or os.path.basename(os.path.abspath(self.args.output_dir))
             raise RuntimeError(
                 f"The repository {name} on the Hub can't be used: {error}\nLog in with 'hf auth login', choose "
-                "another hub_model_id, or leave out push_to_hub."
+                "another `hub_model_id`, or leave out `push_to_hub`."
             ) from error
 
     def push_to_hub(

@@ -91,7 +91,7 @@ def adapt(
     metrics = _train(trainer, checkpoint)
     try:
         tested = _save_and_measure(trainer, metrics, results)
-        trainer.card_facts = replace(facts or trainer.card_facts, results=results)
+        trainer.card_facts = replace(facts or trainer.card_facts, results=dict(results))
         if trainer.is_world_process_zero():
             if descriptions is not None:
                 save_descriptions(Path(args.output_dir, DESCRIPTIONS), descriptions.items())
@@ -120,7 +120,7 @@ def _check_labels(test_dataset: Any) -> None:
 def check_output(args: MicroCLIPTrainingArguments) -> str | None:
     """The checkpoint to go on from, if any; an error if it is missing, or `output_dir` isn't this run's to write."""
     folder = args.output_dir
-    check_writable(folder)
+    check_writable(folder, "`output_dir`")
     newest = get_last_checkpoint(folder) if os.path.isdir(folder) else None
     checkpoint = args.resume_from_checkpoint or None  # `False` is none either
     if checkpoint is True:
@@ -141,8 +141,9 @@ def check_output(args: MicroCLIPTrainingArguments) -> str | None:
 def measure_clip(trainer: MicroCLIPTrainer, heads: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """Accuracies of plain CLIP on `trainer.eval_dataset`, of which each process classifies its share; all are logged.
 
-    To be done before training, while [CLS] is CLIP's. The `heads`, class vectors `(num_classes, embed_dim)` as
-    `zero_shot` and `cupl`, give `<name>_accuracy` each; where no image has a label, nothing.
+    To be done before training, while [CLS] is CLIP's; in float32, whatever the run trains in. The `heads`, class
+    vectors `(num_classes, embed_dim)` as `zero_shot` and `cupl`, give `<name>_accuracy` each; where no image has a
+    label, nothing.
     """
     if trainer.eval_dataset is None or not heads:
         return {}
@@ -177,7 +178,7 @@ def _spread(trainer: MicroCLIPTrainer) -> list[dict[str, Any]]:
     """A few readable images from all over those with labels, else those adapted to, or the first ones of a stream."""
     dataset = trainer.eval_dataset
     if dataset is None:
-        # What holds views, or is made into batches by a data collator of one's own, needn't hold images.
+        # What holds views needn't hold images.
         made_of_images = isinstance(trainer.train_dataset, (ViewDataset, ViewStream))
         dataset = trainer.train_dataset.dataset if made_of_images else []
     if has_length(dataset):

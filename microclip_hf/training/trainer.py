@@ -21,6 +21,7 @@ from .checks import (
     check_checkpoint,
     check_countable,
     check_finite_weights,
+    check_images,
     check_parts,
     check_room,
     check_training,
@@ -29,7 +30,7 @@ from .checks import (
 from .class_means import ClassMeans, log_sum
 from .diagnostics import Diagnostics
 from .evaluating import EvaluatingTrainer
-from .labeler import HeadMeans, PseudoLabeler, PseudoLabels
+from .labeler import HeadMeans, PseudoLabeler
 from .saving import load_state, remove_incomplete
 from .sharding import make_splittable, serve_encoders
 from .training_args import MicroCLIPTrainingArguments
@@ -95,6 +96,7 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         if train_dataset is not None:
             check_training(model, args, train_dataset)
             if data_collator is None:
+                check_images(train_dataset, args)
                 settings = ViewSettings(
                     size, args.num_crops, args.crop_ratio, args.seed, args.max_corrupt_share, preparation.resample
                 )
@@ -123,6 +125,7 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         self.labeler = PseudoLabeler(model.config, self.args, self.accelerator, preparation)
         self.class_means = ClassMeans(self.accelerator)
         self.diagnostics = Diagnostics(model.num_labels)
+        self._confidences: torch.Tensor | None = None  # of the latest pseudo-labels, where they are known
         self._checkpoint: str | None = None
         # As the texts made it: a copy, since a checkpoint is loaded into the model's own, and FSDP may split that.
         self._prior_head = model.prior_head.weight.detach().cpu().clone()
@@ -214,25 +217,26 @@ class MicroCLIPTrainer(EvaluatingTrainer):
             fairness=fairness.expand(len(logits)),
             student_agreement=logits.argmax(-1) == pseudo_labels,
         )
+        self.diagnostics.record_labels(pseudo_labels, inputs.get("index"), self._confidences)
         if "labels" in inputs:
             is_right = (pseudo_labels == inputs["labels"]).float()
             self.diagnostics.record(inputs["labels"] >= 0, pseudo_label_accuracy=is_right)
         return (loss, outputs) if return_outputs else loss
 
-    def label_views(self, inputs: dict[str, torch.Tensor]) -> PseudoLabels:
-        """Label a batch with the current weights, see [`PseudoLabeler.label`]; other rules override this method."""
+    @torch.no_grad()
+    def refine_pseudo_labels(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Label a batch with the current weights, see [`PseudoLabeler.label`]; other rules override this method.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch_size,)`.
+        """
         steps = self.args.gradient_accumulation_steps
         batch_number = self.state.global_step * steps + self.class_means.next_part + 1
-        return self.labeler.label(self._unwrapped_model, inputs, batch_number)
-
-    def refine_pseudo_labels(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Label a batch by [`label_views`], record what is known of the labels, and return these, `(batch_size,)`."""
-        pseudo_labels = self.label_views(inputs)
-        if pseudo_labels.confidences is not None:
-            self.diagnostics.record(pseudo_label_confidence=pseudo_labels.confidences)
-        if pseudo_labels.heads_agree is not None:
-            self.diagnostics.record(head_agreement=pseudo_labels.heads_agree)
-        self.diagnostics.record_labels(pseudo_labels.labels, inputs.get("index"), pseudo_labels.confidences)
+        pseudo_labels = self.labeler.label(self._unwrapped_model, inputs, batch_number)
+        self.diagnostics.record(
+            pseudo_label_confidence=pseudo_labels.confidences, head_agreement=pseudo_labels.heads_agree
+        )
+        self._confidences = pseudo_labels.confidences
         return pseudo_labels.labels
 
     def encode_views(self, encode: Callable[[torch.Tensor], torch.Tensor], views: torch.Tensor) -> torch.Tensor:

@@ -113,7 +113,7 @@ class ViewDataset(torch.utils.data.Dataset):
             return self.settings.make_example(self.dataset[position], self._epoch.item(), position)
         scores = self.kept_prior.read(position)
         if np.isnan(scores).any():
-            raise ValueError("the image couldn't be read when the prior was computed")
+            raise ValueError("the image couldn't be read when the prior was computed")  # so it is unreadable here too
         settings = replace(self.settings, num_crops=0)
         views = settings.make_example(self.dataset[position], self._epoch.item(), position)
         return {**views, "prior_scores": scores}
