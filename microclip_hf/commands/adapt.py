@@ -166,8 +166,9 @@ def _read_images(
     preset: Preset | None,
     class_names: list[str] | None,
 ) -> tuple[Dataset | IterableDataset, Dataset | None]:
-    # Without class names the labels have to bring them.
-    reading = {"streaming": options.streaming, "labels_required": preset is not None and class_names is None}
+    # Of a preset's data set the labels bring the class names where none are given.
+    labels_required = None if preset is None else class_names is None
+    reading = {"streaming": options.streaming, "labels_required": labels_required}
     train_dataset = options.read_images("train", preset, class_names, **reading)
     class_names = class_names or train_dataset.features["label"].names
     if options.streaming:

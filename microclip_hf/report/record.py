@@ -104,7 +104,7 @@ def read_record(folder: str | os.PathLike) -> RunRecord:
     folder = Path(folder)
     for name in (TRAINER_STATE_NAME, CONFIG_NAME):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder} holds no {name}; pass the output folder of a finished `microclip adapt`.")
+            raise ValueError(f"{folder} holds no {name}; pass the `output_dir` of a finished `microclip adapt`.")
     try:
         id2label = _read_json(folder / CONFIG_NAME)["id2label"]
         class_names = [id2label[key] for key in sorted(id2label, key=int)]
