@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer
 from microclip_hf.images import crop_box, cut_squares, cut_strip, to_rgb
 from microclip_hf.pseudo_labels import composite_embeds
-from microclip_hf.text_heads import DEFAULT_TEMPLATES, encode_texts, match_descriptions
+from microclip_hf.text_heads import DEFAULT_TEMPLATES, encode_texts, match_descriptions, stand_in
 
 
 BATCH_SIZE = 64
@@ -84,13 +84,13 @@ def encode_names(model: MicroCLIPForImageClassification, names: list[str], templ
 
 
 def encode_descriptions(task: Task, model: MicroCLIPForImageClassification) -> list[torch.Tensor]:
-    """Raw text features of each class's descriptions, or of its templates where it has none, `(n, E)` each."""
+    """Text features of each class's descriptions, or what stands in where it has none, `(n, E)` each, raw or unit."""
     names = encode_names(model, task.class_names, task.templates)
     described = match_descriptions(task.class_names, task.descriptions)
-    return [
-        own if sentences is None else encode_texts(model.clip, model.tokenizer, sentences)
-        for own, sentences in zip(names, described, strict=True)
+    features = [
+        None if sentences is None else encode_texts(model.clip, model.tokenizer, sentences) for sentences in described
     ]
+    return stand_in(names, features)
 
 
 # ---------------------------------------------------------------------------------------------- nothing is adapted

@@ -261,6 +261,30 @@ def build_heads(
     return torch.stack(classifier), torch.stack(prior_head)
 
 
+def stand_in(
+    prompt_features: Sequence[torch.Tensor], description_features: Sequence[torch.Tensor | None]
+) -> list[torch.Tensor]:
+    """Description features of every class: where it has none (`None`), its prompts, moved to where descriptions lie.
+
+    A prompt lies closer to all images than a description does, and its class would take the photos of the others. So
+    unit prompts `p` become `p + mean_k (unit(mean_i d_ki) - t_k)`: the mean step from name to description over the
+    classes k that have both, `t_k` and `d_ki` as in [`build_heads`]. Ours, not the paper's; where no class has
+    descriptions, prompts stay as they are. Shapes are those of [`build_heads`].
+    """
+    steps = [
+        normalize(normalize(descriptions, dim=-1).mean(0), dim=-1) - normalize(prompts.mean(0), dim=-1)
+        for prompts, descriptions in zip(prompt_features, description_features, strict=True)
+        if descriptions is not None
+    ]
+    if not steps:
+        return list(prompt_features)
+    step = torch.stack(steps).mean(0)
+    return [
+        normalize(prompts, dim=-1) + step if descriptions is None else descriptions
+        for prompts, descriptions in zip(prompt_features, description_features, strict=True)
+    ]
+
+
 def encode_heads(
     clip: CLIPModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -270,7 +294,7 @@ def encode_heads(
     prior_weighting: str = "name",
     batch_size: int = 256,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two heads of [`build_heads`] from texts; templates stand in for missing descriptions, with one warning.
+    """The two heads of [`build_heads`] from texts; [`stand_in`] makes up for missing descriptions, with one warning.
 
     Underscores of class names become spaces in the prompts.
     """
@@ -280,8 +304,8 @@ def encode_heads(
     missing = [name for name, sentences in zip(class_names, matched, strict=True) if sentences is None]
     if missing and descriptions is not None:
         warnings.warn(
-            f"{len(missing)} of {len(class_names)} classes have no descriptions; their templates stand in: "
-            f"{', '.join(missing)}.",
+            f"{len(missing)} of {len(class_names)} classes have no descriptions, so their names stand in, which say "
+            f"less: {', '.join(missing)}. Write a few sentences on each.",
             stacklevel=2,
         )
     prompts = [template.replace("{}", name.replace("_", " ")) for name in class_names for template in templates]
@@ -290,8 +314,6 @@ def encode_heads(
     features = encode_texts(clip, tokenizer, prompts + list(itertools.chain(*described)), batch_size)
     prompt_features = features[: len(prompts)].split(len(templates))
     in_turn = iter(features[len(prompts) :].split([len(sentences) for sentences in described]))
-    description_features = [
-        prompts_of_class if sentences is None else next(in_turn)
-        for prompts_of_class, sentences in zip(prompt_features, matched, strict=True)
-    ]
+    description_features = [None if sentences is None else next(in_turn) for sentences in matched]
+    description_features = stand_in(prompt_features, description_features)
     return build_heads(prompt_features, description_features, prior_weighting, class_names)

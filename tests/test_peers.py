@@ -21,7 +21,7 @@ from microclip_hf.training.views import make_views
 
 NAMES = ["red disc", "green_square", "blue bar"]
 TEMPLATES = ["a photo of a {}.", "one {}, and nothing else at all"]
-# Two classes with descriptions, two and three; the templates stand in for the third's.
+# Two classes with descriptions, two and three; the third's templates stand in, moved as far as the others' lie apart.
 TEXTS = {"red disc": DESCRIPTIONS["red disc"], "green square": [*DESCRIPTIONS["green square"], "It has corners."]}
 pytestmark = [
     pytest.mark.numerical,
@@ -91,8 +91,10 @@ def name_features(plain, templates=TEMPLATES):
 
 
 def description_features(plain):
-    """Raw, one array a class."""
-    return [*(plain.texts(own) for own in TEXTS.values()), name_features(plain)[2]]
+    """Raw where there are any, one array a class."""
+    names, described = name_features(plain), [plain.texts(own) for own in TEXTS.values()]
+    steps = [unit(unit(own).mean(0)) - unit(name.mean(0)) for own, name in zip(described, names, strict=False)]
+    return [*described, unit(names[2]) + np.mean(steps, 0)]
 
 
 @pytest.mark.parametrize(

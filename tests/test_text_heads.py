@@ -16,7 +16,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from microclip_hf import MicroCLIPForImageClassification
 from microclip_hf.data.class_names import read_class_names
 from microclip_hf.descriptions.files import read_descriptions
-from microclip_hf.text_heads import build_heads, encode_heads, encode_texts, normalize_name
+from microclip_hf.text_heads import build_heads, encode_heads, encode_texts, normalize_name, stand_in
 
 
 pytestmark = pytest.mark.numerical
@@ -89,8 +89,8 @@ def test_from_clip_builds_both_heads(model, clip, tokenizer):
     assert model.config.label2id == {name: i for i, name in enumerate(CLASS_NAMES)}
 
 
-def test_classes_without_descriptions_get_templates_and_one_warning(clip, tokenizer):
-    with pytest.warns(UserWarning, match="templates stand in: green_square, blue bar") as caught:
+def test_classes_without_descriptions_get_moved_templates_and_one_warning(clip, tokenizer):
+    with pytest.warns(UserWarning, match="so their names stand in.*: green_square, blue bar") as caught:
         model = MicroCLIPForImageClassification.from_clip(
             clip,
             ["red disc", "green_square", "blue bar"],
@@ -100,12 +100,33 @@ def test_classes_without_descriptions_get_templates_and_one_warning(clip, tokeni
             prior_weighting="uniform",
         )
     assert len(caught) == 1
-    expected = unit(
-        np.mean(
-            [unit(text_features(clip, tokenizer, f"{p} green square{e}")) for p, e in [("a", ""), ("one", ".")]], 0
-        )
+    red, green = (
+        np.stack([text_features(clip, tokenizer, text) for text in (f"a {name}", f"one {name}.")])
+        for name in ("red disc", "green square")
     )
+    step = unit(text_features(clip, tokenizer, "round")) - unit(red.mean(0))
+    expected = unit(unit(unit(green) + step).mean(0))
     np.testing.assert_allclose(model.classifier.weight[1].detach(), expected, **within())
+
+
+def test_a_class_without_descriptions_takes_no_photos_of_the_others():
+    """Names lie 0.3 nearer to all photos than descriptions, as in CLIP; left as they are, one takes every photo."""
+    rng = np.random.default_rng(0)
+    photos, shared = np.eye(8)[:4], np.ones(8) * 0.3
+    descriptions = [torch.tensor(photo + 0.05 * rng.normal(size=(3, 8))) for photo in photos]
+    # A name says little of its class.
+    prompts = [torch.tensor((0.2 * photo + shared)[None]) for photo in photos]
+    last_is_missing = [*descriptions[:3], None]
+    moved = stand_in(prompts, last_is_missing)
+    classifier, _ = build_heads(prompts, moved, "uniform")
+    similarities = photos @ classifier.numpy().T
+    assert similarities.argmax(-1).tolist() == [0, 1, 2, 3]
+    assert all(own.equal(given) for own, given in zip(moved[:3], descriptions[:3], strict=True))
+
+
+def test_without_any_description_names_stay_where_they_are():
+    prompts = [torch.randn(2, 4) for _ in range(3)]
+    assert all(own.equal(given) for own, given in zip(stand_in(prompts, [None] * 3), prompts, strict=True))
 
 
 def test_names_alone_are_enough_and_silent(clip, tokenizer):
