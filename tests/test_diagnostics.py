@@ -85,3 +85,13 @@ def test_everything_is_in_tensorboard(clip_folder, tmp_path, monkeypatch):
         found = [event.value for event in events.Scalars(f"train/{name}")]
         assert found == pytest.approx(expected[name], rel=LOSS), name
     assert len(expected["loss"]) == 6 and len(expected["label_changes"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    # 3 steps an epoch; one that reaches a step of `logging_steps` is logged there.
+    [({"logging_steps": 10}, [3, 6]), ({"logging_steps": 2}, [2, 4, 6]), ({"logging_strategy": "no"}, [])],
+)
+def test_an_epoch_too_short_to_be_logged_is_logged_at_its_end(clip_folder, tmp_path, settings, steps):
+    trainer = adapt(clip_folder, tmp_path, **settings)
+    assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == steps

@@ -124,6 +124,7 @@ def test_what_the_page_says(tmp_path):
     write_run(tmp_path, ["cat", "dog", "fox"], rows, [["cat", "dog", 2], ["dog", "cat", 5]], HISTORY, noise=40)
     write_report(tmp_path)
     page = read_page(tmp_path)
+    assert "Undecided: 25 % of the labels still change" in page.words
     facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", (tmp_path / "report.html").read_text()))
     assert facts == {
         "Images": "6",

@@ -63,6 +63,8 @@ class CardFacts:
     # Fractions by the names in `ACCURACIES` and, as `adapted_*`, in `METRIC_TITLES`.
     results: dict[str, float] = field(default_factory=dict)
     descriptions: str | None = None  # the file in the output folder with the sentences about the classes
+    undescribed: list[str] = field(default_factory=list)  # classes without sentences, where others have some
+    verdict: str | None = None  # how the run went, see `microclip_hf.verdict`
 
 
 def write_model_card(
@@ -84,6 +86,7 @@ def write_model_card(
         name=model_id.split("/")[-1],
         model_id=model_id,
         base_model=_link(facts.base_model, "https://huggingface.co/"),
+        verdict=facts.verdict,
         num_images=num_images,
         num_classes=config.num_labels,
         classes=", ".join(config.class_names),

@@ -20,6 +20,7 @@ from ..evaluation.results import classes_to_draw, confused_pairs
 from ..files import write_whole
 from ..plots import plot_class_sizes, plot_confusion, plot_curves
 from ..run_names import ACCURACIES, LABELS, REPORT, REPORT_DIR
+from ..verdict import Verdict, judge
 from .record import ImageLabel, RunRecord, read_record
 from .thumbnails import Thumbnails, data_uri, percent, truncate
 
@@ -76,6 +77,7 @@ def write_report(folder: str | os.PathLike, dataset: Any = None) -> int:
     page = _load_template().render(
         title=os.path.basename(os.path.abspath(folder)),
         record=record,
+        verdict=_judge(record),
         overview=_list_facts(record),
         curves=list(filter(None, (_draw_panel(pictures, record, panel) for panel in PANELS))),
         accuracy_curve=_draw_panel(pictures, record, ACCURACY_PANEL),
@@ -102,6 +104,17 @@ def _load_template() -> jinja2.Template:
     )
     environment.filters |= {"percent": percent, "name": truncate}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
+def _judge(record: RunRecord) -> Verdict:
+    counts = Counter(image.label for image in record.images)
+    return judge(
+        record.class_names,
+        [counts[name] for name in record.class_names],
+        record.log_history,
+        record.results,
+        record.facts.get("undescribed", ()),
+    )
 
 
 def _list_facts(record: RunRecord) -> list[tuple[str, str]]:

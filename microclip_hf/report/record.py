@@ -56,7 +56,9 @@ class RunRecord:
     images: list[ImageLabel]  # adapted to, in the data set's order
     tests: list[ImageLabel]  # test images, as the adapted model labels them
     swaps: list[tuple[str, str, int]]  # old class, new class, and how often
-    facts: dict[str, Any]  # by `FACT_NAMES`; `root` is of the images' relative paths, `None` where they aren't files
+    # By `FACT_NAMES`, and `undescribed`, which earlier versions didn't write; `root` is of the images' relative paths,
+    # `None` where they aren't files.
+    facts: dict[str, Any]
 
 
 def write_record(trainer: Trainer, tested: PredictionOutput | None = None) -> None:
@@ -138,6 +140,7 @@ def _collect_facts(trainer: Trainer, dataset: Any, are_files: bool) -> dict[str,
         "versions": versions(),
         "finished": datetime.datetime.now().astimezone().isoformat(" ", "minutes"),
         "results": trainer.card_facts.results,
+        "undescribed": trainer.card_facts.undescribed,
     }
 
 

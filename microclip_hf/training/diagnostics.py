@@ -8,6 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch.nn.functional import pad
 
+from ..verdict import count_effective, has_collapsed
+
 
 METRICS = (
     "cross_entropy",
@@ -20,8 +22,6 @@ METRICS = (
 )
 # What is remembered of the images, and kept in checkpoints.
 IMAGE_STATE = ("pseudo_labels", "confidences", "changes", "swaps")
-# Fewer effective classes than this share of all are worth a warning.
-COLLAPSE_SHARE = 0.25
 
 
 class Diagnostics:
@@ -77,8 +77,7 @@ class Diagnostics:
         self._started = now
         self._sums = {}
         if len(self._latest):
-            shares = self._latest.bincount(minlength=self.num_labels) / len(self._latest)
-            metrics["effective_classes"] = torch.special.entr(shares).sum().exp().item()
+            metrics["effective_classes"] = count_effective(self._latest.bincount(minlength=self.num_labels).tolist())
             self._warn_of_collapse(metrics["effective_classes"], len(self._latest))
         return metrics
 
@@ -122,6 +121,11 @@ class Diagnostics:
         self._swaps.update(zip(earlier[changed].tolist(), labels[changed].tolist(), strict=True))
 
     @property
+    def class_counts(self) -> list[int]:
+        """Images of each class by the latest pseudo-labels; zeros where images have no `index`."""
+        return self.pseudo_labels[self.pseudo_labels >= 0].bincount(minlength=self.num_labels).tolist()
+
+    @property
     def swaps(self) -> torch.Tensor:
         """How often a label changed from which class to which, `(num_swaps, 3)`: old class, new class, images."""
         rows = [(*pair, count) for pair, count in sorted(self._swaps.items())]
@@ -139,12 +143,11 @@ class Diagnostics:
         self._swaps = Counter({(old, new): count for old, new, count in state.get("swaps", self.swaps).tolist()})
 
     def _warn_of_collapse(self, effective_classes: float, num_images: int) -> None:
-        if self._warned or num_images < self.num_labels or effective_classes >= COLLAPSE_SHARE * self.num_labels:
+        if self._warned or num_images < self.num_labels or not has_collapsed(effective_classes, self.num_labels):
             return
         self._warned = True
         warnings.warn(
-            f"The pseudo-labels use few classes: effectively {effective_classes:.1f} of {self.num_labels}. If the "
-            "images aren't so uneven, check that the class names and descriptions are about them, lower "
-            "learning_rate, or raise fairness_weight.",
+            f"The pseudo-labels use few classes: effectively {effective_classes:.1f} of {self.num_labels}. Unless the "
+            "images are so uneven, the run is collapsing, and you may stop it.",
             stacklevel=2,
         )

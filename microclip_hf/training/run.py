@@ -33,6 +33,8 @@ from ..plots import plot_adaptation
 from ..report.page import write_report
 from ..report.record import write_record
 from ..run_names import REPORT
+from ..text_heads import match_descriptions
+from ..verdict import judge
 from .checks import check_unused
 from .trainer import MicroCLIPTrainer
 from .training_args import MicroCLIPTrainingArguments
@@ -92,6 +94,7 @@ def adapt(
     try:
         tested = _save_and_measure(trainer, metrics, results)
         trainer.card_facts = replace(facts or trainer.card_facts, results=dict(results))
+        _judge(trainer, descriptions)
         if trainer.is_world_process_zero():
             if descriptions is not None:
                 save_descriptions(Path(args.output_dir, DESCRIPTIONS), descriptions.items())
@@ -100,6 +103,8 @@ def adapt(
         pushed = trainer.push_to_hub() if args.push_to_hub else None
         if pushed is not None:
             print(f"Pushed to {pushed}")
+        if trainer.is_world_process_zero():
+            print(trainer.card_facts.verdict)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"training is over, and what is complete lies in {args.output_dir}") from None
     finally:
@@ -233,6 +238,18 @@ def _save_and_measure(
     trainer.log_metrics("eval", results)
     trainer.save_metrics("eval", results)
     return tested
+
+
+def _judge(trainer: MicroCLIPTrainer, descriptions: Mapping[str, list[str]] | None) -> None:
+    """Add to the card's facts how the run went."""
+    facts = trainer.card_facts
+    class_names = trainer.model.config.class_names
+    if descriptions is not None:
+        matched = match_descriptions(class_names, descriptions)
+        facts.undescribed = [name for name, own in zip(class_names, matched, strict=True) if own is None]
+    counts = trainer.diagnostics.class_counts
+    log_history = trainer.state.log_history
+    facts.verdict = str(judge(class_names, counts, log_history, facts.results, facts.undescribed))
 
 
 def _show(

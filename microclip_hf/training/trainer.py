@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import BaseImageProcessor, TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import get_last_checkpoint, has_length
+from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint, has_length
 
 from ..configuration_microclip import MicroCLIPConfig, default_image_processor
 from ..data.eval_datasets import EvalDatasets
@@ -319,19 +319,24 @@ class MicroCLIPTrainer(EvaluatingTrainer):
 
 
 class _EpochCallback(TrainerCallback):
-    """Tells the Trainer when its run, and each epoch of it, begins and ends."""
+    """Tells the Trainer when its run, and each epoch of it, begins and ends; short epochs are logged at their end."""
 
     def __init__(self, trainer: MicroCLIPTrainer) -> None:
         self.trainer = trainer
+        self.epoch_start = 0  # in steps
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.trainer.start_training()
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.epoch_start = state.global_step
         self.trainer.start_epoch(int(state.epoch or 0))
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.trainer.finish_epoch()
+        last_logged = max((entry["step"] for entry in state.log_history), default=0)
+        if args.logging_strategy != IntervalStrategy.NO and last_logged <= self.epoch_start:
+            control.should_log = True
 
 
 def _class_names(config: MicroCLIPConfig) -> list[str] | None:
