@@ -1,5 +1,6 @@
 """What a run's files and results are called, for all who write, read or show them."""
 
+import os
 from collections.abc import Mapping
 
 
@@ -7,6 +8,7 @@ from collections.abc import Mapping
 LABELS = "pseudo_labels.csv"
 REPORT = "report.html"
 REPORT_DIR = "report"
+FACTS = os.path.join(REPORT_DIR, "run.json")
 # Accuracies on test images, by their names in a run's results, and of whom they are.
 ACCURACIES = {
     "zero_shot_accuracy": "CLIP with the class names",
