@@ -319,10 +319,17 @@ def run(inputs, output, **options):
 
 
 @pytest.mark.filterwarnings("ignore:1 of 49 images can't be read")
-def test_a_run_writes_its_labels_and_its_report(inputs, tmp_path, monkeypatch):
-    """Each photo has its row; the unreadable one has no label. The command writes the page anew from anywhere."""
+def test_a_run_writes_its_labels_and_its_report(inputs, tmp_path, monkeypatch, capsys):
+    """Each photo has its row; the unreadable one has no label. The command writes the page anew from anywhere. It says
+    at its end how good the model is and what to open; its CLIP can be found from anywhere too."""
     monkeypatch.chdir(inputs)
-    run(inputs, tmp_path / "out", train_dir="photos", test_dir="test", logging_steps=1)
+    options = {"model_name_or_path": "clip", "train_dir": "photos", "test_dir": "test"}
+    run(inputs, tmp_path / "out", logging_steps=1, **options)
+    accuracies = {name: f"{100 * value:.1f} %" for name, value in read_record(tmp_path / "out").results.items()}
+    line = "Right on the test images: names {zero_shot_accuracy} -> adapted {adapted_accuracy}\n".format(**accuracies)
+    output = capsys.readouterr().out
+    assert output.count(line) == 1
+    assert output.endswith(f"{tmp_path / 'out' / 'adaptation.png'}, {tmp_path / 'out' / 'report.html'}\n")
     record = read_record(tmp_path / "out")
     assert [image.file for image in record.images] == sorted(f"photos/{p.name}" for p in (inputs / "photos").iterdir())
     assert record.images[0].label == "" and math.isnan(record.images[0].confidence)
@@ -333,6 +340,7 @@ def test_a_run_writes_its_labels_and_its_report(inputs, tmp_path, monkeypatch):
     assert right == pytest.approx(record.results["adapted_accuracy"]) and len(record.tests) == 12
     page = read_page(tmp_path / "out")
     assert f"Test images: {100 * right:.1f} % of 12 are right" in page.words and "can't be read" not in page.words
+    assert record.facts["model"] == str(inputs / "clip")
     settings = dict(record.facts["settings"])
     assert settings["num_train_epochs"] == "2.0" and settings["prior_weighting"] == "uniform"
     monkeypatch.chdir(tmp_path)
