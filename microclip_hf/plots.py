@@ -38,7 +38,7 @@ TOO_FEW_POINTS = "Fewer than 2 values were logged.\nLower logging_steps for a cu
 PATCH_SIDE = 32
 DIMMED = 0.4
 # Of a prediction: its colour, told apart by any eye, and its sign's lines on a disc of that colour, from -1 to 1.
-VERDICTS = {
+SIGNS = {
     True: ("#0b62b8", ([(-0.9, 0), (-0.3, -0.6), (0.9, 0.6)],)),
     False: ("#c2410c", ([(-0.7, -0.7), (0.7, 0.7)], [(-0.7, 0.7), (0.7, -0.7)])),
 }
@@ -168,7 +168,7 @@ def _plot_images(
 
 def _mark(axes: Axes, is_right: bool) -> None:
     """A tick or a cross in the corner, of lines, since not every font has such letters."""
-    color, lines = VERDICTS[is_right]
+    color, lines = SIGNS[is_right]
     axes.title.set_color(color)
     place = ([0.91], [0.91])
     settings = {"linestyle": "none", "transform": axes.transAxes, "markeredgecolor": "white"}
@@ -196,7 +196,7 @@ def _plot_curves(axes: Axes, log_history: Sequence[dict[str, float]], names: Seq
         axes.text(0.5, 0.5, f"{label}:\n{TOO_FEW_POINTS}", ha="center", va="center", transform=axes.transAxes)
         return False
     for name, points in curves.items():
-        if points:
+        if len(points) > 1:
             axes.plot(*zip(*points, strict=True), label=LINE_TITLES[name])
     axes.set(xlabel="epoch", ylabel=label)
     # Above the curves, which it would hide.

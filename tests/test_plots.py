@@ -65,12 +65,12 @@ def test_right_and_wrong_have_signs(figures, model, tmp_path):
     plots.plot_adaptation(tmp_path / "a.png", HISTORY, {}, explanations, explanations, labels)
     signs = [len(axes.lines) for axes in figures[0].axes if axes.images]
     assert signs == [2, 3, 0] * 2
-    assert all(count_pixels(tmp_path / "a.png", color) > 100 for color, _ in plots.VERDICTS.values())
+    assert all(count_pixels(tmp_path / "a.png", color) > 100 for color, _ in plots.SIGNS.values())
 
 
 @pytest.mark.parametrize("matrix", BLINDNESS.values(), ids=BLINDNESS)
 def test_any_eye_tells_right_from_wrong(matrix):
-    linear = [np.array(to_rgb(color)) ** 2.2 for color, _ in plots.VERDICTS.values()]
+    linear = [np.array(to_rgb(color)) ** 2.2 for color, _ in plots.SIGNS.values()]
     seen = [np.clip(np.array(matrix) @ color, 0, 1) ** (1 / 2.2) for color in linear]
     assert np.linalg.norm(seen[0] - seen[1]) > 0.5
 
