@@ -15,17 +15,19 @@ $(STAMP): constraints.txt
 $(LOWEST_STAMP): EXTRAS = dev
 $(LOWEST_STAMP): constraints-lowest.txt
 %/.installed: setup.cfg pyproject.toml
-	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install -q -c $(filter %.txt,$^) -e ".[$(EXTRAS)]"
-	touch $@
+	@echo "Installing PyTorch, transformers and what else '$(EXTRAS)' needs into $(@D), once: 2.1 GB on disk, several GB"
+	@echo "more where PyTorch brings CUDA. It takes minutes, mostly of download, and prints nothing meanwhile."
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install -q -c $(filter %.txt,$^) -e ".[$(EXTRAS)]"
+	@touch $@
 
-# accelerate gives a process on a CPU one thread unless it is told otherwise.
 demo: $(STAMP)  ## adapt a small CLIP to unlabelled rendered birds, without any download (minutes)
-	rm -rf outputs/demo
-	OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/accelerate launch examples/adapt.py
+	@rm -rf outputs/demo
+	@$(BIN)/python examples/adapt.py
 
-space: $(STAMP)  ## serve a page on this machine to try models on
-	$(BIN)/python examples/space/app.py
+space: $(STAMP)  ## serve a page on this machine to try models on, the demo's model too if there is one
+	MICROCLIP_MODELS="$${MICROCLIP_MODELS-$(patsubst %/config.json,%,$(wildcard outputs/demo/config.json))}" \
+		$(BIN)/python examples/space/app.py
 
 space-folder:  ## gather what a Space needs in outputs/space, ready to upload
 	rm -rf $(SPACE_FOLDER)

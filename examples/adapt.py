@@ -26,13 +26,21 @@ from microclip_hf.commands.adapt import main
 
 def prepare_demo() -> list[str]:
     """Draw the demo's images anew where its configuration looks for them, relative to the repository's root."""
+    import datasets
+    import transformers
     from accelerate import PartialState
     from birdworld.domains import DOMAINS
 
     os.chdir(Path(__file__).parents[1])
+    # What is left is the bar of training; all else takes seconds.
+    datasets.disable_progress_bars()
+    transformers.logging.disable_progress_bar()
     folder = Path("outputs/birdworld/dusk")
     with PartialState().main_process_first():
         if PartialState().is_main_process:
+            print(
+                f"Drawing birds in {folder}: a folder without labels to adapt to, and one to measure by.", flush=True
+            )
             shutil.rmtree(folder, ignore_errors=True)
             DOMAINS["dusk"].write(folder)
     return ["--config", "examples/configs/birdworld.yaml"]

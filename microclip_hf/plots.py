@@ -10,11 +10,13 @@ import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.path import Path
 
 from .data.labels import is_known
 from .explain.explanation import Explanation
 from .files import whole_file
 from .fonts import readable
+from .run_names import SHORT_ACCURACIES
 
 
 LINE_TITLES = {
@@ -31,10 +33,15 @@ SUMMARY_PANELS = (
     (("cross_entropy", "fairness"), "loss"),
     (("student_agreement", "head_agreement", "label_changes", "pseudo_label_accuracy"), "share of images"),
 )
-BARS = {"zero_shot_accuracy": "names", "cupl_accuracy": "descriptions", "adapted_accuracy": "adapted"}
+TOO_FEW_POINTS = "Fewer than 2 values were logged.\nLower logging_steps for a curve."
 # Of images: the side of a patch in pixels, and how light it is if it isn't salient.
 PATCH_SIDE = 32
 DIMMED = 0.4
+# Of a prediction: its colour, told apart by any eye, and its sign's lines on a disc of that colour, from -1 to 1.
+SIGNS = {
+    True: ("#0b62b8", ([(-0.9, 0), (-0.3, -0.6), (0.9, 0.6)],)),
+    False: ("#c2410c", ([(-0.7, -0.7), (0.7, 0.7)], [(-0.7, 0.7), (0.7, -0.7)])),
+}
 # Text and lines of single pictures, which have no background of their own.
 INK = {False: "#22252a", True: "#e4e6ea"}
 HUES = {False: ("#0b62b8", "#b8500b", "#2b7a37", "#8a3fa0"), True: ("#6cb2ff", "#ffa95e", "#7fd18b", "#d79bea")}
@@ -48,17 +55,18 @@ def plot_adaptation(
     after: Sequence[Explanation] = (),
     labels: Sequence[int | None] = (),
 ) -> None:
-    """Draw a PNG of the curves of a run, its accuracies (fractions by the names in `BARS`), and a few images.
+    """Draw a PNG of the curves of a run, its accuracies (fractions by the names in `ACCURACIES`), and a few images.
 
     Of the images it shows what [`explain`] says by the model before and after: what isn't salient is dimmed, and the
-    predicted class is green or red, right or wrong, where `labels` holds the true class index (not -1 or `None`).
+    predicted class has a tick on blue or a cross on orange, right or wrong, where `labels` holds the true class index
+    (not -1 or `None`).
     """
     figure = Figure(figsize=(max(12, 1.7 * len(before)), 7 if before else 3), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(2, 3)) if before else (figure, None)
     logged = set().union(*log_history)
-    panels = [(names, label) for names, label in SUMMARY_PANELS if not logged.isdisjoint(names)]
-    heights = {BARS[name]: 100 * accuracies[name] for name in BARS if name in accuracies}
-    axes = above.subplots(1, max(1, len(panels) + bool(heights)), squeeze=False)[0]
+    panels = [panel for panel in SUMMARY_PANELS if not logged.isdisjoint(panel[0])] or SUMMARY_PANELS[:1]
+    heights = {title: 100 * accuracies[name] for name, title in SHORT_ACCURACIES.items() if name in accuracies}
+    axes = above.subplots(1, len(panels) + bool(heights), squeeze=False)[0]
     for position, (names, label) in enumerate(panels):
         _plot_curves(axes[position], log_history, names, label)
     if heights:
@@ -85,7 +93,8 @@ def plot_curves(
     is possible. `dark` says whether the page is.
     """
     with _single_picture(path, dark) as axes:
-        _plot_curves(axes, log_history, names, label)
+        if not _plot_curves(axes, log_history, names, label):
+            return
         if limit is not None:
             axes.axhline(limit, color=INK[dark], linestyle="--", linewidth=1)
         if from_zero:
@@ -150,12 +159,22 @@ def _plot_images(
         row[0].set_ylabel(title)
         for axes, explanation, label in zip(row, explanations, labels, strict=True):
             predicted = int(explanation.scores.argmax())
-            color = "black"
-            if is_known(label):
-                color = "tab:green" if predicted == label else "tab:red"
             axes.imshow(_draw_salient(explanation))
             axes.set(xticks=[], yticks=[])
-            axes.set_title(texts[predicted], fontsize=8, color=color, **style)
+            axes.set_title(texts[predicted], fontsize=8, **style)
+            if is_known(label):
+                _mark(axes, predicted == label)
+
+
+def _mark(axes: Axes, is_right: bool) -> None:
+    """A tick or a cross in the corner, of lines, since not every font has such letters."""
+    color, lines = SIGNS[is_right]
+    axes.title.set_color(color)
+    place = ([0.91], [0.91])
+    settings = {"linestyle": "none", "transform": axes.transAxes, "markeredgecolor": "white"}
+    axes.plot(*place, marker="o", markersize=15, markerfacecolor=color, **settings)
+    for line in lines:
+        axes.plot(*place, marker=Path(line), markersize=8, markeredgewidth=2, fillstyle="none", **settings)
 
 
 def _draw_salient(explanation: Explanation) -> np.ndarray:
@@ -169,10 +188,18 @@ def _draw_salient(explanation: Explanation) -> np.ndarray:
     return (np.asarray(seen) * light[..., None]).astype(np.uint8)
 
 
-def _plot_curves(axes: Axes, log_history: Sequence[dict[str, float]], names: Sequence[str], label: str) -> None:
-    for name in names:
-        points = [(entry["epoch"], entry[name]) for entry in log_history if name in entry]
-        if points:
+def _plot_curves(axes: Axes, log_history: Sequence[dict[str, float]], names: Sequence[str], label: str) -> bool:
+    """Whether there was anything to draw; if not, the panel says why it is empty."""
+    curves = {name: [(entry["epoch"], entry[name]) for entry in log_history if name in entry] for name in names}
+    if max(map(len, curves.values())) < 2:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, f"{label}:\n{TOO_FEW_POINTS}", ha="center", va="center", transform=axes.transAxes)
+        return False
+    for name, points in curves.items():
+        if len(points) > 1:
             axes.plot(*zip(*points, strict=True), label=LINE_TITLES[name])
     axes.set(xlabel="epoch", ylabel=label)
-    axes.legend(frameon=False, fontsize=8)
+    # Above the curves, which it would hide.
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0}
+    axes.legend(frameon=False, fontsize=8, ncols=2, handlelength=1.2, columnspacing=1, **place)
+    return True

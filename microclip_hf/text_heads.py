@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch.nn.functional import normalize
-from tqdm.auto import tqdm
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
+from transformers.utils.logging import tqdm
 
 from .configuration_microclip import TOKENIZER_FILES, abbreviate, naming_damaged_file
 from .saliency import check_finite

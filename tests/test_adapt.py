@@ -47,7 +47,7 @@ def test_adapt_trains_saves_reloads_and_predicts(inputs, tmp_path, capsys):
     overrides = '{"prior_weighting": "uniform", "fg_query": "cls"}'
     adapt.main(flags(inputs, tmp_path, config_overrides=overrides, **options))
     printed = capsys.readouterr().out
-    assert "eval metrics" in printed
+    assert re.search(r"names .* % -> descriptions .* % -> adapted .* %\n", printed)
     assert sorted(re.findall(r"%  (.*)", printed)) == sorted(tiny_inputs.DESCRIPTIONS)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["prior_weighting"] == "uniform" and config["fg_query"] == "cls"
@@ -238,3 +238,5 @@ def test_make_demo():
     for name in ("model.safetensors", "README.md", "adaptation.png"):
         assert (ROOT / "outputs" / "demo" / name).exists()
     assert "says of the first image" in result.stdout
+    assert re.search(r"names [\d.]+ % -> descriptions [\d.]+ % -> adapted [\d.]+ %\n", result.stdout)
+    assert all(line.startswith("Adapting: ") for line in re.split(r"[\r\n]+", result.stderr) if line)

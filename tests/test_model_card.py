@@ -38,7 +38,9 @@ def test_words_that_mean_something_to_yaml_markdown_or_jinja(model, args, tmp_pa
     assert "red: disc, {{ green }} #1, blue 'bar'." in card.text
     assert "| CLIP with the descriptions | 25.0 |\n| this model | 50.0 |" in card.text
     assert "in percent: top-5 accuracy 100.0." in card.text
-    assert str(tmp_path) not in card.text and "prior_weighting: uniform" in card.text
+    # The folder that the code loads is the only one that is told.
+    assert card.text.count(str(tmp_path)) == 1 and f'model="{args.output_dir}"' in card.text
+    assert "prior_weighting: uniform" in card.text
 
 
 def test_metadata(model, args):
@@ -74,7 +76,10 @@ def test_what_lies_beside_it_is_told(model, args):
         with open(os.path.join(args.output_dir, name), "w") as file:
             file.write("{}")
     write_model_card(model.config, args, CardFacts(), 12)
-    assert "](adaptation.png)" in read(args).text
+    assert (
+        "](adaptation.png)\n\nOf photos in this picture, what the model doesn't find salient is dimmed."
+        in read(args).text
+    )
     assert "SHA-256" not in read(args).text  # descriptions of somebody else
     write_model_card(model.config, args, CardFacts(descriptions="descriptions.json"), 12)
     assert f"SHA-256 {hashlib.sha256(b'{}').hexdigest()}" in read(args).text
@@ -96,22 +101,26 @@ def test_a_card_of_somebody_else_is_kept(clip_folder, tmp_path):
     assert sorted(path.name for path in tmp_path.glob("README*")) == ["README.md", "README.old-2.md", "README.old.md"]
 
 
-def test_a_trainer_writes_its_card(clip_folder, tmp_path):
-    """With the results of its last evaluation, and a picture; the snippet of the card runs where the folder lies."""
+def test_a_trainer_writes_its_card(clip_folder, tmp_path, monkeypatch):
+    """With the results of its last evaluation, and a picture; the snippet of the card runs from any folder, also where
+    the run was told a relative one."""
+    monkeypatch.chdir(tmp_path)
     images = draw_images()
-    trainer = adapt(clip_folder, tmp_path / "birds", images, num_train_epochs=1)
+    trainer = adapt(clip_folder, 'all "my" birds', images, num_train_epochs=1)
     trainer.save_model()
     accuracy = trainer.evaluate(images)["eval_accuracy"]
     trainer.create_model_card(license="mit")
     card = read(trainer.args)
     assert card.data.eval_results[0].metric_value == accuracy
     assert card.data.license == "mit" and ", ".join(CLASS_NAMES) in card.text and "20 images" in card.text
-    assert (tmp_path / "birds" / "adaptation.png").exists()
-    images[0]["image"].save(tmp_path / "photo.png")
+    assert (tmp_path / 'all "my" birds' / "adaptation.png").exists()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    images[0]["image"].save(elsewhere / "photo.png")
     (snippet,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
     command = [sys.executable, "-c", snippet]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
     assert result.returncode == 0 and all(f"'label': '{name}'" in result.stdout for name in CLASS_NAMES), result.stderr
 
 

@@ -24,11 +24,12 @@ from microclip_hf.commands import report as report_command
 from microclip_hf.data.image_columns import image_names
 from microclip_hf.report.page import write_report
 from microclip_hf.report.record import read_record, write_record
+from microclip_hf.report.thumbnails import truncate_left
 from microclip_hf.training.diagnostics import Diagnostics
 
 
 LIMIT = 5_000_000
-VOID = {"meta", "link", "img", "source", "br"}
+VOID = {"meta", "link", "img", "source", "br", "wbr"}
 STRANGE = ['<script>alert("1")</script>', "a & b, 'c' | $x^2$", "naïve Ω \u202eright to left", "{{ 7 * 7 }}"]
 
 
@@ -149,6 +150,43 @@ def test_what_the_page_says(tmp_path):
     assert "dog 1 0 % cat (1) fox 1 0 % dog (1) cat 2 100 %" in page.words
     assert "seed 3" in page.words and "torch 9" in page.words and "some/clip" in page.words
     assert (tmp_path / "report" / "loss_light.png").exists() and (tmp_path / "report" / "loss_dark.png").exists()
+    headings = re.findall(r"<h3>(.*?)</h3>", (tmp_path / "report.html").read_text())
+    assert headings.index("Classes in use") < headings.index("Agreement")  # which says little without it
+
+
+@pytest.mark.parametrize(
+    ("truth", "results", "history", "known"),
+    [
+        ("", {}, HISTORY, "Without labels nobody can compute how good the adapted model is."),
+        ("dog", {}, HISTORY, "Some images have true labels, so this page says how often the model is right ."),
+        ("", {"adapted_accuracy": 0.5}, HISTORY, "this page says how often the model is right ."),
+        ("", {}, [], "The run logged nothing, so there are no curves."),
+    ],
+)
+def test_the_page_begins_with_what_is_known(tmp_path, truth, results, history, known):
+    write_run(tmp_path, ["cat", "dog"], [["a.png", "cat", 0.9, 0, truth]], (), history, results=results)
+    write_report(tmp_path)
+    page = read_page(tmp_path)
+    opening = page.words[: page.words.index("pseudo-label")]
+    assert known in opening
+    assert ("Without labels" in opening) == (not truth and not results)
+    assert ("no curves" in opening) == (not history) == ("Look at the classes in use first" not in page.words)
+
+
+def test_file_names_keep_their_folder(tmp_path):
+    """Below an image the folder and the name, whole where one points at it; of a long path the end."""
+    long = f"{'deep/' * 40}sparrows/{'x' * 20}.png"
+    rows = [["photos/a/b/sparrows/1.png", "cat", 0.9, 2], [long, "cat", 0.8, 1], ["b/2.png", "cat", 0.7, 1]]
+    for file, *_ in rows[::2]:
+        (tmp_path / file).parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / file)
+    write_run(tmp_path, ["cat"], rows, history=HISTORY)
+    write_report(tmp_path)
+    page = read_page(tmp_path)
+    text = page.text.replace("\x00", "")
+    assert "…/sparrows/1.png" in text and "b/2.png" in text and f"…/sparrows/{'x' * 20}.png" in text
+    assert {attrs["title"] for attrs in page.all("img") if "title" in attrs} == {rows[0][0], "b/2.png"}
+    assert truncate_left(long) == f"…{long[-79:]}" and truncate_left(long).endswith(f"sparrows/{'x' * 20}.png")
 
 
 def test_names_may_hold_anything(tmp_path):
@@ -177,7 +215,9 @@ def test_a_thousand_classes(tmp_path):
     write_report(tmp_path)
     page = read_page(tmp_path)
     left_out = int(re.search(r"(\d+) classes of which the model is surer are left out", page.words)[1])
-    assert left_out == 1000 - len(page.all("article")) and 20 <= len(page.all("article")) <= 40
+    galleries = [attrs for attrs in page.all("details") if "gallery" in attrs["class"]]
+    assert left_out == 1000 - len(galleries) and 20 <= len(galleries) <= 40
+    assert ["open" in attrs for attrs in galleries] == [True] + [False] * (len(galleries) - 1)
     assert re.search(r"\d{3} pairs that swapped less often are left out", page.words)
     assert re.search(r"940 classes that are right more often are left out", page.words)
 
@@ -280,10 +320,17 @@ def run(inputs, output, **options):
 
 
 @pytest.mark.filterwarnings("ignore:1 of 49 images can't be read")
-def test_a_run_writes_its_labels_and_its_report(inputs, tmp_path, monkeypatch):
-    """Each photo has its row; the unreadable one has no label. The command writes the page anew from anywhere."""
+def test_a_run_writes_its_labels_and_its_report(inputs, tmp_path, monkeypatch, capsys):
+    """Each photo has its row; the unreadable one has no label. The command writes the page anew from anywhere. It says
+    at its end how good the model is and what to open; its CLIP can be found from anywhere too."""
     monkeypatch.chdir(inputs)
-    run(inputs, tmp_path / "out", train_dir="photos", test_dir="test", logging_steps=1)
+    options = {"model_name_or_path": "clip", "train_dir": "photos", "test_dir": "test"}
+    run(inputs, tmp_path / "out", logging_steps=1, **options)
+    accuracies = {name: f"{100 * value:.1f} %" for name, value in read_record(tmp_path / "out").results.items()}
+    line = "Right on the test images: names {zero_shot_accuracy} -> adapted {adapted_accuracy}\n".format(**accuracies)
+    output = capsys.readouterr().out
+    assert output.count(line) == 1
+    assert output.endswith(f"{tmp_path / 'out' / 'adaptation.png'}, {tmp_path / 'out' / 'report.html'}\n")
     record = read_record(tmp_path / "out")
     assert [image.file for image in record.images] == sorted(f"photos/{p.name}" for p in (inputs / "photos").iterdir())
     assert record.images[0].label == "" and math.isnan(record.images[0].confidence)
@@ -294,6 +341,7 @@ def test_a_run_writes_its_labels_and_its_report(inputs, tmp_path, monkeypatch):
     assert right == pytest.approx(record.results["adapted_accuracy"]) and len(record.tests) == 12
     page = read_page(tmp_path / "out")
     assert f"Test images: {100 * right:.1f} % of 12 are right" in page.words and "can't be read" not in page.words
+    assert record.facts["model"] == str(inputs / "clip")
     settings = dict(record.facts["settings"])
     assert settings["num_train_epochs"] == "2.0" and settings["prior_weighting"] == "uniform"
     monkeypatch.chdir(tmp_path)

@@ -65,6 +65,10 @@ def test_page_fits_and_can_be_read(browser, page, width, scheme):
     browser.get(page.as_uri())
     assert browser.get_log("browser") == []
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    folded = "return [...document.querySelectorAll('.gallery')].filter(d => d.open).length"
+    assert browser.execute_script(folded) == 1
+    browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     images = browser.execute_script(
         "return [...document.images].map(i => [i.complete, i.naturalWidth, i.clientWidth, i.currentSrc.slice(0, 11)])"
     )

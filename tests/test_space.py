@@ -1,6 +1,7 @@
 """The page of examples/space: gathered as a Space elsewhere, served, and used over HTTP and in a real browser."""
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -44,7 +45,21 @@ def adapted(tmp_path_factory, clip_folder):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, adapted):
+def demo(tmp_path_factory):
+    """A model as a run leaves it: its card doesn't name a folder, which the record of the run does."""
+    from microclip_hf import MicroCLIPForImageClassification
+
+    folder = tmp_path_factory.mktemp("demo")
+    names = (ROOT / "examples" / "space" / "birds" / "names.txt").read_text().splitlines()
+    MicroCLIPForImageClassification.from_clip(BIRD.parent / "clip", names, fusion_ratio=1).save_pretrained(folder)
+    (folder / "README.md").write_text("---\ntags: [microclip]\n---\n", encoding="utf-8")
+    (folder / "report").mkdir()
+    (folder / "report" / "run.json").write_text(json.dumps({"model": str(BIRD.parent / "clip")}), encoding="utf-8")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, adapted, demo):
     """Address and log of the page, which runs from the gathered folder alone."""
     space = tmp_path_factory.mktemp("space") / "flat"
     subprocess.run(["make", "space-folder", f"SPACE_FOLDER={space}"], cwd=ROOT, check=True, capture_output=True)
@@ -54,7 +69,7 @@ def server(tmp_path_factory, adapted):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
         "GRADIO_SERVER_PORT": str(port),
         "GRADIO_TEMP_DIR": str(space.parent / "cache"),
-        "MICROCLIP_MODELS": ",".join([*adapted, "/no/such/model"]),
+        "MICROCLIP_MODELS": ",".join([demo, *adapted, "/no/such/model"]),
     }
     log = space.parent / "log"
     with open(log, "w") as stream:
@@ -161,8 +176,14 @@ def test_adapted_models(client, adapted, clip_folder):
     assert shown == pytest.approx(dict(zip(names, expected, strict=True)), abs=1e-3)
     for model in adapted[1:]:
         about, *_ = client.predict(model, api_name="/choose")
-        assert "the model's card doesn't name the CLIP" in about
+        assert "neither card nor report names the CLIP" in about
     assert set(scores(classify(client, BIRD, adapted[1])[0])) == {"red disc", "blue bar"}
+
+
+def test_a_run_names_its_clip(client, demo):
+    about, *_ = client.predict(demo, api_name="/choose")
+    assert about == "30 classes."
+    assert scores(classify(client, BIRD, demo)[1]) == scores(classify(client, BIRD)[1])
 
 
 @pytest.mark.parametrize(("model", "message"), [("/no/such/model", "can't be loaded"), ("../..", "not in the list")])
@@ -170,6 +191,31 @@ def test_models_that_are_none(client, model, message):
     with pytest.raises(gradio_client.exceptions.AppError, match=message):
         classify(client, BIRD, model)
     assert classify(client, BIRD)[3]
+
+
+@pytest.mark.parametrize(
+    ("files", "variables", "models"),
+    [
+        (["config.json"], {}, "outputs/demo"),
+        (["README.md"], {}, ""),  # of a run that was stopped
+        (["config.json"], {"MICROCLIP_MODELS": "me/birds, $HOME"}, "me/birds, $HOME"),
+    ],
+)
+def test_make_space_offers_the_model_of_the_demo(tmp_path, files, variables, models):
+    """Unless others are named; `make` runs here without an installation, and `python` only says what it was told."""
+    for name in ("constraints.txt", "setup.cfg", "pyproject.toml", ".venv/.installed"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\nprintf %s "$MICROCLIP_MODELS"')
+    python.chmod(0o755)
+    (tmp_path / "outputs" / "demo").mkdir(parents=True)
+    for name in files:
+        (tmp_path / "outputs" / "demo" / name).touch()
+    environment = {name: value for name, value in os.environ.items() if name != "MICROCLIP_MODELS"} | variables
+    command = ["make", "--silent", "-f", str(ROOT / "Makefile"), "-C", str(tmp_path), "--no-print-directory", "space"]
+    assert subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout == models
 
 
 def test_requirements_are_the_packages():
@@ -234,9 +280,12 @@ def console_errors(browser):
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_photo_slider_and_bad_file(browser, server, tmp_path, width):
-    """Upload, prediction, overlay; the slider changes it; a bad file gets a message, and the next photo works."""
+def test_photo_slider_and_bad_file(browser, server, demo, tmp_path, width):
+    """The first model is chosen. Upload, prediction, overlay; the slider changes it; a bad file gets a message, and
+    the next photo works."""
     open_page(browser, server, width)
+    assert wait_for(browser, "#model input").get_attribute("value") == demo
+    wait_for(browser, "body", lambda body: "30 classes." in body.text)
     upload(browser, BIRD)
     wait_for(browser, "#microclip", lambda label: "tangerine-crowned jay" in label.text)
     wait_for(browser, "#clip", lambda label: "tangerine-crowned jay" in label.text)

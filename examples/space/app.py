@@ -3,8 +3,9 @@ A page to try adapted models on: photos in, label bars, where the model looks, a
 
     python examples/space/app.py
 
-needs `pip install ".[demo]"`. `MICROCLIP_MODELS=me/birds,folder` offers adapted models, Hub ids or folders, beside the
-small model of rendered birds. GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say where it listens (127.0.0.1:7860).
+needs `pip install ".[demo]"`. `MICROCLIP_MODELS=me/birds,folder` offers adapted models, Hub ids or folders; the first
+is chosen at start, and the small model of rendered birds comes last. `make space` offers the demo's model, once there
+is one. GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say where it listens (127.0.0.1:7860).
 """
 
 import csv
@@ -33,8 +34,10 @@ from microclip_hf.data.class_names import read_class_names
 from microclip_hf.descriptions.files import read_descriptions
 from microclip_hf.explain.explanation import Explanation, explain, overlay
 from microclip_hf.explain.patch_grid import PatchGrid
+from microclip_hf.files import parse_json, read_text
 from microclip_hf.loading import load_adapted
 from microclip_hf.prediction import Prediction, predict_photos
+from microclip_hf.run_names import FACTS
 
 
 HERE = Path(__file__).resolve().parent
@@ -42,7 +45,7 @@ BIRDS = HERE / "birds"
 # In a Space everything lies beside this file, in the repository one folder up.
 BIRDWORLD = next(folder / "birdworld" for folder in (HERE, HERE.parent) if (folder / "birdworld").is_dir())
 BIRD_MODEL = "rendered birds (built in)"
-MODELS = [BIRD_MODEL, *filter(None, map(str.strip, os.environ.get("MICROCLIP_MODELS", "").split(",")))]
+MODELS = [*filter(None, map(str.strip, os.environ.get("MICROCLIP_MODELS", "").split(","))), BIRD_MODEL]
 VIEWS = {"[FG] attention": "fg_attention", "salient patches": "saliency_mask"}
 NUM_BARS = 5
 MAX_FILES = 200
@@ -56,6 +59,7 @@ ABOUT_BIRDS = (
     "A small CLIP that knows nothing but rendered birds, with the descriptions of 30 invented species. It is **not "
     "adapted** yet; of real photos it understands nothing."
 )
+EXAMPLES = "Examples" if len(MODELS) == 1 else f"Examples, of the species of {BIRD_MODEL}"
 NO_FILE = "Drop a photo in, take one with the camera, or choose an example first."
 
 
@@ -109,17 +113,27 @@ def load_choice(name: str) -> Choice:
 
 
 def _load_base(name: str, class_names: list[str]) -> tuple[MicroCLIPForImageClassification | None, str]:
-    """The CLIP that a model's card names, with these classes, or why there is none."""
+    """The CLIP that a model was made of, with these classes, or why there is none."""
     try:
-        base = ModelCard.load(Path(name, "README.md") if os.path.isdir(name) else name).data.base_model
-    except (OSError, TypeError, ValueError, yaml.YAMLError):
+        base = _find_base(name)
+    except (KeyError, OSError, TypeError, ValueError, yaml.YAMLError):
         base = None
     if not isinstance(base, str):
-        return None, " CLIP isn't shown beside it, since the model's card doesn't name the CLIP that it was made of."
+        return None, " CLIP isn't shown beside it, since neither card nor report names the CLIP that it was made of."
     try:
         return MicroCLIPForImageClassification.from_clip(base, class_names), ""
     except (OSError, RuntimeError, TypeError, ValueError, SafetensorError, StrictDataclassError) as error:
         return None, f" CLIP isn't shown beside it, since {base} can't be loaded: {str(error).splitlines()[0]}"
+
+
+def _find_base(name: str) -> Any:
+    """The CLIP's Hub id in a model's card; of a model made here of a folder, that folder in the record of its run."""
+    if not os.path.isdir(name):
+        return ModelCard.load(name).data.base_model
+    card = Path(name, "README.md")
+    base = ModelCard.load(card).data.base_model if card.exists() else None
+    record = Path(name, FACTS)
+    return base or (parse_json(record, read_text(record))["model"] if record.exists() else None)
 
 
 def classify(name: str, path: str | None, view: str, alpha: float) -> tuple[Any, ...]:
@@ -159,6 +173,12 @@ def _resize(explanation: Explanation) -> Explanation:
 def draw(explanation: Explanation | None, view: str, alpha: float) -> Any:
     """The overlay of the last photo, if there was one."""
     return None if explanation is None else overlay(explanation, alpha, VIEWS[view])
+
+
+def introduce(name: str) -> tuple[str, dict[str, Any]]:
+    """What is said of the model that is chosen at start, and whether CLIP has a place beside it."""
+    choice = load_choice(name)
+    return choice.about, gr.update(visible=choice.clip is not None)
 
 
 def choose(name: str) -> tuple[Any, ...]:
@@ -204,12 +224,13 @@ def build_page() -> gr.Blocks:
     """The page; nothing of it is fetched from elsewhere."""
     with gr.Blocks(title="microCLIP", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.Markdown(ABOUT)
-        model = gr.Dropdown(MODELS, value=BIRD_MODEL, label="Model", elem_id="model", visible=len(MODELS) > 1)
-        about = gr.Markdown(ABOUT_BIRDS)
+        model = gr.Dropdown(MODELS, value=MODELS[0], label="Model", elem_id="model", visible=len(MODELS) > 1)
+        about = gr.Markdown()
         with gr.Tab("One photo"):
             shown = _build_one(model)
         with gr.Tab("Many photos"):
             _build_many(model)
+        page.load(introduce, model, [about, shown[1]], api_visibility="private")
         gr.on(model.change, choose, model, [about, *shown], api_name="choose")
     return page
 
@@ -225,7 +246,7 @@ def _build_one(model: gr.Dropdown) -> list[gr.components.Component]:
             photo.preprocess = uploaded_path
             button = gr.Button("Classify", variant="primary", elem_id="classify")
             pictures = [BIRDWORLD / "bird.png", *sorted(BIRDS.glob("*.png"))]
-            examples = gr.Examples(list(map(str, pictures)), photo, cache_examples=False)
+            examples = gr.Examples(list(map(str, pictures)), photo, cache_examples=False, label=EXAMPLES)
         with gr.Column(min_width=280):
             notes = gr.Markdown("", elem_id="notes")
             drawing = gr.Image(

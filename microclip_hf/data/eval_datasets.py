@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, Image, IterableDataset
-from tqdm import tqdm
+from transformers.utils.logging import tqdm
 
 from ..images import UNREADABLE, decode, to_rgb
 from .image_columns import as_images, describe_unreadable, stored_images, undecoded

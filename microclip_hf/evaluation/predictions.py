@@ -11,8 +11,8 @@ import torch
 from datasets import Dataset
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, default_collate
-from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
+from transformers.utils.logging import tqdm
 
 from ..data.image_columns import describe_unreadable
 from ..images import CROP_RATIO, NUM_CROPS, UNREADABLE, crop_box, cut_squares, cut_strip, decode, to_rgb

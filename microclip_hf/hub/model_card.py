@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -84,7 +85,7 @@ def write_model_card(
         _metadata(facts, model_id, args),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         name=model_id.split("/")[-1],
-        model_id=model_id,
+        source=_quote(args.hub_model_id or os.path.abspath(folder)),
         base_model=_link(facts.base_model, "https://huggingface.co/"),
         verdict=facts.verdict,
         num_images=num_images,
@@ -164,6 +165,11 @@ def _settings(config: MicroCLIPConfig, args: TrainingArguments, facts: CardFacts
         digest = hashlib.sha256(Path(args.output_dir, facts.descriptions).read_bytes()).hexdigest()
         settings.append(("descriptions", f"[{facts.descriptions}]({facts.descriptions}), SHA-256 {digest}"))
     return [*settings, ("versions", versions())]
+
+
+def _quote(source: str) -> str:
+    """A Hub id or a folder as Python's text; a whole path, so that the card's code runs from anywhere."""
+    return json.dumps(source, ensure_ascii=False)
 
 
 def _link(source: str | None, hub: str) -> str | None:

@@ -187,5 +187,5 @@ def push_folder(
 
 def _card_of(path: Path, repo_id: str) -> bytes:
     """The card, whose example loads the repository."""
-    example = r'(pipeline\("image-classification", model=")[^"]*'
+    example = r'(pipeline\("image-classification", model=")(?:[^"\\]|\\.)*'
     return re.sub(example, rf"\g<1>{repo_id}", path.read_bytes().decode()).encode()

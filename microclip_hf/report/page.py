@@ -46,11 +46,11 @@ class Panel(NamedTuple):
 
 
 PANELS = (
+    Panel("balance", ("effective_classes",), "effective classes"),  # first, since it tells what the others mean
     Panel("loss", ("cross_entropy", "fairness"), "loss"),
     Panel("agreement", ("student_agreement", "head_agreement"), "share of images"),
     Panel("confidence", ("pseudo_label_confidence",), "mean probability"),
     Panel("label_changes", ("label_changes",), "share of images"),
-    Panel("balance", ("effective_classes",), "effective classes"),
 )
 ACCURACY_PANEL = Panel("pseudo_label_accuracy", ("pseudo_label_accuracy",), "share of labelled images")
 
@@ -142,7 +142,8 @@ def _draw_panel(folder: Path, record: RunRecord, panel: Panel) -> dict[str, Any]
     for name in panel.names:
         values = [entry[name] for entry in record.log_history if name in entry]
         if values:
-            parts.append(f"{name.replace('_', ' ')} goes from {values[0]:.3g} to {values[-1]:.3g}")
+            way = f"goes from {values[0]:.3g} to {values[-1]:.3g}" if len(values) > 1 else f"is {values[0]:.3g}"
+            parts.append(f"{name.replace('_', ' ')} {way}")
     if not parts:
         return None
     draw = partial(

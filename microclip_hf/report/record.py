@@ -22,14 +22,13 @@ from ..data.image_columns import image_names
 from ..data.labels import read_labels
 from ..files import parse_json, read_text, write_whole
 from ..hub.model_card import run_settings, versions
-from ..run_names import LABELS, REPORT, REPORT_DIR
+from ..run_names import FACTS, LABELS, REPORT, REPORT_DIR
 from ..text_heads import abbreviate
 from ..training.view_datasets import ViewDataset
 
 
 SWAPS = os.path.join(REPORT_DIR, "swaps.csv")
 TEST_LABELS = os.path.join(REPORT_DIR, "test_labels.csv")
-FACTS = os.path.join(REPORT_DIR, "run.json")
 FACT_NAMES = ("model", "images", "num_images", "root", "settings", "versions", "finished", "results")
 LABEL_COLUMNS = ("file", "label", "confidence", "changes", "truth")  # the last where a true class is known
 SWAP_COLUMNS = ("old", "new", "count")
@@ -130,8 +129,10 @@ def read_record(folder: str | os.PathLike) -> RunRecord:
 
 
 def _collect_facts(trainer: Trainer, dataset: Any, are_files: bool) -> dict[str, Any]:
+    model = trainer.card_facts.base_model
     return {
-        "model": trainer.card_facts.base_model,
+        # A folder's whole path, which stays true elsewhere.
+        "model": os.path.abspath(model) if model is not None and os.path.exists(model) else model,
         "images": trainer.card_facts.dataset,
         "num_images": None if dataset is None else len(dataset),
         # Names of files are as they were given, perhaps relative to this folder.

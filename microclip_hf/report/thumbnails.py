@@ -18,6 +18,7 @@ SIDE = 128
 QUALITY = 72
 MAX_BYTES = 3_000_000
 NAME_LENGTH = 80  # in characters
+NUM_PARTS = 2  # of a path, below an image: its folder and its own name
 
 
 class Thumbnails:
@@ -38,8 +39,14 @@ class Thumbnails:
     def show(self, index: int, note: str | None = None) -> dict[str, Any]:
         """One image for the page: its address, `None` where it can't be read, and what to write below it."""
         image = self.record.images[index]
-        name = truncate(os.path.basename(image.file) or f"image {index}")
-        entry = {"uri": None, "name": name, "note": note or percent(image.confidence), "label": image.label}
+        path = image.file or f"image {index}"
+        entry = {
+            "uri": None,
+            "path": truncate_left(path),
+            "parts": [truncate_left(part) for part in last_parts(path)],
+            "note": note or percent(image.confidence),
+            "label": image.label,
+        }
         try:
             # A copy, since it is scaled in place and may be the data set's own.
             picture = to_rgb(self._read(index)).copy()
@@ -82,3 +89,14 @@ def percent(share: float) -> str:
 def truncate(text: str, length: int = NAME_LENGTH) -> str:
     """A text of at most so many characters."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def truncate_left(path: str, length: int = NAME_LENGTH) -> str:
+    """A path of at most so many characters, whose end stays: the file's own name, and its folder before it."""
+    return path if len(path) <= length else f"…{path[1 - length :]}"
+
+
+def last_parts(path: str) -> list[str]:
+    """A file's folder and own name, after what stands for other folders."""
+    parts = path.replace(os.sep, "/").split("/")
+    return parts if len(parts) <= NUM_PARTS else ["…", *parts[-NUM_PARTS:]]

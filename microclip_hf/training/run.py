@@ -32,7 +32,7 @@ from ..modeling_microclip import MicroCLIPForImageClassification
 from ..plots import plot_adaptation
 from ..report.page import write_report
 from ..report.record import write_record
-from ..run_names import REPORT
+from ..run_names import REPORT, accuracy_line
 from ..text_heads import match_descriptions
 from ..verdict import judge
 from .checks import check_unused
@@ -228,15 +228,16 @@ def _save_and_measure(
     """What the adapted model says of the images with labels, if any; how often it is right goes into the results."""
     trainer.save_model()
     trainer.save_state()
-    trainer.log_metrics("train", metrics)
     trainer.save_metrics("train", metrics)
     if trainer.eval_dataset is None:
         return None
     tested = trainer.predict(trainer.eval_dataset, metric_key_prefix="adapted")
     trainer.log(tested.metrics)
     results |= split_results(tested.metrics)
-    trainer.log_metrics("eval", results)
     trainer.save_metrics("eval", results)
+    line = accuracy_line(results)
+    if line and trainer.is_world_process_zero():
+        print(f"Right on the test images: {line}")
     return tested
 
 
@@ -272,14 +273,14 @@ def _show(
         write_record(trainer, tested)
         if report:
             write_report(folder, trainer.train_dataset)
-            print(f"What to look at, without labels: {folder / REPORT}")
     except Exception as error:  # whatever it is, the run is no less finished
         warnings.warn(
             f"The run is saved, but not its report: {error!r}. 'microclip report {folder}' tries again.", stacklevel=2
         )
     if examples:
         _show_prediction(trainer.args.output_dir, examples[0]["image"])
-    print(f"What was learned, in a picture: {picture}")
+    pages = [page for page in (picture, folder / REPORT) if page.exists()]
+    print(f"Look at what was learned: {', '.join(map(str, pages))}")
 
 
 def _show_prediction(folder: str, image: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import BaseImageProcessor, TrainerCallback, TrainerControl, TrainerState
+from transformers import BaseImageProcessor, ProgressCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint, has_length
 
 from ..configuration_microclip import MicroCLIPConfig, default_image_processor
@@ -31,6 +31,7 @@ from .class_means import ClassMeans, log_sum
 from .diagnostics import Diagnostics
 from .evaluating import EvaluatingTrainer
 from .labeler import HeadMeans, PseudoLabeler
+from .progress import ProgressBar
 from .saving import load_state, remove_incomplete
 from .sharding import make_splittable, serve_encoders
 from .training_args import MicroCLIPTrainingArguments
@@ -120,6 +121,10 @@ class MicroCLIPTrainer(EvaluatingTrainer):
             # They split the model along with its optimiser; until training each process evaluates with all of it.
             self.deepspeed = self.accelerator.prepare_model(model.to(self.args.device), evaluation_mode=True)
         self.add_callback(_EpochCallback(self))
+        for callback in list(self.callback_handler.callbacks):
+            if type(callback) is ProgressCallback:  # not a notebook's table, nor somebody's own
+                self.remove_callback(callback)
+                self.add_callback(ProgressBar)
 
         # Self-training
         self.labeler = PseudoLabeler(model.config, self.args, self.accelerator, preparation)
