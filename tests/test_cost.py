@@ -92,7 +92,7 @@ def test_the_run_is_the_same_to_the_last_bit(clip_folder, tmp_path, monkeypatch,
         return load_file(tmp_path / name / "model.safetensors"), random.random(), np.random.random()
 
     with_cost = run("with")
-    assert "20 photos x 1 epochs: less than a minute on this machine." in capsys.readouterr().out
+    assert "20 photos x 1 epoch: less than a minute on this machine." in capsys.readouterr().out
     monkeypatch.setattr("microclip_hf.training.run.describe_cost", lambda trainer, examples: None)
     without = run("without")
     assert "on this machine" not in capsys.readouterr().out

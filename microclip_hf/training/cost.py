@@ -6,6 +6,7 @@ Nothing of the run is changed by it: no random number is drawn, no gradient kept
 import contextlib
 import itertools
 import random
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from .view_datasets import ViewCollator, ViewDataset, ViewSettings, ViewStream
 
 NUM_PHOTOS = 4  # whose views are made
 NUM_VIEWS = 64  # encoded at once, at most
-PIECE_SECONDS = 0.5  # for encoding views of a kind, unless one alone takes longer
+PIECE_SECONDS = 0.2  # for encoding views at once, unless one alone takes longer
 # A forward with its backward takes about as long as so many forwards.
 STUDENT_FORWARDS = 3
 
@@ -58,7 +59,8 @@ def describe_cost(
     if pieces is None:
         return None
     num_images = len(trainer.train_dataset) if has_length(trainer.train_dataset) else 0
-    amount = f"{num_images} photos x {args.num_train_epochs:g} epochs"
+    epochs = f"{args.num_train_epochs:g} epoch{'' if args.num_train_epochs == 1 else 's'}"
+    amount = f"{num_images} photos x {epochs}"
     num_shown = num_images * args.num_train_epochs
     if args.max_steps > 0:
         images_a_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
@@ -165,8 +167,12 @@ def _time_encoding(
 ) -> float:
     """Seconds that a view takes among as many as a run encodes at once, or as `PIECE_SECONDS` allow."""
     alone = min(_time_once(encode, views[:1], clock) for _ in range(2))
-    number = int(min(most, NUM_VIEWS, max(1, PIECE_SECONDS / max(alone, 1e-6))))
-    return _time_once(encode, views[torch.arange(number) % len(views)], clock) / number
+    number = int(min(most, NUM_VIEWS, PIECE_SECONDS / max(alone, 1e-6)))
+    if number <= 1:
+        return alone
+    views = views[torch.arange(number) % len(views)]
+    # Other programs may have had the cores for a while.
+    return statistics.median(_time_once(encode, views, clock) for _ in range(3)) / number
 
 
 def _time_once(encode: Callable[[torch.Tensor], torch.Tensor], views: torch.Tensor, clock: Clock) -> float:
