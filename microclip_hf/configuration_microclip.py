@@ -1,6 +1,7 @@
 """Configuration of microCLIP, the architecture alone; and the files, weights and image processor of a checkpoint."""
 
 import contextlib
+import difflib
 import json
 import math
 import os
@@ -240,7 +241,25 @@ def _describe_json_damage(file: Path) -> str | None:
     return None
 
 
-def check_source(clip: Any) -> str:
+def describe_missing(source: str, hub_kwargs: dict[str, Any]) -> str | None:
+    """Why there is no model to load, where that is known without asking the Hub; `None` for a folder and for what may
+    be a Hub id: `user/name` without a folder `user` here, or anything that is in the cache.
+    """
+    may_be_id = re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) and not os.path.isdir(source.partition("/")[0])
+    if os.path.isdir(source) or may_be_id or checkpoint_files(source, CONFIG_FILES, hub_kwargs):
+        return None
+    if os.path.isfile(source):
+        return "that is a file; pass the folder that it lies in."
+    path = Path(source).expanduser()
+    siblings = [entry.name for entry in path.parent.glob("*") if entry.is_dir()]
+    near = difflib.get_close_matches(path.name, siblings, 1)
+    advice = (
+        f"did you mean {os.fspath(path.with_name(near[0]))!r}?" if near else "pass a folder, or a Hub id, user/name."
+    )
+    return f"there is no such folder here; {advice}"
+
+
+def check_source(clip: Any, hub_kwargs: dict[str, Any]) -> str:
     """Where a CLIP is to be loaded from; refuses what is neither a folder that exists nor a Hub id."""
     if not isinstance(clip, (str, os.PathLike)):
         raise TypeError(
@@ -248,10 +267,11 @@ def check_source(clip: Any) -> str:
             "CLIPModel."
         )
     source = os.fspath(clip)
-    if source.startswith((".", "/", "~")) and not os.path.isdir(source):
-        raise ValueError(f"{source!r} isn't a folder; pass one that holds a CLIP, or a Hub id.")
     if re.fullmatch(r"RN\d+(x\d+)?", source):
         raise ValueError(f"{source!r} {RESNET_ADVICE}")
+    missing = describe_missing(source, hub_kwargs)
+    if missing:
+        raise ValueError(f"{source} can't be loaded: {missing}")
     return source
 
 

@@ -15,6 +15,11 @@ from PIL import Image, ImageOps, features
 from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
 
+with contextlib.suppress(ImportError):  # of the extra `heic`; here, since each process that reads photos comes by
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+
 # What Pillow raises for a file that is truncated, corrupt, missing, far too large, or no image at all; on the second
 # line for damaged AVIF, TIFF and JPEG 2000 files.
 UNREADABLE = (
@@ -48,7 +53,7 @@ Box = tuple[float, float, float, float]
 
 
 def photo_endings() -> set[str]:
-    """The endings, `.jpg` and so on, of the pictures that the installed Pillow opens, its plug-ins included."""
+    """The endings, `.jpg` and so on, of what the installed Pillow opens, its plug-ins and pillow-heif's included."""
     endings = Image.registered_extensions()  # AVIF's and WebP's are among them where they are supported
     lacking = set() if features.check("jpg_2000") else {"JPEG2000"}
     opened = Image.OPEN.keys() - NO_PHOTOS - lacking

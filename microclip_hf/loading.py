@@ -8,6 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from .configuration_microclip import CONFIG_FILES, MicroCLIPConfig, load_image_processor, naming_damaged_file
+from .model_sources import announce_download, describe_problem
 from .modeling_microclip import MicroCLIPForImageClassification, check_loading_report, check_weights
 from .preparation import Preparation
 from .text_heads import encode_heads
@@ -26,6 +27,7 @@ def load_adapted(source: str) -> MicroCLIPForImageClassification:
             f"{source} is a model of type {model_type!r}; pass a microCLIP, which brings its class names: one written "
             "by microclip adapt, or made by from_clip and saved."
         )
+    announce_download(source)
     try:
         # Sizes may differ, so that the report names all that do, in place of an error about the first.
         model, report = MicroCLIPForImageClassification.from_pretrained(
@@ -41,6 +43,9 @@ def load_adapted(source: str) -> MicroCLIPForImageClassification:
 
 def read_model_type(source: str) -> str:
     """The `model_type` of a saved model's configuration ("microclip", "clip", ...); an error if there is none."""
+    problem = describe_problem(source)
+    if problem:
+        raise ValueError(f"{source} can't be loaded: {problem}")
     try:
         with naming_damaged_file(source, CONFIG_FILES, {}):
             model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
@@ -64,6 +69,7 @@ def load_clip(
     [`MicroCLIPConfig`]. The heads `(num_classes, embed_dim)` are `zero_shot`, of the templates, and with descriptions
     `cupl` too. An error if files are damaged, or the image processor isn't as [`Preparation`] expects.
     """
+    announce_download(source)
     config = MicroCLIPConfig.from_pretrained(source)
     processor = load_image_processor(source, config, {})
     Preparation.of(processor, config.clip_config.vision_config.image_size)

@@ -41,6 +41,7 @@ from .configuration_microclip import (
     check_source,
     check_weights,
     checkpoint_files,
+    describe_missing,
     load_image_processor,
     naming_damaged_file,
     pick_hub_kwargs,
@@ -453,9 +454,13 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         """As in the base class; the image processor and the tokenizer saved beside the weights come along.
 
         Raises:
+            OSError: if it is clearly a path, and no folder.
             ValueError: if a file of the checkpoint is damaged, or it has no text tower where one is asked for.
         """
         source = pretrained_model_name_or_path
+        missing = None if source is None else describe_missing(os.fspath(source), pick_hub_kwargs(kwargs))
+        if missing:
+            raise OSError(f"{source} can't be loaded: {missing}")
         with_report = kwargs.pop("output_loading_info", False)
         with naming_damaged_file(source, WEIGHTS_FILES, kwargs):
             model, report = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
@@ -668,8 +673,8 @@ def _load_clip(clip: Any, dtype: torch.dtype | str, kwargs: dict[str, Any]) -> t
             raise TypeError(f"from_clip got {', '.join(kwargs)}, which only apply when clip is a Hub id or a folder.")
         source = clip.config._name_or_path or None
         return copy.deepcopy(clip).to(dtype=clip.dtype if dtype == "auto" else dtype), source
-    source = check_source(clip)
     hub_kwargs = pick_hub_kwargs(kwargs)
+    source = check_source(clip, hub_kwargs)
     with naming_damaged_file(source, CONFIG_FILES, hub_kwargs):
         model_type = PreTrainedConfig.get_config_dict(source, **hub_kwargs)[0].get("model_type")
     if model_type == MicroCLIPConfig.model_type:

@@ -215,7 +215,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def model_info(self, repo_id: str, revision: str) -> None:
         commit = self.find(repo_id, revision)
-        siblings = [{"rfilename": path} for path in sorted(commit.files)]
+        files = sorted(commit.files.items())
+        siblings = [{"rfilename": path} for path, _ in files]
+        if "blobs" in self.query:
+            siblings = [{"rfilename": path, "size": len(content)} for path, content in files]
         private = repo_id in self.hub.private
         self.answer({"id": repo_id, "sha": commit.oid, "private": private, "tags": [], "siblings": siblings})
 
@@ -349,8 +352,9 @@ def content_oid(path: str, content: bytes) -> str:
 def run_client(hub: HubServer, tmp_path: Path, code: str, *args: object, **environment: str | None) -> Any:
     """Run `code` in a process of its own whose Hub is `hub`; return what it leaves in `result`, through JSON.
 
-    The code finds `args` in `sys.argv[1:]`, may import from `tests/`, and has `attempt` and `waits`: the seconds that
-    the client would have waited before each retry, which comes at once. `HF_HOME` is `tmp_path / "hf"`.
+    The code finds `args` in `sys.argv[1:]`, may import from `tests/` and of this checkout, and has `attempt` and
+    `waits`: the seconds that the client would have waited before each retry, which comes at once. `HF_HOME` is
+    `tmp_path / "hf"`.
 
     Args:
         environment: more variables, for example `HF_TOKEN="other"`; None takes one away.
@@ -363,7 +367,7 @@ def run_client(hub: HubServer, tmp_path: Path, code: str, *args: object, **envir
         "HF_ENDPOINT": hub.endpoint,
         "HF_TOKEN": hub.token,
         "HF_HOME": str(tmp_path / "hf"),
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2])),
         **environment,
     }
     prelude = "import json, sys\nfrom hub_server import attempt, retry_at_once\nwaits = retry_at_once()\n"

@@ -130,6 +130,19 @@ def read_run(folder):
     return json.loads((folder / "log.json").read_text()), load_file(folder / "model.safetensors")
 
 
+def test_processes_that_would_each_do_the_whole_run_are_refused(tmp_path):
+    """As of `--multi_gpu` on a machine without GPUs, before anything is read or written."""
+    message = "microclip adapt: 2 processes were launched, and find no GPU to share the run on (their device is cpu)"
+    log = tmp_path / "log"
+    script = [str(TESTS.parent / "examples" / "adapt.py"), "--output_dir", str(tmp_path / "out")]
+    script += ["--model_name_or_path", "none", "--train_dir", "none"]
+    process = launch(log, "multi_gpu.yaml", "--main_process_port", free_port(), *script)
+    assert process.wait(timeout=300) != 0
+    told = [line for line in log.read_text().splitlines() if line.startswith("microclip adapt:")]
+    assert 1 <= len(told) <= 2 and all(line.startswith(message) for line in told), log.read_text()
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("config", "schedule"),
     [

@@ -4,6 +4,8 @@
 
 import codecs
 import json
+import re
+import warnings
 
 import pytest
 from huggingface_hub import ModelCard
@@ -128,16 +130,50 @@ def test_forms_of_class_names(names_in, name, content, names):
 
 
 @pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            ["house sparrow, Passer domesticus", "wren, Troglodytes"],
+            "a comma, semicolon or bar in 2 of 2 .*'house sparrow, P",
+        ),
+        (["daisy", "rose,1", "lily"], "a comma, semicolon or bar in 1 of 3 lines, the first of them 'rose,1'"),
+        (["daisy", "rose | lily"], "a comma, semicolon or bar in 1 of 2 lines"),
+        (["daisy", "rose [wild]"], "a bracket in 1 of 2 lines, the first of them 'rose .wild.'"),
+        (["12 oak", "17 elm"], "a number in front in 2 of 2 lines, the first of them '12 oak'"),
+        (["daisy", "rose", "Name"], "what reads like a column's title in 1 of 3 lines, the first of them 'Name'"),
+        (["name, latin name", "wren, Troglodytes"], "what reads like a column's title .*'name, latin name'"),
+        (["2012 Audi A4", "2010 Audi S4"], "a number in front in 2 of 2 lines"),
+        (["daisy", "Boeing 737", "7 spot ladybird", "C-130 (Hercules)", "name tag"], None),
+    ],
+)
+def test_what_may_be_names_is_told_of_once(names_in, lines, message):
+    """And kept; the same names as JSON mean no warning."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        assert names_in("\n".join(lines)) == names_in(json.dumps(lines)) == lines
+    assert len(found) == (message is not None)
+    assert all(re.search(message, str(warning.message)) for warning in found)
+
+
+@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("n.txt", "", "n.txt: .*at least two"),
         ("n.txt", "0 daisy\n1 rose\n", "a number before every name, as in '0 daisy'"),
         ("n.txt", "1. daisy\n2. rose\n", "a number before every name"),
+        ("n.txt", "2 daisy\n1 rose\n3 lily", "a number before every name, as in '2 daisy'"),
+        ("n.txt", "012.Laysan\n001.Black_footed_Albatross\n", "a number before every name, as in '012.Laysan'"),
+        ("n.txt", "id name\n1 daisy\n2 rose\n", "a number before every name, as in '1 daisy'"),
         ("n.txt", "001.Black_footed_Albatross\n002.Laysan\n", "a number before every name"),
         ("n.txt", "- daisy\n- rose\n", "the mark of a list in every line, as in '- daisy'"),
         ("n.txt", "# mine\ndaisy\nrose\n", "the comment '# mine'"),
         ("n.txt", "daisy, rose", "one line, with ',' in it"),
         ("n.txt", "daisy,\nrose,\nlily", "commas at the ends of lines"),
+        ("n.txt", "daisy\nrose,\nlily", "commas at the ends of lines, as in 'rose,'"),
+        ("n.txt", ",name\ndaisy\nrose", "commas at the ends of lines, as in ',name'"),
+        ("n.txt", "daisy,0\nrose,1\nlily\n", "several columns, with commas .*'daisy,0'"),
+        ("n.txt", "daisy,0\nrose,1,red\n", "several columns, with commas"),
+        ("n.txt", "names = ['daisy'\n'rose']\n", 'a bracket without its pair, in the line "names = '),
         ("n.txt", "'daisy'\n'rose'\n", "quotes in every line"),
         ("n.txt", "names = [\n'daisy'\n]\n", r"the line '\]'"),
         ("n.txt", "daisy,0\nrose,1\n", "several columns, with commas"),
@@ -146,6 +182,7 @@ def test_forms_of_class_names(names_in, name, content, names):
         ("n.csv", ",name\n0,daisy\n1,rose\n", "has several columns .'', 'name'"),
         ("n.csv", "0;daisy\n1;rose\n", "semicolons in every line"),
         ("n.csv", "Class_Name\ndaisy\nrose\n", "begins with 'Class_Name', which reads like a column's title"),
+        ("n.csv", "daisy\nrose\nname\n", "ends with 'name', which reads like a column's title"),
         ("n.csv", '"daisy\nrose\n', "isn't a CSV file"),
         ("n.tsv", "0\tdaisy\n1\trose\n", "has several columns .'0', 'daisy'"),
         ("n.txt", "red\fdisc\nblue\n", "holds U.000C, which ends or controls a line"),

@@ -2,14 +2,17 @@
 
 import errno
 import os
+import re
 import tracemalloc
 import warnings
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from adaptation import CLASS_NAMES, draw_images
+from datasets import Dataset
 from decisions import ClearDecisions
 from PIL import Image, features
 from tiny_inputs import LOGIT_SCALE, draw_shape
@@ -19,10 +22,10 @@ from microclip_hf import MicroCLIPForImageClassification
 from microclip_hf.commands import adapt, evaluate, predict
 from microclip_hf.data.folders import match_files
 from microclip_hf.data.photo_files import photo_files
-from microclip_hf.data.sources import load_image_folder
+from microclip_hf.data.sources import load_image_folder, load_images
 from microclip_hf.evaluation.predictions import EvaluationSettings, PreparedImages
 from microclip_hf.explain.explanation import explain
-from microclip_hf.images import CROP_RATIO, MAX_RATIO, UNREADABLE, cut_strip, photo_endings, to_rgb
+from microclip_hf.images import CROP_RATIO, MAX_RATIO, UNREADABLE, cut_strip, decode, photo_endings, to_rgb
 from microclip_hf.prediction import Prediction, find_photos, predict_photos
 from microclip_hf.training.view_datasets import ViewCollator, ViewDataset, ViewSettings
 
@@ -153,17 +156,22 @@ def test_endings_are_those_of_pictures_that_pillow_opens():
         ".ppm",
         ".tga",
     }
-    others = {".mpg", ".mpeg", ".pdf", ".eps", ".ps", ".h5", ".hdf", ".grib", ".wmf", ".fits", ".heic", ".cr2", ".mp4"}
+    others = {".mpg", ".mpeg", ".pdf", ".eps", ".ps", ".h5", ".hdf", ".grib", ".wmf", ".fits", ".cr2", ".mp4"}
     assert not endings & others
     assert not features.check("jpg_2000") or ".jp2" in endings
 
 
 def test_other_pictures_and_films_are_counted(photos, monkeypatch):
-    for name in ("a.heic", "b/b.HEIC", "c.CR2", "b/d.mov", "e.mpg", "f.avif", "notes.txt", "data.h5"):
+    for name in ("a.heic", "b/b.HEIC", "c.CR2", "c.nef", "b/d.mov", "f.avif", "g.svg", "notes.txt", "data.h5"):
         (photos / name).write_bytes(b"")
     Image.init()
-    monkeypatch.delitem(Image.EXTENSION, ".avif", raising=False)  # as in a Pillow that doesn't open it
-    told = r"1 \.avif, 1 \.cr2, 2 \.heic, 1 \.mov, 1 \.mpg; save pictures as JPEG or PNG\.$"
+    for ending in (".avif", ".heic"):  # as in a Pillow that doesn't open them
+        monkeypatch.delitem(Image.EXTENSION, ending, raising=False)
+    told = re.escape(
+        'Passed over: 2 HEIC photos (.heic; pip install "microclip_hf[heic]" reads them), 2 raw files (.cr2, .nef; '
+        "export them as JPEG), 1 picture (.avif; save them as JPEG or PNG), 1 drawing (.svg; save them as PNG), 1 "
+        "film (.mov)."
+    )
     for search in (
         photo_files,
         lambda folder: find_photos([str(folder)]),
@@ -182,6 +190,46 @@ def test_other_pictures_and_films_are_counted(photos, monkeypatch):
 def test_avif_counts_where_pillow_opens_it(photos):
     Image.open(photos / "0.png").save(photos / "4.avif")
     assert found(photos) == ["0.png", "4.avif", *NAMES[1:]]
+
+
+@pytest.fixture
+def heic(photos):
+    """A photo as a phone saves it, red on the left and blue on the right, among the others."""
+    heif = pytest.importorskip("pillow_heif", reason="needs the extra heic")
+    image = Image.new("RGB", (64, 32), "red")
+    image.paste("blue", (32, 0, 64, 32))
+    heif.from_pillow(image).save(photos / "4.heic")
+    return photos / "4.heic"
+
+
+def assert_red_and_blue(image):
+    """As far as HEIC, which loses some, keeps it."""
+    image = to_rgb(decode(image))
+    assert image.size == (64, 32)
+    for place, color in ((8, (255, 0, 0)), (56, (0, 0, 255))):
+        np.testing.assert_allclose(image.getpixel((place, 16)), color, atol=16)
+
+
+def test_heic_counts_where_pillow_heif_opens_it(heic, photos, clip_folder, tmp_path):
+    """In folders, in tables and by its name."""
+    assert found(photos) == ["0.png", "4.heic", *NAMES[1:]]
+    assert_red_and_blue(load_image_folder(photos, CLASS_NAMES)[1]["image"])
+    table = Dataset.from_dict({"image": [{"path": "4.heic", "bytes": heic.read_bytes()}]})
+    table.cast_column("image", datasets.Image()).to_parquet(tmp_path / "table.parquet")
+    assert_red_and_blue(load_images(str(tmp_path / "table.parquet"), CLASS_NAMES)[0]["image"])
+    assert list(find_photos([f"{photos}/*.heic"])) == [str(heic)]
+    model = MicroCLIPForImageClassification.from_clip(clip_folder, CLASS_NAMES, prior_weighting="uniform")
+    settings = ViewSettings(16, 1, (0.5, 0.9), 0)
+    assert ViewDataset(load_image_folder(photos, CLASS_NAMES), settings)[1]["index"] == 1
+    (answer,) = predict_photos(model, [heic])
+    assert answer.label in CLASS_NAMES
+
+
+def test_damaged_heic_is_told_of(heic):
+    content = heic.read_bytes()
+    for damaged in (content[:-5], content[: len(content) // 2], content[:24]):
+        with pytest.raises(UNREADABLE):
+            to_rgb(decode({"path": None, "bytes": damaged}))
 
 
 def fail_on(monkeypatch, folder, number):

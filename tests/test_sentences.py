@@ -106,5 +106,5 @@ def test_the_text_tower_sets_the_limit(clip_folder):
     assert fits("a" * 75) and not fits("a" * 76)
     reply = f"It is white, {'very ' * 30}small. {'Very ' * 30}white."
     assert extract_sentences(reply, fits=fits) == ["It is white."]
-    with pytest.raises(OSError):
+    with pytest.raises(ValueError, match="there is no such folder here"):
         fits_text_tower(str(clip_folder / "none"))

@@ -162,6 +162,13 @@ def test_a_rotated_photo_is_upright(client, tmp_path):
     assert Image.open(classify(client, tmp_path / "photo.jpg")[2]).size == (256, 512)
 
 
+def test_a_photo_of_a_phone(client, tmp_path):
+    pytest.importorskip("pillow_heif", reason="needs the extra heic").from_pillow(picture(64, 32)).save(
+        tmp_path / "photo.heic"
+    )
+    assert Image.open(classify(client, tmp_path / "photo.heic")[2]).size == (512, 256)
+
+
 def test_adapted_models(client, adapted, clip_folder):
     """CLIP is shown where the card names it; else the page says why not."""
     about, *_ = client.predict(adapted[0], api_name="/choose")

@@ -252,7 +252,7 @@ def test_an_adapted_folder_is_no_clip(model, tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"is an adapted microCLIP. Load it with from_pretrained"):
         MicroCLIPForImageClassification.from_clip(tmp_path, ["a", "b"])
-    with pytest.raises(ValueError, match=r"nowhere' isn't a folder"):
+    with pytest.raises(ValueError, match=r"nowhere can't be loaded: there is no such folder here"):
         MicroCLIPForImageClassification.from_clip("./nowhere", ["a", "b"])
 
 

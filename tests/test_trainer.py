@@ -409,6 +409,7 @@ EACH_EPOCH = {"eval_strategy": "epoch", "save_strategy": "epoch"}
         ({"lr_scheduler_type": "greedy", **EACH_EPOCH}, "labels only measure"),
         ({"metric_for_best_model": "accuracy"}, "labels only measure"),
         ({"bf16_full_eval": True}, "cast the weights"),
+        ({"fp16": True}, "a CPU trains in bf16 or float32 only. Set bf16, or leave out fp16"),
         ({"max_corrupt_share": 1.5}, "max_corrupt_share is 1.5"),
         ({"push_to_hub": True, "hub_strategy": "every_save"}, 'only "end" pushes'),
     ],

@@ -8,8 +8,10 @@ from PIL import Image
 from microclip_hf.images import MAX_RATIO, UNREADABLE, to_rgb
 
 
-# Formats of photos. Others run foreign programs (EPS) or are nothing that a camera or a browser writes.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+Image.init()
+# Formats of photos, as far as they are read here (HEIF with pillow-heif). Others run foreign programs (EPS) or are
+# nothing that a camera or a browser writes.
+FORMATS = sorted({"AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"} & Image.OPEN.keys())
 # A photo is decoded whole, at 3 bytes a pixel or more; a phone's largest has 50 million or 108 at most.
 MAX_PIXELS = 110_000_000
 
@@ -67,7 +69,7 @@ def _explain(path: str | os.PathLike, error: Exception) -> str:
     if os.path.getsize(path) == 0:
         return "The file is empty. Upload it again, or another one."
     if isinstance(error, Image.UnidentifiedImageError):
-        return "The file is no picture that is read here: JPEG, PNG, WebP, GIF, TIFF, AVIF, ... (HEIC: save as JPEG)."
+        return f"The file is no picture that is read here: {', '.join(FORMATS)}. Save it as JPEG, and upload that."
     if isinstance(error, Image.DecompressionBombError):
         return f"The picture has more than the {MAX_PIXELS // 10**6} million pixels that are read here."
     return f"The picture is damaged ({error}). Upload another copy."

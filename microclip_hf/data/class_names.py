@@ -4,6 +4,7 @@ import csv
 import os
 import re
 import unicodedata
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ LINE_MARKS = {
 }
 BRACKETS = re.compile(r"[\[\]{}()<>\"'`,;=|~_-]+")
 SEPARATORS = {"tabs": r"\t", "semicolons": ";", "commas without a space": r",(?!\s)", "bars": r"\|"}
+# What a name may hold, and what other kinds of lists have too.
+DOUBTFUL = {"a comma, semicolon or bar": re.compile(r"[,;|]"), "a bracket": re.compile(r"[\[{]")}
 
 
 def read_class_names(path: str | os.PathLike) -> list[str]:
@@ -36,6 +39,9 @@ def read_class_names(path: str | os.PathLike) -> list[str]:
             [`~files.read_text`]; a CSV file of one column (`.csv`, `.tsv`); or JSON: a list of strings,
             `{"0": name, ...}` or `{name: 0, ...}`, by itself or as `id2label` or `names` of an object. In `.jsonl`
             each line is a string.
+
+    What may be part of names, or of another kind of list (commas, brackets, numbers in front, a title), is kept, with
+    one warning.
 
     Raises:
         ValueError: if it holds something else (several columns, numbered lines, comments, control characters), or
@@ -56,9 +62,12 @@ def read_class_names(path: str | os.PathLike) -> list[str]:
         _refuse_separators(path, names)
         _refuse_marks(path, names)
     try:
-        return check_class_names([_trim(name) for name in names])
+        trimmed = check_class_names([_trim(name) for name in names])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    if names is lines:  # neither JSON nor CSV
+        _judge_lines(path, trimmed)
+    return trimmed
 
 
 def _from_json(path: str | os.PathLike, content: Any) -> list[str]:
@@ -100,8 +109,10 @@ def _from_csv(path: str | os.PathLike, lines: Sequence[str], delimiter: str) -> 
         if len(row) > 1:
             raise ValueError(f"{path} has several columns ({abbreviate(row)}); expected one. Save the names alone.")
     names = [row[0].strip() for row in rows if row[0].strip()]
-    if names and re.sub("[ _]", "", names[0]).casefold() in TITLES:
-        raise ValueError(f"{path} begins with {names[0]!r}, which reads like a column's title. Remove that line.")
+    titles = _titles(names)
+    if titles:
+        verb = "begins" if titles[0] == names[0] else "ends"
+        raise ValueError(f"{path} {verb} with {titles[0]!r}, which reads like a column's title. Remove that line.")
     if names and all(";" in name for name in names):
         raise _not_a_list(path, f"semicolons in every line, as in {names[0]!r}")
     return names
@@ -111,12 +122,13 @@ def _refuse_separators(path: str | os.PathLike, names: Sequence[str]) -> None:
     separators = re.findall("[,;|\t]", names[0]) if len(names) == 1 else []
     if separators:
         raise _not_a_list(path, f"one line, with {separators[0]!r} in it")
-    if len(names) > 1 and all(name.endswith(",") for name in names[:-1]):
-        raise _not_a_list(path, f"commas at the ends of lines, as in {names[0]!r}")
+    edges = [name for name in names if name.startswith(",") or name.endswith(",")]
+    if edges:
+        raise _not_a_list(path, f"commas at the ends of lines, as in {edges[0]!r}")
     for kind, pattern in SEPARATORS.items():
-        counts = {len(re.findall(pattern, name)) for name in names}
-        if len(counts) == 1 and counts != {0}:
-            raise _not_a_list(path, f"several columns, with {kind} between them, as in {names[0]!r}")
+        found = [name for name in names if re.search(pattern, name)]
+        if 2 * len(found) > len(names):
+            raise _not_a_list(path, f"several columns, with {kind} between them, as in {found[0]!r}")
 
 
 def _refuse_marks(path: str | os.PathLike, names: Sequence[str]) -> None:
@@ -127,12 +139,48 @@ def _refuse_marks(path: str | os.PathLike, names: Sequence[str]) -> None:
     for mark, pattern in LINE_MARKS.items():
         if names and all(pattern.match(name) for name in names):
             raise _not_a_list(path, f"{mark} in every line, as in {names[0]!r}")
-    prefixes = [NUMBERED.match(name) for name in names]
-    if len(names) > 1 and all(prefixes) and _is_count([int(prefix[1]) for prefix in prefixes]):
-        raise _not_a_list(path, f"a number before every name, as in {names[0]!r}")
+    # The first line may be a title.
+    for numbered in (names, names[1:]):
+        if _are_numbers_of_lines(numbered):
+            raise _not_a_list(path, f"a number before every name, as in {numbered[0]!r}")
     comments = [name for name in names if name.startswith("#")]
     if comments and len(comments) < len(names):
         raise _not_a_list(path, f"the comment {comments[0]!r}")
+
+
+def _are_numbers_of_lines(names: Sequence[str]) -> bool:
+    """Whether each of two or more names has its own number in front, which counts, in any order, or begins with 0."""
+    prefixes = [match[1] for match in map(NUMBERED.match, names) if match]
+    if len(names) < 2 or len(set(prefixes)) < len(names):
+        return False
+    is_padded = len(set(map(len, prefixes))) == 1 and any(len(prefix) > 1 and prefix[0] == "0" for prefix in prefixes)
+    return is_padded or _is_count(sorted(map(int, prefixes)))
+
+
+def _titles(names: Sequence[str]) -> list[str]:
+    """Of the first and the last line those that read like the title of a column."""
+    ends = dict.fromkeys((*names[:1], *names[-1:]))
+    return [name for name in ends if re.sub("[ _]", "", re.split("[,;|]", name)[0]).casefold() in TITLES]
+
+
+def _judge_lines(path: str | os.PathLike, names: Sequence[str]) -> None:
+    """Refuse half a pair of brackets; one warning, with the first such line, where lines may be more than a name."""
+    unpaired = [name for name in names if any(name.count(left) != name.count(right) for left, right in ("[]", "{}"))]
+    if unpaired:
+        raise _not_a_list(path, f"a bracket without its pair, in the line {unpaired[0]!r}")
+    doubtful = {"what reads like a column's title": _titles(names)}
+    if all(map(NUMBERED.match, names)):
+        doubtful["a number in front"] = names
+    doubtful |= {kind: list(filter(pattern.search, names)) for kind, pattern in DOUBTFUL.items()}
+    for kind, found in doubtful.items():
+        if found:
+            warnings.warn(
+                f"{path} has {kind} in {len(found)} of {len(names)} lines, the first of them {found[0]!r}. Each whole "
+                f"line counts as one class name. Remove what isn't part of a name; names saved as JSON, {JSON_FORM}, "
+                "are taken as they are.",
+                stacklevel=3,
+            )
+            return
 
 
 def _not_a_list(path: str | os.PathLike, content: str) -> ValueError:

@@ -2,7 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..images import photo_endings
@@ -10,16 +11,32 @@ from ..text_heads import abbreviate
 from .folders import FolderContents, describe_models, ending_of
 
 
-# Pictures that Pillow doesn't open, or not every one, raw ones of cameras, drawings, and films: they are told of.
-PICTURE_ENDINGS = "avif avifs dcm exr fit fits hdr heic heif hif j2k jp2 jpx jxl jxr webp xcf"
-RAW_ENDINGS = """3fr ari arw bay braw cap cr2 cr3 crw dcr dcs dng drf eip erf fff gpr iiq k25 kdc mdc mef mos mrw nef
-    nrw orf ori pef ptx pxn r3d raf raw rw2 rwl rwz sr2 srf srw x3f"""
-DRAWING_ENDINGS = "ai emf eps ps svg svgz wmf"
-FILM_ENDINGS = """3g2 3gp asf avi divx flc fli flv insv lrv m2t m2ts m2v m4v mkv mov mp4 mpe mpeg mpg mts mxf ogv rm
-    rmvb vob webm wmv"""
-TOLD_ENDINGS = {
-    f".{name}" for names in (PICTURE_ENDINGS, RAW_ENDINGS, DRAWING_ENDINGS, FILM_ENDINGS) for name in names.split()
-}
+@dataclass(frozen=True)
+class OtherKind:
+    """Files that are told of where Pillow doesn't open them, or not every one: how they are called, and what to do."""
+
+    name: str  # in the singular
+    endings: str
+    advice: str | None
+
+
+OTHER_KINDS = (
+    OtherKind("HEIC photo", "heic heics heif heifs hif", 'pip install "microclip_hf[heic]" reads them'),
+    OtherKind(
+        "raw file",
+        """3fr ari arw bay braw cap cr2 cr3 crw dcr dcs dng drf eip erf fff gpr iiq k25 kdc mdc mef mos mrw nef
+        nrw orf ori pef ptx pxn r3d raf raw rw2 rwl rwz sr2 srf srw x3f""",
+        "export them as JPEG",
+    ),
+    OtherKind("picture", "avif avifs dcm exr fit fits hdr j2k jp2 jpx jxl jxr webp xcf", "save them as JPEG or PNG"),
+    OtherKind("drawing", "ai emf eps ps svg svgz wmf", "save them as PNG"),
+    OtherKind(
+        "film",
+        """3g2 3gp asf avi divx flc fli flv insv lrv m2t m2ts m2v m4v mkv mov mp4 mpe mpeg mpg mts mxf ogv rm
+        rmvb vob webm wmv""",
+        None,
+    ),
+)
 
 
 def photo_files(folder: str | os.PathLike) -> list[Path]:
@@ -28,7 +45,7 @@ def photo_files(folder: str | os.PathLike) -> list[Path]:
     Links are followed, save to the folder that the search started from or one above, and each photo counts once,
     however many links lead to it; a file that lies outside counts once in each folder that links to it. Hidden files,
     folders of a system (recycle bins, thumbnails) and of adapted models are passed over. One warning tells of models,
-    and of pictures and films that can't be opened.
+    and counts the pictures and films that can't be opened, by kind.
     """
     contents = _list_photos(folder)
     told = _describe_passed_over(contents)
@@ -38,7 +55,7 @@ def photo_files(folder: str | os.PathLike) -> list[Path]:
             f"PNG, ...).{told}"
         )
     if told:
-        warnings.warn(f"Of what lies in {folder}, some is passed over.{told}", stacklevel=3)
+        warnings.warn(f"Not all that lies in {folder} counts.{told}", stacklevel=3)
     return contents.files
 
 
@@ -64,11 +81,19 @@ def refuse_undecodable(paths: Sequence[str]) -> None:
 
 def _describe_passed_over(contents: FolderContents) -> str:
     """Sentences, each with a space before it; none where there is nothing to tell."""
-    sentences = ""
-    endings = sorted(TOLD_ENDINGS & contents.endings.keys())
-    if endings:
-        counts = ", ".join(f"{contents.endings[ending]} {ending}" for ending in endings)
-        sentences += f" Pictures or films that can't be opened here: {counts}; save pictures as JPEG or PNG."
+    kinds = list(filter(None, (_describe_kind(kind, contents.endings) for kind in OTHER_KINDS)))
+    sentences = f" Passed over: {', '.join(kinds)}." if kinds else ""
     if contents.broken:
         sentences += f" Links that lead nowhere: {abbreviate([path.as_posix() for path in contents.broken])}."
     return sentences + describe_models(contents)
+
+
+def _describe_kind(kind: OtherKind, counts: Mapping[str, int]) -> str | None:
+    """How many files there are of a kind, their endings, and what to do; `None` where there are none."""
+    endings = [f".{name}" for name in kind.endings.split() if counts.get(f".{name}")]
+    if not endings:
+        return None
+    number = sum(counts[ending] for ending in endings)
+    named = ", ".join(endings)
+    notes = f"{named}; {kind.advice}" if kind.advice else named
+    return f"{number} {kind.name}{'' if number == 1 else 's'} ({notes})"

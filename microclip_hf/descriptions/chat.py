@@ -23,6 +23,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, sleep_using_e
 from tenacity.stop import stop_when_event_set
 from transformers import AutoModelForCausalLM, pipeline
 
+from ..model_sources import announce_download, describe_problem
 from .replies import Reply
 
 
@@ -57,6 +58,10 @@ class LocalChat:
 
     def __post_init__(self) -> None:
         try:
+            problem = describe_problem(self.source)
+            if problem:
+                raise ValueError(problem)
+            announce_download(self.source)
             # Left to itself, the pipeline also takes models of other kinds, and fails with them later.
             model = AutoModelForCausalLM.from_pretrained(self.source, dtype="auto", device_map="auto")
             self._pipeline = pipeline(

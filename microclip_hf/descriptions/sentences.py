@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 from transformers import CLIPConfig
 
+from ..model_sources import describe_problem
 from ..text_heads import load_tokenizer, whole_characters
 
 
@@ -96,6 +97,9 @@ def fits_text_tower(source: str) -> Fits:
     """Whether a text fits the positions of a CLIP's text tower, by its own tokenizer; an `OSError` or `ValueError` if
     `source`, a Hub id or a folder, has no CLIP, or no tokenizer with it.
     """
+    problem = describe_problem(source)
+    if problem:
+        raise ValueError(problem)
     max_length = CLIPConfig.from_pretrained(source).text_config.max_position_embeddings
     tokenizer = load_tokenizer(source, {}, "Pass a CLIP that was saved with its tokenizer.")
     return lambda text: len(tokenizer(text, verbose=False)["input_ids"]) <= max_length

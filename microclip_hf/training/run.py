@@ -36,6 +36,7 @@ from ..run_names import REPORT, accuracy_line
 from ..text_heads import match_descriptions
 from ..verdict import judge
 from .checks import check_unused
+from .cost import describe_cost
 from .trainer import MicroCLIPTrainer
 from .training_args import MicroCLIPTrainingArguments
 from .view_datasets import ViewDataset, ViewStream
@@ -87,8 +88,11 @@ def adapt(
         count = len(train_dataset) if has_length(train_dataset) else "a stream of"
         described = len(descriptions or ())
         print(f"Adapting to {count} images of {model.num_labels} classes, {described} of them described.")
-    results = measure_clip(trainer, clip_heads or {})
     examples = _spread(trainer)
+    cost = describe_cost(trainer, examples) if trainer.is_world_process_zero() and checkpoint is None else None
+    if cost is not None:
+        print(cost)
+    results = measure_clip(trainer, clip_heads or {})
     before = _explain(model, examples)
     metrics = _train(trainer, checkpoint)
     try:

@@ -54,7 +54,7 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             an error. In place of such an image comes the next one that can be read.
 
     Raises:
-        ValueError: if a number is out of its range.
+        ValueError: if a number is out of its range, or the machine can't do what the launcher or `fp16` ask for.
     """
 
     # Optimisation
@@ -152,6 +152,7 @@ class MicroCLIPTrainingArguments(TrainingArguments):
         # Without an accelerator there is nothing to pin memory for, and torch would warn at every epoch.
         self.dataloader_pin_memory = self.dataloader_pin_memory and has_accelerator
         super().__post_init__()
+        self._check_machine()
         # What chooses by an evaluation (best checkpoint, early stopping, schedules) sets it, or needs it.
         if self.metric_for_best_model is not None or self.save_strategy == "best":
             raise ValueError(
@@ -161,6 +162,18 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             )
         if self.bf16_full_eval or self.fp16_full_eval:
             raise ValueError("bf16_full_eval and fp16_full_eval cast the weights that are adapted; leave them out.")
+
+    def _check_machine(self) -> None:
+        """Refuse processes that don't know of each other, and a precision that accelerate passes over on a CPU."""
+        launched = int(os.environ.get("WORLD_SIZE", 1))
+        if launched > 1 and self.world_size == 1:
+            raise ValueError(
+                f"{launched} processes were launched, and find no GPU to share the run on (their device is "
+                f"{self.device}): each would do the whole of it. Launch 1 process, or set use_cpu to run on the CPU "
+                f"with {launched}."
+            )
+        if self.fp16 and self.device.type == "cpu":
+            raise ValueError("fp16 is True, and a CPU trains in bf16 or float32 only. Set bf16, or leave out fp16.")
 
 
 def _num_workers() -> int:
