@@ -576,12 +576,13 @@ def test_text_files(tmp_path):
     }
     for content, message in (
         ("iris: a\nrose: b\n", r"line 2, is 'rose: b'; expected 'class: sentence'"),
+        ("Isir: a\n", "line 1, .* The nearest to 'Isir' in names.txt is 'iris': make the two the same"),
         ("iris\n", "line 1, is 'iris'"),
         ("iris: \n", "an empty sentence"),
     ):
         path.write_text(content)
         with pytest.raises(ValueError, match=message):
-            read_descriptions(path, names)
+            read_descriptions(path, names, "names.txt")
     path.write_bytes("iris: Süß".encode("latin-1"))
     with pytest.raises(ValueError, match="isn't text in UTF-8"):
         read_descriptions(path, names)
