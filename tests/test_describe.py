@@ -576,7 +576,7 @@ def test_text_files(tmp_path):
     }
     for content, message in (
         ("iris: a\nrose: b\n", r"line 2, is 'rose: b'; expected 'class: sentence'"),
-        ("Isir: a\n", "line 1, .* The nearest to 'Isir' in names.txt is 'iris': make the two the same"),
+        ("Wind Flowr: a\n", "The nearest to 'Wind Flowr' in names.txt is 'wind_flower': make the two the same"),
         ("iris\n", "line 1, is 'iris'"),
         ("iris: \n", "an empty sentence"),
     ):
