@@ -43,8 +43,8 @@ class DescribeArguments:
     class_names: str = HfArg(help="Text file with one class name a line, or JSON.")
     output: str = HfArg(help="The JSON file to write, for --descriptions of microclip adapt.")
     llm: str = HfArg(
-        help="A chat model for this machine, Hub id or folder, such as Qwen/Qwen2.5-7B-Instruct (15.2 GB to download, for a "
-        "GPU with 16 to 24 GB) or Qwen/Qwen2.5-1.5B-Instruct (3.1 GB, slowly also on a CPU); with --base_url the "
+        help="A chat model for this machine, Hub id or folder, as Qwen/Qwen2.5-7B-Instruct (15.2 GB to download, for "
+        "a GPU with 16 to 24 GB) or Qwen/Qwen2.5-1.5B-Instruct (3.1 GB, slowly also on a CPU); with --base_url the "
         "endpoint's name of a model."
     )
     base_url: str | None = HfArg(
