@@ -267,7 +267,7 @@ def test_flowers(flowers, inputs, tmp_path, capsys):
     with pytest.warns(UserWarning, match="2 of 12 classes have no descriptions.*: bluebell, lily-valley"):
         evaluate.main(plain(inputs, tmp_path / "out", test_dir=flowers / "test", num_crops=0, **options))
     found = results(tmp_path / "out")
-    assert "240 images of 12 of 12 classes" in capsys.readouterr().out
+    assert "240 images of all 12 classes." in capsys.readouterr().out
     descriptions = json.loads((flowers / "descriptions.json").read_text())
     model = MicroCLIPForImageClassification.from_clip(
         inputs / "clip", names, descriptions=descriptions, prior_weighting="uniform"
@@ -353,7 +353,7 @@ def test_a_report_by_hand(by_hand, tmp_path):
     assert "against" not in report_page(report)  # of one way alone
     page = report_page(report, show_all=True)
     assert "| against this model (+ is better) |" in re.sub(" +", " ", page)
-    assert "7 images of 3 of 4 classes; left out: 1 unreadable and 2 without a label." in page
+    assert "7 images of 3 of the 4 classes; left out: 1 unreadable and 2 without a label." in page
     assert "Without images: b." in page and "CLIP with the descriptions: left out, no texts" in page
     assert re.search(r"^\| a +\| +3 \| +100.0 \| +33.3 \| +33.3 \|$", page, re.MULTILINE)
     assert re.search(r"^\| a +\| +c\\\|c \| +2 \| +66.7 \|$", page, re.MULTILINE)
@@ -551,7 +551,7 @@ def test_unreadable_and_unlabelled_images(inputs, tmp_path, capsys):
         evaluate.main(adapted(inputs, tmp_path / "out", **options))
     found = results(tmp_path / "out")
     assert (found["num_images"], found["num_unreadable"], found["num_unlabelled"]) == (3, 1, 1)
-    assert "3 images of 1 of 3 classes; left out: 1 unreadable and 1 without a label." in capsys.readouterr().out
+    assert "3 images of 1 of the 3 classes; left out: 1 unreadable and 1 without a label." in capsys.readouterr().out
     classify = pipeline("image-classification", model=str(inputs / "adapted"), top_k=1)
     decoded = datasets.Image().decode_example
     right = [classify(decoded(stored[index]))[0]["label"] == "green square" for index in (0, 2, 4)]

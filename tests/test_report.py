@@ -206,7 +206,7 @@ def test_what_is_not_there_is_left_out(tmp_path):
     ("text", "message"),
     [
         ("file;label\n", "begins with 'file;label'; expected 'file,label,confidence,changes'"),
-        ("file,label,confidence,changes\na,b\n", "a row of 2 cells; expected 4"),
+        ("file,label,confidence,changes\na,b\n", "isn't as the run wrote it: row 1 has 2 values for 4 columns"),
         ("file,label,confidence,changes\na,b,high,0\n", "isn't as the run wrote it"),
         ("file,label,confidence,changes\na,fox,0.5,0\n", "isn't as the run wrote it: 'fox' are no classes"),
         (f"file,label,confidence,changes\n{'a' * 200_000},cat,0.5,0\n", "field larger than"),

@@ -71,7 +71,10 @@ def pairs_table(report: Mapping[str, Any], limit: int) -> str:
 
 def describe_images(report: Mapping[str, Any]) -> str:
     """How many images were measured, and what was left out, in a sentence."""
-    text = f"{report['num_images']} images of {len(report['classes'])} of {len(report['class_names'])} classes"
+    count = len(report["classes"])
+    total = len(report["class_names"])
+    which = f"all {total}" if count == total else f"{count} of the {total}"
+    text = f"{report['num_images']} images of {which} classes"
     counts = {"unreadable": report["num_unreadable"], "without a label": report["num_unlabelled"]}
     left_out = " and ".join(f"{count} {kind}" for kind, count in counts.items() if count)
     return f"{text}; left out: {left_out}." if left_out else f"{text}."

@@ -221,9 +221,12 @@ def _read_csv(path: Path, columns: Sequence[str]) -> list[list[str]]:
         raise ValueError(
             f"{path} begins with {','.join(head)!r}; expected {','.join(columns)!r}, as the run wrote it."
         )
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
         if len(row) != len(head):
-            raise ValueError(f"{path} has a row of {len(row)} cells; expected {len(head)}, as the run wrote it.")
+            raise ValueError(
+                f"{path} isn't as the run wrote it: row {number} has {len(row)} values for {len(head)} columns. "
+                "Take the file from a copy."
+            )
     return rows
 
 
