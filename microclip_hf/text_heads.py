@@ -39,11 +39,15 @@ def whole_characters(text: str) -> str:
     return re.sub(r"\s*\ufffd+", "", joined)
 
 
-def suggest(name: str, names: Sequence[str]) -> str:
-    """The name nearest to a misspelt one, as a question for an error's text; a full stop if none is near."""
-    spellings = {normalize_name(other): other for other in names}
+def contrast_spellings(name: str, others: Sequence[str], place: str) -> str:
+    """A sentence for an error's text, with a space before it: which of the names in a place a name that is none of
+    them is most like, as either may be misspelt. Empty if it is like none.
+    """
+    spellings = {normalize_name(other): other for other in others}
     near = difflib.get_close_matches(normalize_name(name), spellings, 1, cutoff=0.75)
-    return f"; did you mean {spellings[near[0]]!r}?" if near else "."
+    if not near:
+        return ""
+    return f" The nearest to {name!r} in {place} is {spellings[near[0]]!r}: make the two the same."
 
 
 def name_positions(names: Sequence[str]) -> dict[str, int]:
@@ -98,12 +102,15 @@ def check_whole(argument: str, text: str) -> None:
 
 
 def match_descriptions(
-    class_names: Sequence[str], descriptions: Mapping[str, Sequence[str]] | None
+    class_names: Sequence[str],
+    descriptions: Mapping[str, Sequence[str]] | None,
+    place: str = "descriptions",
+    names_place: str = "the class names",
 ) -> list[list[str] | None]:
     """For each class its descriptions by [`whole_characters`], or `None` where there are none.
 
     Keys of `{class: [sentence, ...]}` match class names by [`normalize_name`]; an error if one is no class, two are
-    the same class, or a list or sentence is empty.
+    the same class, or a list or sentence is empty. It says that they stand in `place`, and the names in `names_place`.
     """
     if descriptions is None:
         return [None] * len(class_names)
@@ -117,13 +124,14 @@ def match_descriptions(
         index = positions.get(normalize_name(key)) if isinstance(key, str) else None
         if index is None:
             unknown = [other for other in descriptions if normalize_name(str(other)) not in positions]
-            others = f" So are {len(unknown) - 1} other keys: {abbreviate(unknown[1:])}." if len(unknown) > 1 else ""
+            others = f" {len(unknown)} keys are none, also {abbreviate(unknown[1:])}." if len(unknown) > 1 else ""
+            advice = contrast_spellings(str(key), class_names, names_place) or " Rename or remove it."
             raise ValueError(
-                f"descriptions has the key {key!r}, which is none of the {len(class_names)} class names "
-                f"({abbreviate(class_names)}){suggest(str(key), class_names)}{others} Rename or remove it."
+                f"{place} has the key {key!r}, which is none of the {len(class_names)} class names "
+                f"({abbreviate(class_names)}).{others}{advice}"
             )
         if matched[index] is not None:
-            raise ValueError(f"descriptions has two keys for the class {class_names[index]!r}; merge them into one.")
+            raise ValueError(f"{place} has two keys for the class {class_names[index]!r}; merge them into one.")
         matched[index] = _check_sentences(key, sentences)
     return matched
 

@@ -91,7 +91,11 @@ def test_an_existing_result_is_not_overwritten(inputs, tmp_path):
         ("class_names", "one\n", "at least two classes"),
         ("class_names", "a\nA\n", "duplicate"),
         ("descriptions", '{"yellow star": ["x"]}', "'yellow star', which is none of the 3 class names"),
-        ("descriptions", '{"red dics": ["x"]}', r"; did you mean 'red disc'\? Rename"),
+        (
+            "descriptions",
+            '{"red dics": ["x"]}',
+            r"to 'red dics' in .*names.txt is 'red disc': make the two the same\.$",
+        ),
         ("model_name_or_path", "no/such/clip", "no/such/clip can't be loaded: there is no such folder here"),
         ("descriptions", "{", "isn't a JSON file"),
         ("train_dir", "no folder", "isn't a folder"),

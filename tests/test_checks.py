@@ -156,26 +156,26 @@ def test_resuming_with_the_same_photos_in_another_place(resume):
 def test_resuming_with_fewer_photos(resume):
     for path in sorted(resume.photos.iterdir())[:24]:
         path.unlink()
-    with pytest.raises(SystemExit, match="made with 48 images, and there are 24 now"):
+    with pytest.raises(SystemExit, match=r"began with 48 images, and now there are 24\. Resume"):
         resume()
 
 
 def test_resuming_with_another_photo(resume):
     photo = sorted(resume.photos.iterdir())[20]
     photo.rename(photo.with_name("new.png"))
-    with pytest.raises(SystemExit, match="made with other images, or in another order"):
+    with pytest.raises(SystemExit, match="began with images of other names, or in another order"):
         resume()
 
 
 def test_resuming_with_other_descriptions(resume, tmp_path):
     (tmp_path / "other.json").write_text(json.dumps({name: ["Something else altogether."] for name in CLASS_NAMES}))
-    with pytest.raises(SystemExit, match="another frozen head than this run"):
+    with pytest.raises(SystemExit, match="began with another CLIP, other descriptions or other templates"):
         resume(descriptions=tmp_path / "other.json")
 
 
 def test_resuming_with_another_architecture(resume):
     overrides = '{"prior_weighting": "uniform", "fg_query": "cls"}'
-    with pytest.raises(SystemExit, match="has fg_query='saliency', this run 'cls'"):
+    with pytest.raises(SystemExit, match="had fg_query='saliency', and now it is 'cls'"):
         resume(config_overrides=overrides)
 
 
@@ -187,7 +187,7 @@ def test_resuming_from_a_folder_that_is_not_there(inputs, tmp_path):
 def test_resuming_on_a_stream_or_in_memory_is_as_before(clip_folder, tmp_path):
     adapt(clip_folder, tmp_path, num_train_epochs=1, save_strategy="epoch")
     adapt(clip_folder, tmp_path, num_train_epochs=2, save_strategy="epoch", resume=True)
-    with pytest.raises(ValueError, match="made with 20 images, and there are 19 now"):
+    with pytest.raises(ValueError, match="began with 20 images, and now there are 19"):
         adapt(clip_folder, tmp_path, num_images=19, resume=True)
 
 

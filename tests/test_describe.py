@@ -1,5 +1,6 @@
 """The command against a real endpoint on loopback and a real model on disk, and how descriptions are read."""
 
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
@@ -30,8 +32,10 @@ from microclip_hf.descriptions.chat import NO_KEY, ChatError, LocalChat, find_ap
 from microclip_hf.descriptions.files import load_descriptions, read_description_columns, read_descriptions
 from microclip_hf.descriptions.questions import NOTHING_SIMILAR, Questions, SimilarNames
 from microclip_hf.descriptions.replies import Reply, ReplyFile
+from microclip_hf.text_heads import normalize_name
 
 
+ROOT = Path(__file__).parents[1]
 NAMES = ["red disc", "green_square", "blue bar"]
 # Each word of this language is followed by one other; a text that a prompt ends with leads to one sentence.
 CHAIN = {"red": "Round", "green": "Even", "blue": "Long", "Round": "scarlet", "Even": "emerald", "Long": "azure"}
@@ -475,6 +479,45 @@ def test_bad_settings(server, run, option, value, message):
     assert not server.requests
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("class_names", "none.txt", "--class_names none.txt: there is no such file"),
+        ("output", "none/out.json", "there is no folder"),
+        ("batch_size", 0, "--batch_size is 0"),
+        ("extra_body", "{}", "--extra_body is for an endpoint"),
+        ("questions", "What is it?", "no '{}'"),
+    ],
+)
+def test_bad_settings_are_found_before_a_model_is_loaded(tmp_path, monkeypatch, option, value, message):
+    monkeypatch.setattr(command, "LocalChat", None)
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    options = {"class_names": tmp_path / "names.txt", "output": tmp_path / "out.json", "llm": "no/llm", option: value}
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        command.main([text for name, value in options.items() for text in (f"--{name}", str(value))])
+
+
+def test_an_output_folder_that_cannot_be_written_is_found_before_a_model_is_loaded(tmp_path, monkeypatch):
+    def refuse(**kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(command, "LocalChat", None)
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    options = ["--class_names", tmp_path / "names.txt", "--output", tmp_path / "out.json", "--llm", "no/llm"]
+    with pytest.raises(SystemExit, match=f"--output: the folder {tmp_path} can't be written: Read-only file system"):
+        command.main([*map(str, options)])
+
+
+def test_the_example_of_descriptions():
+    names = ["Tree Sparrow", "house_sparrow", "dunnock", "chaffinch"]
+    found = read_descriptions(ROOT / "examples" / "descriptions.json", names)
+    assert list(found) == names
+    for name, sentences in found.items():
+        assert len(set(sentences)) == 5
+        assert all(normalize_name(name) in sentence and len(sentence.split()) <= 25 for sentence in sentences)
+
+
 def save_llm(folder, chat_template="{{ messages[0]['content'].split(' ')[0] }}"):
     """A Llama of one-hot words, whose layers add nothing: after each word comes the one that `CHAIN` says."""
     words = ["</s>", "<unk>", *dict.fromkeys([*CHAIN, *CHAIN.values()])]
@@ -576,12 +619,13 @@ def test_text_files(tmp_path):
     }
     for content, message in (
         ("iris: a\nrose: b\n", r"line 2, is 'rose: b'; expected 'class: sentence'"),
+        ("Wind Flowr: a\n", "The nearest to 'Wind Flowr' in names.txt is 'wind_flower': make the two the same"),
         ("iris\n", "line 1, is 'iris'"),
         ("iris: \n", "an empty sentence"),
     ):
         path.write_text(content)
         with pytest.raises(ValueError, match=message):
-            read_descriptions(path, names)
+            read_descriptions(path, names, "names.txt")
     path.write_bytes("iris: Süß".encode("latin-1"))
     with pytest.raises(ValueError, match="isn't text in UTF-8"):
         read_descriptions(path, names)

@@ -187,7 +187,7 @@ def test_batches_and_processes_change_nothing(inputs, photos):
 @pytest.mark.numerical
 def test_the_command_on_a_clip(inputs, photos, tmp_path, capsys):
     """Against CLIPModel by hand; what is printed is what is written."""
-    evaluate.main(plain(inputs, tmp_path / "out", descriptions=inputs / "descriptions.json"))
+    evaluate.main([*plain(inputs, tmp_path / "out", descriptions=inputs / "descriptions.json"), "--all"])
     found, printed = results(tmp_path / "out"), capsys.readouterr().out
     for way, texts in (
         ("zero_shot", [[f"a photo of a {name}."] for name in NAMES]),
@@ -219,7 +219,7 @@ def evaluate_by_the_evaluator(folder, data, names, cache):
 
 @pytest.mark.numerical
 def test_the_answer_against_the_evaluator(inputs, photos, tmp_path, capsys):
-    evaluate.main(adapted(inputs, tmp_path / "out", num_crops=0))
+    evaluate.main(adapted(inputs, tmp_path / "out", num_crops=0, all="true"))
     found = results(tmp_path / "out")
     assert_clear_answers(inputs / "adapted", photos["image"])
     expected = evaluate_by_the_evaluator(inputs / "adapted", photos, NAMES, tmp_path)
@@ -231,6 +231,33 @@ def test_the_answer_against_the_evaluator(inputs, photos, tmp_path, capsys):
     assert "crops, with the frozen head: left out, --num_crops is 0" in printed
 
 
+def first_cells(text):
+    """Of the rows of the first table in Markdown."""
+    table = text[text.index("| in percent") :].partition("\n\n")[0]
+    return [line.split("|")[1].strip() for line in table.splitlines()[2:]]
+
+
+@pytest.mark.parametrize("shown", [[], ["--all"], ["--all", "true"]])
+def test_three_ways_are_shown_or_all(inputs, tmp_path, shown, capsys):
+    """On the screen, on the page and in the card; the file for programs has all of them either way."""
+    shutil.copytree(inputs / "adapted", tmp_path / "adapted")
+    options = {"clip": inputs / "clip", "descriptions": inputs / "descriptions.json"}
+    command = adapted(inputs, tmp_path / "out", model_name_or_path=tmp_path / "adapted", **options)
+    evaluate.main([*command, "--update_card", *shown])
+    ways = results(tmp_path / "out")["ways"]
+    assert list(ways) == ["zero_shot", "cupl", "cls", "fg", "fused", "multi_crop"]
+    expected = [ways[way]["title"] for way in (ways if shown else ("zero_shot", "cupl", "fused"))]
+    printed = capsys.readouterr().out
+    page = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+    card = (tmp_path / "adapted" / "README.md").read_text(encoding="utf-8")
+    for text in (printed, page, card):
+        assert first_cells(text) == expected
+    assert f"| top-1 in percent | images | {' | '.join(expected)} |" in re.sub(" +", " ", page)
+    pointer = "- in results.json, and here with --all: [CLS] alone; [FG] alone; crops, with the frozen head\n"
+    assert (pointer in printed) == (pointer in page) == (not shown)
+    assert "--all" not in card
+
+
 @pytest.mark.numerical
 def test_flowers(flowers, inputs, tmp_path, capsys):
     """Two classes have no descriptions; the pipeline and the evaluator say the same of real photos."""
@@ -240,7 +267,7 @@ def test_flowers(flowers, inputs, tmp_path, capsys):
     with pytest.warns(UserWarning, match="2 of 12 classes have no descriptions.*: bluebell, lily-valley"):
         evaluate.main(plain(inputs, tmp_path / "out", test_dir=flowers / "test", num_crops=0, **options))
     found = results(tmp_path / "out")
-    assert "240 images of 12 of 12 classes" in capsys.readouterr().out
+    assert "240 images of all 12 classes." in capsys.readouterr().out
     descriptions = json.loads((flowers / "descriptions.json").read_text())
     model = MicroCLIPForImageClassification.from_clip(
         inputs / "clip", names, descriptions=descriptions, prior_weighting="uniform"
@@ -323,14 +350,41 @@ def test_a_report_by_hand(by_hand, tmp_path):
     low, high = ways["cls"]["difference_interval"]
     assert (1 - high, 1 - low) == pytest.approx(ways["fused"]["accuracy_interval"])
     assert ways["fg"]["difference_interval"] == [0, 0]  # the same images are drawn for both
-    page = report_page(report)
-    assert "7 images of 3 of 4 classes; left out: 1 unreadable and 2 without a label." in page
+    assert "against" not in report_page(report)  # of one way alone
+    page = report_page(report, show_all=True)
+    assert "| against this model (+ is better) |" in re.sub(" +", " ", page)
+    assert "7 images of 3 of the 4 classes; left out: 1 unreadable and 2 without a label." in page
     assert "Without images: b." in page and "CLIP with the descriptions: left out, no texts" in page
     assert re.search(r"^\| a +\| +3 \| +100.0 \| +33.3 \| +33.3 \|$", page, re.MULTILINE)
     assert re.search(r"^\| a +\| +c\\\|c \| +2 \| +66.7 \|$", page, re.MULTILINE)
     assert page.index("| a ") < page.index("| d ") < page.index("| c\\|c ")  # the worst first
     write_results(tmp_path / "new" / "folder", report, predictions)
     assert results(tmp_path / "new" / "folder") == report
+
+
+def test_differences_by_hand():
+    """Of four images names say 2, descriptions 1, the answer 3 rightly; each is compared with the names."""
+    labels = np.array([0, 1, 0, 1])
+    guesses = {"zero_shot": [0, 1, 1, 0], "cupl": [0, 0, 1, 0], "cls": [0, 1, 0, 1], "fused": [0, 1, 0, 0]}
+    logits = {way: np.eye(2, dtype=np.float32)[own] for way, own in guesses.items()}
+    facts = EvaluationFacts("model", "photos", ["a", "b"], {}, {"multi_crop": "none were made"}, 0, {})
+    report = make_report(Predictions(labels, logits), facts)
+    ways = report["ways"]
+    assert {way: own.get("gain") for way, own in ways.items()} == {
+        "zero_shot": None,
+        "cupl": -0.25,
+        "cls": 0.5,
+        "fused": 0.25,
+    }
+    assert ways["cls"]["difference"] == 0.25 and ways["zero_shot"]["difference"] == -0.25
+    # 1 of 4 images differs: the number of times it is drawn is binomial.
+    drawn = binom.ppf([0.025, 0.975], 4, 1 / 4) / 4
+    assert ways["fused"]["gain_interval"] == drawn.tolist() == (-np.flip(ways["cupl"]["gain_interval"])).tolist()
+    page = re.sub(" +", " ", report_page(report))
+    assert "| against CLIP with the class names (+ is better) |" in page and "none were made" not in page
+    assert re.search(r"^\| CLIP with the class names \| 50.0 \([^|]*\) \| - \|", page, re.MULTILINE)
+    assert re.search(r"^\| CLIP with the descriptions \| 25.0 \([^|]*\) \| -25.0 \(-75.0 to ", page, re.MULTILINE)
+    assert re.search(r"^\| this model \| 75.0 \([^|]*\) \| \+25.0 \(\+0.0 to \+75.0\) \|", page, re.MULTILINE)
 
 
 def test_nothing_confused(tmp_path):
@@ -497,7 +551,7 @@ def test_unreadable_and_unlabelled_images(inputs, tmp_path, capsys):
         evaluate.main(adapted(inputs, tmp_path / "out", **options))
     found = results(tmp_path / "out")
     assert (found["num_images"], found["num_unreadable"], found["num_unlabelled"]) == (3, 1, 1)
-    assert "3 images of 1 of 3 classes; left out: 1 unreadable and 1 without a label." in capsys.readouterr().out
+    assert "3 images of 1 of the 3 classes; left out: 1 unreadable and 1 without a label." in capsys.readouterr().out
     classify = pipeline("image-classification", model=str(inputs / "adapted"), top_k=1)
     decoded = datasets.Image().decode_example
     right = [classify(decoded(stored[index]))[0]["label"] == "green square" for index in (0, 2, 4)]

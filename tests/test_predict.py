@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import sys
+import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from transformers import pipeline
 
 from microclip_hf import MicroCLIPForImageClassification
 from microclip_hf.commands import predict
-from microclip_hf.prediction import find_photos, predict_photos
+from microclip_hf.prediction import Prediction, find_photos, predict_photos
 
 
 pytestmark = pytest.mark.numerical
@@ -95,6 +97,9 @@ def test_a_folder_gets_the_pipelines_answers(adapted, photos, capsys, batch_size
     printed = capsys.readouterr()
     assert printed.out == "Saved the labels of 11 photos to labels.csv.\n"
     assert "11/11" in printed.err
+    counts = Counter(row[0] for row in rows.values()).most_common()
+    named = ", ".join(f"{label} ({count})" for label, count in counts)
+    assert f"The most frequent labels, with their numbers of photos: {named}." in printed.err
 
 
 def test_without_a_file_the_rows_alone_are_printed(adapted, photos, capsys):
@@ -103,6 +108,30 @@ def test_without_a_file_the_rows_alone_are_printed(adapted, photos, capsys):
     rows = read(capsys.readouterr().out)
     assert list(rows) == ["photos/3.png", "photos/0.png", "photos/1.png", f'{photos}/b sub/née, "1".jpg']
     assert_pipelines_answers(adapted, ".", rows)
+
+
+@pytest.mark.parametrize(("counts", "is_told"), [((45, 5), False), ((46, 4), True), ((49, 0), False)])
+def test_one_label_for_nearly_all_photos_is_told(adapted, photos, monkeypatch, capsys, counts, is_told):
+    """Of 50 photos or more, and only where it is over 90 % of them."""
+    labels = [label for label, count in zip(CLASS_NAMES, counts, strict=False) for _ in range(count)]
+    predictions = [Prediction(label, 0.9, "blue bar", 0.1) for label in labels]
+    for index in range(7, len(labels) - 4):  # four lie in a sub-folder
+        shutil.copy(photos / "0.png", photos / f"{index}.png")
+    monkeypatch.setattr(predict, "predict_photos", lambda model, files, batch_size: iter(predictions))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert run("photos", "--model", adapted) == 0
+    assert [row[0] for row in read(capsys.readouterr().out).values()] == labels
+    expected = [f"46 of 50 photos got the label {CLASS_NAMES[0]!r}."] if is_told else []
+    assert [str(warning.message)[: len(expected[0])] for warning in told] == expected
+
+
+def test_of_many_labels_the_most_frequent_are_told(capsys):
+    predict._tell_most_frequent(Counter({f"class {index}": index for index in range(1, 8)}))
+    printed = capsys.readouterr()
+    assert not printed.out
+    told = "class 7 (7), class 6 (6), class 5 (5), class 4 (4), class 3 (3) and 2 other labels."
+    assert printed.err == f"The most frequent labels, with their numbers of photos: {told}\n"
 
 
 def test_photos_that_cannot_be_read(adapted, photos, capsys):

@@ -344,5 +344,6 @@ def test_labels_that_are_no_class_and_classes_without_labels_are_both_named(tmp_
         load_images(str(tmp_path / "repo"), [*names[6:], "star"], hub=True, labels_required=True)
     assert str(caught.value).startswith(
         "The labels 'kind Aaa', 'kind Baa', 'kind Caa', 'kind Daa', 'kind Eaa', ... are none of the 3 classes; "
-        "the classes 'star' have no label; did you mean 'kind Haa'? Rename them"
+        "the classes 'star' have no label. The nearest to 'kind Aaa' in the class names is 'kind Haa': make the two "
+        "the same. Labels are names of sub-folders or entries of a column. Rename them or the classes, or leave"
     )

@@ -22,8 +22,10 @@ from safetensors.torch import load_file, save_file
 from microclip_hf.commands import adapt
 from microclip_hf.commands import report as report_command
 from microclip_hf.data.image_columns import image_names
+from microclip_hf.data.sources import load_image_folder
+from microclip_hf.prediction import find_photos
 from microclip_hf.report.page import write_report
-from microclip_hf.report.record import read_record, write_record
+from microclip_hf.report.record import _name_images, read_record, write_record
 from microclip_hf.report.thumbnails import truncate_left
 from microclip_hf.training.diagnostics import Diagnostics
 
@@ -245,7 +247,7 @@ def test_what_is_not_there_is_left_out(tmp_path):
     ("text", "message"),
     [
         ("file;label\n", "begins with 'file;label'; expected 'file,label,confidence,changes'"),
-        ("file,label,confidence,changes\na,b\n", "a row of 2 cells; expected 4"),
+        ("file,label,confidence,changes\na,b\n", "isn't as the run wrote it: row 1 has 2 values for 4 columns"),
         ("file,label,confidence,changes\na,b,high,0\n", "isn't as the run wrote it"),
         ("file,label,confidence,changes\na,fox,0.5,0\n", "isn't as the run wrote it: 'fox' are no classes"),
         (f"file,label,confidence,changes\n{'a' * 200_000},cat,0.5,0\n", "field larger than"),
@@ -330,9 +332,11 @@ def test_a_run_writes_its_labels_and_its_report(inputs, tmp_path, monkeypatch, c
     line = "Right on the test images: names {zero_shot_accuracy} -> adapted {adapted_accuracy}\n".format(**accuracies)
     output = capsys.readouterr().out
     assert output.count(line) == 1
-    assert output.endswith(f"{tmp_path / 'out' / 'adaptation.png'}, {tmp_path / 'out' / 'report.html'}\n")
+    assert f"{tmp_path / 'out' / 'adaptation.png'}, {tmp_path / 'out' / 'report.html'}\n" in output
     record = read_record(tmp_path / "out")
-    assert [image.file for image in record.images] == sorted(f"photos/{p.name}" for p in (inputs / "photos").iterdir())
+    assert [image.file for image in record.images] == sorted(p.name for p in (inputs / "photos").iterdir())
+    assert [image.file for image in record.images] == list(find_photos(["photos"]))  # as `predict` calls them
+    assert [image.file for image in record.tests] == list(find_photos(["test"]))
     assert record.images[0].label == "" and math.isnan(record.images[0].confidence)
     assert all(image.label in tiny_inputs.DESCRIPTIONS for image in record.images[1:])
     assert all(1 / 3 < image.confidence < 1 and image.changes <= 1 for image in record.images[1:])
@@ -407,6 +411,22 @@ def test_other_data_sets(clip_folder, tmp_path):
     assert not (tmp_path / "views" / "pseudo_labels.csv").exists()
     page = read_page(tmp_path / "views")
     assert "This run knows no label of single images" in page.words and "Agreement" in page.words
+
+
+def test_files_are_called_by_their_place_in_the_folder_of_images(tmp_path, monkeypatch):
+    """Whether that is named from here or not; files that lie elsewhere, too, keep all their names as given."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos/only/b.png", "photos/only/c/a.png", "other/d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(name)
+    inside = load_image_folder("photos", None)
+    for source in ("photos", "./photos/", str(tmp_path / "photos")):
+        assert _name_images(inside, source) == (["only/b.png", "only/c/a.png"], str(tmp_path / "photos"))
+    given = ["photos/only/b.png", "photos/only/c/a.png", "other/d.png"]
+    both = Dataset.from_dict({"image": given}).cast_column("image", ImageFeature())
+    assert _name_images(both, "photos") == _name_images(both, "user/photos") == (given, str(tmp_path))
+    assert _name_images(inside, None) == (given[:2], str(tmp_path))
+    assert _name_images(draw_images(3), "photos") == (["", "", ""], None)
 
 
 def test_files_of_a_selection_in_its_order(tmp_path):

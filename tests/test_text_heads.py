@@ -294,6 +294,13 @@ def test_files_of_names_and_descriptions(tmp_path):
     sentences.write_text('{"Rose": ["red"], "Rose": ["thorns"]}', encoding="utf-8")
     with pytest.raises(ValueError, match="the key 'Rose' twice"):
         read_descriptions(sentences, ["Sea Lily", "Rose"])
+    sentences.write_text('{"Sea Lily": ["blue"], "Roze": ["red"], "Iris": ["tall"]}', encoding="utf-8")
+    with pytest.raises(ValueError) as caught:
+        read_descriptions(sentences, ["Sea Lily", "Rose"], "names.txt")
+    assert str(caught.value) == (
+        f"{sentences} has the key 'Roze', which is none of the 2 class names ('Sea Lily', 'Rose'). 2 keys are none, "
+        "also 'Iris'. The nearest to 'Roze' in names.txt is 'Rose': make the two the same."
+    )
     assert normalize_name("Blu\u0308te") == normalize_name("BL\u00dcTE")
     sentences.write_text("{'sea_lily'", encoding="utf-8")
     with pytest.raises(ValueError, match="isn't a JSON file"):

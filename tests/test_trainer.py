@@ -11,8 +11,10 @@ from decisions import ClearDecisions
 from tiny_inputs import LOGIT_SCALE, draw_shape
 from tolerances import GRADIENT, LOSS, assert_clear, within
 from torch.testing import assert_close
+from transformers.trainer_utils import get_last_checkpoint
 
 from microclip_hf import MicroCLIPConfig, MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
+from microclip_hf.training.checks import check_classes
 
 
 @pytest.fixture(scope="module")
@@ -199,8 +201,10 @@ def test_resume_with_other_classes_is_refused(make_model, clip_folder, images, t
     adapt(make_model(), tmp_path, images, num_train_epochs=1, save_strategy="epoch")
     model = MicroCLIPForImageClassification.from_clip(clip_folder, CLASS_NAMES[::-1], prior_weighting="uniform")
     trainer = MicroCLIPTrainer(model=model, args=arguments(tmp_path), train_dataset=images)
-    with pytest.raises(ValueError, match="Resume with the class names that the run began with"):
+    with pytest.raises(ValueError, match="number 1 was 'red disc' and is now 'blue bar'"):
         trainer.train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="number 3 was 'blue bar' and is now missing"):
+        check_classes(get_last_checkpoint(tmp_path), CLASS_NAMES[:2])
 
 
 def test_labels_are_matched_by_name(make_model, images, tmp_path):

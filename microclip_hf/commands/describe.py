@@ -26,7 +26,7 @@ from ..descriptions.chat import EndpointChat, LocalChat, first_line
 from ..descriptions.questions import Questions
 from ..descriptions.replies import ReplyFile
 from ..descriptions.sentences import Fits, fits_text_tower
-from ..files import whole_file, write_whole
+from ..files import check_writable, whole_file, write_whole
 from . import command_frame, naming_options, read_options
 from .options import check_files
 
@@ -43,7 +43,9 @@ class DescribeArguments:
     class_names: str = HfArg(help="Text file with one class name a line, or JSON.")
     output: str = HfArg(help="The JSON file to write, for --descriptions of microclip adapt.")
     llm: str = HfArg(
-        help="A chat model for this machine, Hub id or folder; with --base_url the endpoint's name of a model."
+        help="A chat model for this machine, Hub id or folder, as Qwen/Qwen2.5-7B-Instruct (15.2 GB to download, for "
+        "a GPU with 16 to 24 GB) or Qwen/Qwen2.5-1.5B-Instruct (3.1 GB, slowly also on a CPU); with --base_url the "
+        "endpoint's name of a model."
     )
     base_url: str | None = HfArg(
         default=None,
@@ -135,6 +137,7 @@ def _check_files(options: DescribeArguments) -> None:
     folder = output.absolute().parent
     if not folder.is_dir():
         raise ValueError(f"--output {options.output}: there is no folder {folder}.")
+    check_writable(folder, "--output: the folder")
 
 
 def _read_extra_body(options: DescribeArguments) -> dict[str, Any] | None:

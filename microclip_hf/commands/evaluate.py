@@ -56,6 +56,11 @@ class EvaluateArguments(ImageOptions):
     num_workers: int = HfArg(default=0, help="Processes that read images; 0 reads them in this one.")
     device: str | None = HfArg(default=None, help="As torch calls it. Default: a GPU if there is one.")
     seed: int = HfArg(default=0, help="Of crops and intervals.")
+    all: bool = HfArg(
+        default=False,
+        help=f"Show every way to predict, also with parts of the model. {RESULTS} always has them. Default: CLIP with "
+        "names, CLIP with descriptions and the model.",
+    )
     update_card: bool = HfArg(
         default=False, help="Also write the results into the card, README.md, of the adapted model's folder."
     )
@@ -93,10 +98,10 @@ def main(arguments: list[str] | None = None) -> None:
     predictions = predict_all_ways(subject.model, dataset, subject.plain, settings)
     facts = _facts(options, texts["class_names"], subject, num_unlabelled)
     report = make_report(predictions, facts, options.seed)
-    write_results(options.output_dir, report, predictions)
+    write_results(options.output_dir, report, predictions, options.all)
     if card is not None:
-        add_results(card, options.model_name_or_path, report, **_dataset_facts(options))
-    _print(report)
+        add_results(card, options.model_name_or_path, report, options.all, **_dataset_facts(options))
+    _print(report, options.all)
     print(f"\nSaved to {options.output_dir}: {RESULTS}, {PAGE}, {PICTURE}.")
     if card is not None:
         print(f"Added to the card: {Path(options.model_name_or_path, 'README.md')}")
@@ -228,11 +233,11 @@ def _dataset_facts(options: EvaluateArguments) -> dict[str, str | None]:
     }
 
 
-def _print(report: dict[str, Any]) -> None:
+def _print(report: dict[str, Any], show_all: bool) -> None:
     parts = [
         f"{report['model']} on {report['dataset']}: {describe_images(report)}",
-        ways_table(report),
-        describe_left_out(report),
+        ways_table(report, show_all),
+        describe_left_out(report, show_all),
         f"The worst classes ({PAGE} has all):\n\n{classes_table(report, [ANSWER], NUM_PRINTED)}",
     ]
     if report["confused_pairs"]:

@@ -124,7 +124,8 @@ class ImageOptions:
         """What a CLIP's heads are made of: `class_names`, `templates`, and `descriptions` or `None`."""
         descriptions = None
         if self.descriptions is not None:
-            descriptions = read_descriptions(self.descriptions, class_names)
+            place = self.class_names or "the class names"
+            descriptions = read_descriptions(self.descriptions, class_names, place)
         return {"class_names": class_names, "templates": self.templates, "descriptions": descriptions}
 
     def read_images(

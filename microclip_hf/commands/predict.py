@@ -4,6 +4,8 @@ import contextlib
 import csv
 import os
 import sys
+import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -22,6 +24,10 @@ from . import command_frame, read_options
 
 COLUMNS = ("file", "label", "score", "runner_up", "runner_up_score")
 SOME_UNREADABLE = 3  # the exit code if some photos couldn't be read
+NUM_PRINTED = 5  # labels
+# A warning tells of a label that more than this share of at least so many photos got.
+SUSPICIOUS_SHARE = 0.9
+FEW_PHOTOS = 50
 
 
 @dataclass
@@ -52,9 +58,11 @@ def main(arguments: list[str] | None = None) -> None:
     photos = find_photos(sources.photos)
     model = load_adapted(options.model).to(device)
     with _open_output(options.output) as file:
-        unreadable = _write_labels(file, photos, model, options.batch_size)
+        counts = _write_labels(file, photos, model, options.batch_size)
     if options.output is not None:
-        print(f"Saved the labels of {len(photos) - unreadable} photos to {options.output}.")
+        print(f"Saved the labels of {counts.total()} photos to {options.output}.")
+    _tell_most_frequent(counts)
+    unreadable = len(photos) - counts.total()
     if unreadable:
         print(
             f"microclip predict: {unreadable} of {len(photos)} photos can't be read; their rows have no label.",
@@ -102,18 +110,35 @@ def _open_output(path: str | None) -> Iterator[TextIO]:
 
 def _write_labels(
     file: TextIO, photos: dict[str, Path], model: MicroCLIPForImageClassification, batch_size: int
-) -> int:
-    """A row for each photo; returns how many can't be read."""
+) -> Counter[str]:
+    """A row for each photo; returns how many got which label."""
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(COLUMNS)
-    unreadable = 0
+    counts: Counter[str] = Counter()
     results = predict_photos(model, photos.values(), batch_size)
     for name, result in zip(photos, tqdm(results, "Photos", len(photos), unit="photo"), strict=True):
         if isinstance(result, Exception):
-            unreadable += 1
             tqdm.write(f"microclip predict: {photos[name]} can't be read: {result}", file=sys.stderr)
             writer.writerow([name, *[""] * (len(COLUMNS) - 1)])
         else:
+            counts[result.label] += 1
             values = (f"{value:.6f}" if isinstance(value, float) else value for value in astuple(result))
             writer.writerow([name, *values])
-    return unreadable
+    return counts
+
+
+def _tell_most_frequent(counts: Counter[str]) -> None:
+    """Which labels are the most frequent, on stderr as stdout may be the table; a warning of one for nearly all."""
+    if not counts:
+        return
+    shown = counts.most_common(NUM_PRINTED)
+    others = f" and {len(counts) - len(shown)} other labels" if len(counts) > len(shown) else ""
+    labels = ", ".join(f"{label} ({count})" for label, count in shown)
+    print(f"The most frequent labels, with their numbers of photos: {labels}{others}.", file=sys.stderr)
+    label, count = shown[0]
+    if counts.total() >= FEW_PHOTOS and count > SUSPICIOUS_SHARE * counts.total():
+        warnings.warn(
+            f"{count} of {counts.total()} photos got the label {label!r}. If so many can't show that, the model "
+            "doesn't fit these photos: look at some of them, and at the report of its adaptation.",
+            stacklevel=2,
+        )

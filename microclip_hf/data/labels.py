@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
-from ..text_heads import abbreviate, name_positions, normalize_name, suggest
+from ..text_heads import abbreviate, contrast_spellings, name_positions, normalize_name
 
 
 DataSource = TypeVar("DataSource", Dataset, IterableDataset)
@@ -119,8 +119,9 @@ def _check_names(names: Sequence[str], class_names: Sequence[str], position: Map
     unlabelled = [name for name in class_names if normalize_name(name) not in labels]
     lacking = f"; the classes {abbreviate(unlabelled)} have no label" if unlabelled else ""
     raise ValueError(
-        f"The labels {abbreviate(unknown)} are none of the {len(class_names)} classes{lacking}"
-        f"{suggest(unknown[0], class_names)} Rename them, folders or entries of a column, or leave the labels out."
+        f"The labels {abbreviate(unknown)} are none of the {len(class_names)} classes{lacking}."
+        f"{contrast_spellings(unknown[0], class_names, 'the class names')} Labels are names of "
+        "sub-folders or entries of a column. Rename them or the classes, or leave the labels out."
     )
 
 

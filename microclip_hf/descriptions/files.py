@@ -12,16 +12,19 @@ from datasets import ClassLabel, Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 
 from ..files import parse_json, read_text, write_whole
-from ..text_heads import abbreviate, match_descriptions, normalize_name
+from ..text_heads import abbreviate, contrast_spellings, match_descriptions, normalize_name
 
 
-def read_descriptions(path: str | os.PathLike, class_names: Sequence[str]) -> dict[str, list[str]]:
+def read_descriptions(
+    path: str | os.PathLike, class_names: Sequence[str], names_place: str = "the class names"
+) -> dict[str, list[str]]:
     """Read and check a descriptions file.
 
     Args:
         path (`str` or `os.PathLike`): JSON, or (`.txt`) lines `class: sentence`, several a class.
         class_names (`Sequence[str]`): keys match them whatever their case, `_` and `-`. Where a line of text begins
             with several, as in `iris: dwarf: ...`, the longest is meant.
+        names_place (`str`): where an error says that the class names stand, such as their file.
 
     Returns:
         `dict[str, list[str]]`: the sentences of the classes that have any, under the names in `class_names`.
@@ -30,10 +33,10 @@ def read_descriptions(path: str | os.PathLike, class_names: Sequence[str]) -> di
         TypeError, ValueError: if the file can't be read, or its contents don't fit (see [`match_descriptions`]).
     """
     if os.fspath(path).lower().endswith(".txt"):
-        descriptions = _read_lines(path, class_names)
+        descriptions = _read_lines(path, class_names, names_place)
     else:
         descriptions = parse_json(path, read_text(path), '{"class": ["sentence", ...]}')
-    return _by_class(class_names, descriptions)
+    return _by_class(class_names, descriptions, os.fspath(path), names_place)
 
 
 def load_descriptions(source: str, class_names: Sequence[str], columns: Sequence[str] | None) -> dict[str, list[str]]:
@@ -123,12 +126,12 @@ def save_descriptions(path: str | os.PathLike, described: Iterable[tuple[str, Se
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def _by_class(class_names: Sequence[str], content: Any) -> dict[str, list[str]]:
-    matched = match_descriptions(class_names, content)
+def _by_class(class_names: Sequence[str], content: Any, *places: str) -> dict[str, list[str]]:
+    matched = match_descriptions(class_names, content, *places)
     return {name: sentences for name, sentences in zip(class_names, matched, strict=True) if sentences is not None}
 
 
-def _read_lines(path: str | os.PathLike, class_names: Sequence[str]) -> dict[str, list[str]]:
+def _read_lines(path: str | os.PathLike, class_names: Sequence[str], names_place: str) -> dict[str, list[str]]:
     keys = set(map(normalize_name, class_names))
     descriptions: dict[str, list[str]] = {}
     for number, line in enumerate(read_text(path).split("\n"), start=1):
@@ -140,6 +143,7 @@ def _read_lines(path: str | os.PathLike, class_names: Sequence[str]) -> dict[str
             raise ValueError(
                 f"{path}, line {number}, is {line[:80]!r}; expected 'class: sentence' with one of the "
                 f"{len(class_names)} class names ({abbreviate(class_names)})."
+                f"{contrast_spellings(parts[0].strip(), class_names, names_place)}"
             )
         end = ends[-1]  # names may hold colons themselves, and the longest one counts
         sentences = descriptions.setdefault(normalize_name(":".join(parts[:end])), [])

@@ -9,8 +9,8 @@ from typing import Any
 
 from ..files import write_whole
 from ..plots import plot_confusion
-from .predictions import ANSWER, WAYS, Predictions
-from .results import classes_to_draw
+from .predictions import ANSWER, BASELINE, MAIN_WAYS, WAYS, Predictions
+from .results import COMPARISONS, classes_to_draw
 
 
 RESULTS = "results.json"
@@ -24,17 +24,34 @@ COLUMNS = {
 }
 
 
-def ways_table(report: Mapping[str, Any]) -> str:
-    """The ways side by side, as a table in Markdown, and what its numbers are."""
-    rows = [["in percent", "top-1 (95 % interval)", "less the answer's", *COLUMNS.values()]]
-    for way in report["ways"].values():
-        difference = "-"
-        if "difference" in way:
-            difference = f"{100 * way['difference']:+.1f} ({_span(way['difference_interval'], '+.1f')})"
+def ways_table(report: Mapping[str, Any], show_all: bool = False) -> str:
+    """The ways side by side, those of `MAIN_WAYS` or all, as a table in Markdown, and what its numbers are."""
+    ways = {way: report["ways"][way] for way in _shown(report, show_all)}
+    reference = BASELINE if BASELINE in ways else ANSWER
+    title = ways[reference]["title"]
+    rows = [["in percent", "top-1 (95 % interval)", f"against {title} (+ is better)", *COLUMNS.values()]]
+    for way in ways.values():
         top1 = f"{_percent(way['accuracy'])} ({_span(way['accuracy_interval'], '.1f')})"
-        rows.append([way["title"], top1, difference, *(_percent(way[name]) for name in COLUMNS)])
-    answer = report["ways"][ANSWER]["title"]
-    return f"{_table(rows)}\n\nDifferences are to: {answer}. Intervals: 95 %, percentile bootstrap over images."
+        rows.append([way["title"], top1, _gain(way, reference), *(_percent(way[name]) for name in COLUMNS)])
+    note = "Intervals: 95 %, percentile bootstrap over images."
+    if len(ways) == 1:  # there is nothing to compare it with
+        return f"{_table([row[:2] + row[3:] for row in rows])}\n\n{note}"
+    return (
+        f"{_table(rows)}\n\nPlus and minus: percentage points of top-1 above and below {title}. Where their interval "
+        f"holds 0, the difference may be chance. {note}"
+    )
+
+
+def _shown(report: Mapping[str, Any], show_all: bool) -> list[str]:
+    return [way for way in report["ways"] if show_all or way in MAIN_WAYS]
+
+
+def _gain(way: Mapping[str, Any], reference: str) -> str:
+    """What a way gains over another, with the interval; a dash for that other."""
+    name = COMPARISONS[reference]
+    if name not in way:
+        return "-"
+    return f"{100 * way[name]:+.1f} ({_span(way[f'{name}_interval'], '+.1f')})"
 
 
 def classes_table(report: Mapping[str, Any], ways: Sequence[str], limit: int | None = None) -> str:
@@ -54,28 +71,36 @@ def pairs_table(report: Mapping[str, Any], limit: int) -> str:
 
 def describe_images(report: Mapping[str, Any]) -> str:
     """How many images were measured, and what was left out, in a sentence."""
-    text = f"{report['num_images']} images of {len(report['classes'])} of {len(report['class_names'])} classes"
+    count = len(report["classes"])
+    total = len(report["class_names"])
+    which = f"all {total}" if count == total else f"{count} of the {total}"
+    text = f"{report['num_images']} images of {which} classes"
     counts = {"unreadable": report["num_unreadable"], "without a label": report["num_unlabelled"]}
     left_out = " and ".join(f"{count} {kind}" for kind, count in counts.items() if count)
     return f"{text}; left out: {left_out}." if left_out else f"{text}."
 
 
-def describe_left_out(report: Mapping[str, Any]) -> str:
-    """The ways that weren't computed, a line each."""
-    return "\n".join(f"- {WAYS[way]}: left out, {reason}" for way, reason in report["left_out"].items())
+def describe_left_out(report: Mapping[str, Any], show_all: bool = False) -> str:
+    """The ways, of `MAIN_WAYS` or all, that weren't computed, and those that aren't shown, a line each."""
+    shown = WAYS if show_all else MAIN_WAYS
+    lines = [f"- {WAYS[way]}: left out, {reason}" for way, reason in report["left_out"].items() if way in shown]
+    hidden = "; ".join(way["title"] for name, way in report["ways"].items() if name not in shown)
+    if hidden:
+        lines.append(f"- in {RESULTS}, and here with --all: {hidden}")
+    return "\n".join(lines)
 
 
-def report_page(report: Mapping[str, Any]) -> str:
-    """The report as a page in Markdown, which shows the picture beside it."""
+def report_page(report: Mapping[str, Any], show_all: bool = False) -> str:
+    """The report, with the ways of `MAIN_WAYS` or all, as a page in Markdown, which shows the picture beside it."""
     pairs = pairs_table(report, NUM_PAIRS) if report["confused_pairs"] else "No image was taken for another class."
     parts = [
         f"# {report['model']} on {report['dataset']}",
         describe_images(report),
-        ways_table(report),
-        describe_left_out(report),
-        "They say how far another draw of such images might move a number, and nothing of another run of training.",
+        ways_table(report, show_all),
+        describe_left_out(report, show_all),
+        "The intervals cover other draws of such images, not other runs of training.",
         "## Classes",
-        classes_table(report, list(report["ways"])),
+        classes_table(report, _shown(report, show_all)),
         _without_images(report),
         f"## Most confused, by {report['ways'][ANSWER]['title']}",
         pairs,
@@ -103,15 +128,20 @@ def check_results_dir(folder: str | os.PathLike, argument: str = "output_dir") -
         raise ValueError(f"{argument} {folder} already holds {', '.join(earlier)}; choose another folder.")
 
 
-def write_results(folder: str | os.PathLike, report: Mapping[str, Any], predictions: Predictions) -> None:
-    """Write a report by [`make_report`] as `results.json`, `results.md` and `confusion.png`, each as a whole."""
+def write_results(
+    folder: str | os.PathLike, report: Mapping[str, Any], predictions: Predictions, show_all: bool = False
+) -> None:
+    """Write a report by [`make_report`] as `results.json`, `results.md` and `confusion.png`, each as a whole.
+
+    `show_all` makes `results.md` show all ways, not only those of `MAIN_WAYS`; `results.json` always has all.
+    """
     predicted = predictions.logits[ANSWER].argmax(1)
     classes = classes_to_draw(predictions.labels, predicted)
     picture = io.BytesIO()
     plot_confusion(picture, predictions.labels, predicted, classes, report["class_names"])
     contents = {
         PICTURE: picture.getvalue(),
-        PAGE: report_page(report),
+        PAGE: report_page(report, show_all),
         RESULTS: json.dumps(report, indent=2, ensure_ascii=False) + "\n",
     }
     # All are made before the first is written: an error in one leaves none.

@@ -30,8 +30,11 @@ WAYS = {
     "fused": ACCURACIES["adapted_accuracy"],
     "multi_crop": "crops, with the frozen head",
 }
-# The way in which the model answers, with which the others are compared.
+# The way in which the model answers, and the one that shows what it has gained.
 ANSWER = "fused"
+BASELINE = "zero_shot"
+# What a first look compares; the other ways are parts of the model.
+MAIN_WAYS = (BASELINE, "cupl", ANSWER)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,14 @@ import transformers
 
 from .. import __version__
 from ..metrics import classification_metrics
-from .predictions import ANSWER, WAYS, Predictions
+from .predictions import ANSWER, BASELINE, WAYS, Predictions
 
 
 RESAMPLES = 10_000
 PERCENTILES = (2.5, 97.5)
 MAX_CLASSES = 20  # in a picture
+# How the accuracy of a way compared with that of another is called, by that other.
+COMPARISONS = {ANSWER: "difference", BASELINE: "gain"}
 
 
 @dataclass(frozen=True)
@@ -106,20 +108,23 @@ def make_report(predictions: Predictions, facts: EvaluationFacts, seed: int = 0)
 def _measure_ways(
     predictions: Predictions, predicted: Mapping[str, np.ndarray], titles: Mapping[str, str], seed: int
 ) -> dict[str, Any]:
-    """The metrics of each way, and how much its accuracy differs from that of the model's answer."""
+    """The metrics of each way, and how much its accuracy differs from that of the ways in `COMPARISONS`."""
     correct = np.stack([classes == predictions.labels for classes in predicted.values()], 1)
     drawn = bootstrap_accuracies(correct, seed=seed)
-    answer = list(predicted).index(ANSWER)
+    columns = {way: column for column, way in enumerate(predicted)}
     ways = {}
-    for column, (way, scores) in enumerate(predictions.logits.items()):
+    for way, scores in predictions.logits.items():
+        column = columns[way]
         ways[way] = {
             "title": titles.get(way, WAYS[way]),
             **classification_metrics(scores, predictions.labels),
             "accuracy_interval": _interval(drawn[:, column]),
         }
-        if way != ANSWER:
-            ways[way]["difference"] = float(correct[:, column].mean() - correct[:, answer].mean())
-            ways[way]["difference_interval"] = _interval(drawn[:, column] - drawn[:, answer])
+        for reference, name in COMPARISONS.items():
+            if way != reference and reference in columns:
+                other = columns[reference]
+                ways[way][name] = float(correct[:, column].mean() - correct[:, other].mean())
+                ways[way][f"{name}_interval"] = _interval(drawn[:, column] - drawn[:, other])
     return ways
 
 

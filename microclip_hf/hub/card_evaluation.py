@@ -29,9 +29,12 @@ def read_card(folder: str | os.PathLike) -> ModelCard:
         raise ValueError(f"The metadata of {path} can't be read; correct or remove it. ({error})") from error
 
 
-def add_results(card: ModelCard, folder: str | os.PathLike, report: Mapping[str, Any], **dataset: Any) -> None:
+def add_results(
+    card: ModelCard, folder: str | os.PathLike, report: Mapping[str, Any], show_all: bool = False, **dataset: Any
+) -> None:
     """Write a report of `make_report` into a model's card; results of the same data set are replaced, others stay.
 
+    Its table has all ways (`show_all`), or those of `MAIN_WAYS`.
     `dataset` is how the Hub's metadata call it: `dataset_type`, `dataset_name`, and perhaps `dataset_config`,
     `dataset_split` and `dataset_revision`.
     """
@@ -44,7 +47,7 @@ def add_results(card: ModelCard, folder: str | os.PathLike, report: Mapping[str,
     card.data.eval_results = others + results
     # Without a name huggingface_hub can't write results.
     card.data.model_name = card.data.model_name or os.path.basename(os.path.abspath(folder))
-    content = f"{describe_images(report)} Labels only measure.\n\n{ways_table(report)}\n"
+    content = f"{describe_images(report)} Labels only measure.\n\n{ways_table(report, show_all)}\n"
     card.text = _with_section(card.text, f"## Measured on {report['dataset']}", content)
     save_card(card, Path(folder))
 

@@ -72,12 +72,12 @@ def write_record(trainer: Trainer, tested: PredictionOutput | None = None) -> No
     folder = Path(trainer.args.output_dir)
     class_names = trainer.model.config.class_names
     dataset = images_of(trainer.train_dataset)
-    files, are_files = image_names(dataset)
+    files, root = _name_images(dataset, trainer.card_facts.dataset)
     (folder / REPORT_DIR).mkdir(exist_ok=True)
     # Those of an earlier run, which this one went on from, wouldn't all be written over.
     for name in (REPORT, LABELS, TEST_LABELS):
         (folder / name).unlink(missing_ok=True)
-    facts = _collect_facts(trainer, dataset, are_files)
+    facts = _collect_facts(trainer, dataset, root)
     write_whole(folder / FACTS, json.dumps(facts, indent=1, ensure_ascii=False))
     seen = trainer.diagnostics
     if len(seen.pseudo_labels):
@@ -86,7 +86,8 @@ def write_record(trainer: Trainer, tested: PredictionOutput | None = None) -> No
     swaps = [(class_names[old], class_names[new], count) for old, new, count in seen.swaps.tolist()]
     _write_csv(folder / SWAPS, pd.DataFrame(swaps, columns=SWAP_COLUMNS, dtype=object))
     if tested is not None:
-        test_files, _ = image_names(trainer.eval_datasets.prepare(trainer.eval_dataset))
+        test_dataset = trainer.eval_datasets.prepare(trainer.eval_dataset)
+        test_files, _ = _name_images(test_dataset, trainer.card_facts.test_dataset)
         probabilities = torch.tensor(tested.predictions).float().softmax(-1)
         test_files = test_files[: len(probabilities)]  # a last batch may have been dropped
         labels = probabilities.argmax(-1)
@@ -128,15 +129,30 @@ def read_record(folder: str | os.PathLike) -> RunRecord:
     )
 
 
-def _collect_facts(trainer: Trainer, dataset: Any, are_files: bool) -> dict[str, Any]:
+def _name_images(dataset: Any, source: str | None) -> tuple[list[str], str | None]:
+    """What the images are called, and the folder that these names are relative to, `None` where they aren't files.
+
+    Files that all lie in the folder `source` are called as `microclip predict` calls them, relative to it. Otherwise
+    they are called as they were given, perhaps relative to the folder of this process.
+    """
+    names, are_files = image_names(dataset)
+    if not are_files:
+        return names, None
+    root = os.path.abspath(source or os.curdir)
+    paths = [Path(os.path.abspath(name)) for name in names]
+    if source is None or not all(path.is_relative_to(root) for path in paths):
+        return names, os.getcwd()
+    return [path.relative_to(root).as_posix() for path in paths], root
+
+
+def _collect_facts(trainer: Trainer, dataset: Any, root: str | None) -> dict[str, Any]:
     model = trainer.card_facts.base_model
     return {
         # A folder's whole path, which stays true elsewhere.
         "model": os.path.abspath(model) if model is not None and os.path.exists(model) else model,
         "images": trainer.card_facts.dataset,
         "num_images": None if dataset is None else len(dataset),
-        # Names of files are as they were given, perhaps relative to this folder.
-        "root": os.getcwd() if are_files else None,
+        "root": root,
         "settings": [(name, str(value)) for name, value in run_settings(trainer.model.config, trainer.args)],
         "versions": versions(),
         "finished": datetime.datetime.now().astimezone().isoformat(" ", "minutes"),
@@ -209,9 +225,12 @@ def _read_csv(path: Path, columns: Sequence[str]) -> list[list[str]]:
         raise ValueError(
             f"{path} begins with {','.join(head)!r}; expected {','.join(columns)!r}, as the run wrote it."
         )
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
         if len(row) != len(head):
-            raise ValueError(f"{path} has a row of {len(row)} cells; expected {len(head)}, as the run wrote it.")
+            raise ValueError(
+                f"{path} isn't as the run wrote it: row {number} has {len(row)} values for {len(head)} columns. "
+                "Take the file from a copy."
+            )
     return rows
 
 

@@ -203,14 +203,14 @@ def check_checkpoint(
         wanted = vars(config)[name]
         if saved != wanted:
             raise ValueError(
-                f"The checkpoint {checkpoint} has {name}={saved!r}, this run {wanted!r}. Resume with the settings "
-                "that the run began with."
+                f"The run that wrote {checkpoint} had {name}={saved!r}, and now it is {wanted!r}. Resume with the "
+                "settings that it began with."
             )
     head = _read_weight(checkpoint, PRIOR_HEAD)
     if head is not None and (head.shape != prior_head.shape or (head - prior_head).abs().max() > SAME_HEAD):
         raise ValueError(
-            f"The checkpoint {checkpoint} has another frozen head than this run: its CLIP, its descriptions or its "
-            "templates were others. Resume with those that the run began with."
+            f"The run that wrote {checkpoint} began with another CLIP, other descriptions or other templates. Resume "
+            "with those, or start a new run in another folder."
         )
     _check_images(checkpoint, images)
 
@@ -224,12 +224,12 @@ def _check_images(checkpoint: str, images: Mapping[str, str]) -> None:
     advice = "Resume with the images that it began with, or start a new run in another folder."
     if saved.get("num_images", images.get("num_images")) != images.get("num_images"):
         raise ValueError(
-            f"The checkpoint {checkpoint} was made with {saved['num_images']} images, and there are "
-            f"{images.get('num_images', 'a stream of them')} now. {advice}"
+            f"The run that wrote {checkpoint} began with {saved['num_images']} images, and now there are "
+            f"{images.get('num_images', 'as many as a stream gives')}. {advice}"
         )
     if saved.get("image_names", images.get("image_names")) != images.get("image_names"):
         raise ValueError(
-            f"The checkpoint {checkpoint} was made with other images, or in another order: names differ. {advice}"
+            f"The run that wrote {checkpoint} began with images of other names, or in another order. {advice}"
         )
 
 
@@ -253,7 +253,8 @@ def check_classes(checkpoint: str, class_names: list[str]) -> None:
         return
     pairs = itertools.zip_longest(saved, class_names)
     index, (old, new) = next((index, pair) for index, pair in enumerate(pairs) if pair[0] != pair[1])
+    before, now = ("missing" if name is None else repr(name) for name in (old, new))
     raise ValueError(
-        f"The checkpoint {checkpoint} has {len(saved)} classes, this run {len(class_names)}; number {index + 1} is "
-        f"{old!r} there and {new!r} here. Resume with the class names that the run began with, in their order."
+        f"The run that wrote {checkpoint} had other class names: number {index + 1} was {before} and is now {now}. "
+        "Resume with the class names that the run began with, in their order."
     )
