@@ -27,6 +27,31 @@ from .options import ImageOptions
 # Options that a run's errors speak of.
 RUN_OPTIONS = ("output_dir", "resume_from_checkpoint", "hub_model_id", "push_to_hub")
 CONFIG = {"help": "YAML file of settings named like these options, which override it."}
+# What --help shows; --help_all shows the rest.
+HELP_GROUPS = {
+    "model and images": (
+        "model_name_or_path",
+        "train_dir",
+        "dataset_name",
+        "dataset_split",
+        "preset",
+        "test_dir",
+    ),
+    "texts": ("class_names", "descriptions", "templates"),
+    "recipe, how it learns": (
+        "num_train_epochs",
+        "per_device_train_batch_size",
+        "learning_rate",
+        "num_crops",
+        "distribution_alignment",
+        "fairness_weight",
+        "prior_refresh",
+        "bf16",
+        "use_cpu",
+        "seed",
+    ),
+    "output": ("output_dir", "report", "resume_from_checkpoint", "push_to_hub", "config"),
+}
 
 
 @dataclass
@@ -34,11 +59,11 @@ class AdaptArguments(ImageOptions):
     """The model to start from, the images and the texts."""
 
     TEST_SPLIT: ClassVar[str] = "test_split"
-    model_name_or_path: str = HfArg(help="A CLIP: Hub id or folder.")
+    model_name_or_path: str = HfArg(help="The CLIP to start from: Hub id or folder.")
     train_dir: str | None = HfArg(
         default=None,
-        help="Images to adapt to: a folder of them, or of Arrow, Parquet or WebDataset (.tar) files; with a preset in "
-        "sub-folders named like its classes.",
+        help="Folder of images to adapt to. It may hold Arrow, Parquet or WebDataset (.tar) files; with a preset the "
+        "images lie in sub-folders named like its classes.",
     )
     test_split: str | None = HfArg(default=None, help="Split of --dataset_name to measure accuracy on.")
     streaming: bool = HfArg(default=False, help="Read images while training; needs --max_steps.")
@@ -49,9 +74,7 @@ class AdaptArguments(ImageOptions):
     descriptions_columns: list[str] | None = HfArg(
         default=None, help="Its columns of class names and of sentences, as in: class sentences."
     )
-    report: bool = HfArg(
-        default=True, help="Write report.html: curves and images to look at, for a run without labels."
-    )
+    report: bool = HfArg(default=True, help="Write report.html, curves and images to look at. It needs no labels.")
     license: str | None = HfArg(default=None, help="The result's licence, for its card, as in 'mit'.")
 
 
@@ -60,7 +83,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Check the input, build the model, and adapt it."""
     arguments = _expand_config(sys.argv[1:] if arguments is None else arguments)
     dataclasses = (AdaptArguments, MicroCLIPTrainingArguments)
-    options, training_args, _ = read_options("adapt", __doc__, dataclasses, arguments, **{"--config": CONFIG})
+    # In Python `output_dir` has a default; here, one folder for every run would take them for one.
+    others = {"required": ["output_dir"], "--config": CONFIG}
+    options, training_args, _ = read_options("adapt", __doc__, dataclasses, arguments, HELP_GROUPS, **others)
     overrides, checkpoint = _check_options(options, training_args)
     texts, train_dataset, test_dataset = _read_input(options, training_args, checkpoint)
     model, heads = load_clip(options.model_name_or_path, texts, overrides)
@@ -78,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _expand_config(arguments: list[str]) -> list[str]:
     """The settings of `--config` as options, before those that are given."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
+    parser.add_argument("--config", nargs="?")
     namespace, rest = parser.parse_known_args(arguments)
     path = namespace.config
     if path is None:
