@@ -104,6 +104,11 @@ def test_an_existing_result_is_not_overwritten(inputs, tmp_path):
         ("templates", "a photo", "no '{}'"),
         ("streaming", "true", "--streaming true needs --max_steps"),
         ("dataset_name", "user/photos", "either --train_dir or --dataset_name"),
+        (
+            "eval_strategy",
+            "epoch",
+            "--eval_strategy needs images with labels; pass them with --test_dir or --test_split",
+        ),
     ],
 )
 def test_bad_input_is_found_before_the_model_is_loaded(inputs, tmp_path, option, content, message, monkeypatch):
@@ -114,6 +119,15 @@ def test_bad_input_is_found_before_the_model_is_loaded(inputs, tmp_path, option,
         content = tmp_path / "file"
     with pytest.raises(SystemExit, match=message):
         adapt.main(flags(inputs, tmp_path / "out", **{option: content}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapted_model_is_no_start(inputs, tmp_path, model):
+    model.save_pretrained(tmp_path / "adapted")
+    with pytest.raises(
+        SystemExit, match=r"adapted was adapted already; pass the CLIP .* --resume_from_checkpoint true"
+    ):
+        adapt.main(flags(inputs, tmp_path / "out", model_name_or_path=tmp_path / "adapted"))
     assert not (tmp_path / "out").exists()
 
 

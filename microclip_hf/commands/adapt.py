@@ -11,6 +11,7 @@ import yaml
 from datasets import Dataset, IterableDataset
 from transformers.hf_argparser import HfArg
 
+from ..configuration_microclip import MicroCLIPConfig
 from ..data.class_names import read_class_names
 from ..descriptions.files import load_descriptions
 from ..files import read_text
@@ -83,11 +84,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Check the input, build the model, and adapt it."""
     arguments = _expand_config(sys.argv[1:] if arguments is None else arguments)
     dataclasses = (AdaptArguments, MicroCLIPTrainingArguments)
-    # In Python `output_dir` has a default; here, one folder for every run would take them for one.
+    # In Python it has a default, "trainer_output", where nobody would look for a model.
     others = {"required": ["output_dir"], "--config": CONFIG}
     options, training_args, _ = read_options("adapt", __doc__, dataclasses, arguments, HELP_GROUPS, **others)
     overrides, checkpoint = _check_options(options, training_args)
     texts, train_dataset, test_dataset = _read_input(options, training_args, checkpoint)
+    if test_dataset is None and training_args.eval_strategy != "no":
+        raise ValueError("--eval_strategy needs images with labels; pass them with --test_dir or --test_split.")
     model, heads = load_clip(options.model_name_or_path, texts, overrides)
     images = options.train_dir or options.dataset_name
     facts = CardFacts(
@@ -129,7 +132,11 @@ def _check_options(
 ) -> tuple[dict[str, Any], str | None]:
     """Settings of the architecture, and the checkpoint to resume, if any; what is wrong before images are read."""
     options.check("train")
-    read_model_type(options.model_name_or_path)
+    if read_model_type(options.model_name_or_path) == MicroCLIPConfig.model_type:
+        raise ValueError(
+            f"--model_name_or_path {options.model_name_or_path} was adapted already; pass the CLIP that it was made "
+            "of. An interrupted run goes on with --resume_from_checkpoint true."
+        )
     if options.preset is None and options.class_names is None:
         raise ValueError("Pass the classes with --class_names, a text file with one name a line, or with --preset.")
     if options.test_split is not None and options.train_dir is not None:
