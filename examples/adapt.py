@@ -11,7 +11,7 @@ Adapt CLIP to a folder of images without labels.
 `names.txt` has one class name a line; `descriptions.json` is `{"class": ["sentence", ...]}` and may be left out.
 `--test_dir` with a sub-folder for each class measures accuracy; `--push_to_hub` uploads the result;
 `--resume_from_checkpoint true` continues an interrupted run; `--config settings.yaml` reads options from a file;
-`--help` lists every setting.
+`--help` lists the main settings, `--help_all` every one.
 
 Without any argument it shows itself on rendered birds, with no download: `examples/configs/birdworld.yaml`.
 """

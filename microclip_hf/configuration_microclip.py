@@ -336,8 +336,8 @@ def _read_image_processor(source: str, hub_kwargs: dict[str, Any]) -> BaseImageP
     except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"The image processor of {source!r} can't be loaded: {textwrap.shorten(str(error), 200)} Mend its "
-            "preprocessor_config.json (image_processor_type is the name of a class in transformers), or pass "
-            "image_processor= to from_clip."
+            "preprocessor_config.json (image_processor_type is the name of a class in transformers), or in "
+            "Python pass image_processor= to from_clip."
         ) from error
 
 

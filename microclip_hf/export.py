@@ -95,7 +95,7 @@ def _usage_metadata(model: MicroCLIPForImageClassification) -> dict[str, str]:
         raise ValueError(
             f"The model's image processor has {differing or {'size': settings.get('size')}}; an exported model's "
             f"images are resized by their shortest_edge (bicubic) and cropped to the model's {size} x {size} pixels. "
-            "Set model.image_processor accordingly."
+            "Change its preprocessor_config.json, or model.image_processor in Python."
         )
     facts = {
         "class_names": model.config.class_names,

@@ -182,6 +182,18 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
+def check_new_file(path: str, option: str) -> None:
+    """Refuse a file that exists or that can't be written, before long work; `option` says what it was named with."""
+    if not path:
+        raise ValueError(f"{option} is empty; pass the name of a file.")
+    if os.path.lexists(path):
+        raise ValueError(f"{option} {path} exists already; choose another name.")
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise ValueError(f"{option} {path}: there is no folder {folder}; make it.")
+    check_writable(folder, f"{option}: the folder")
+
+
 def check_writable(folder: str | os.PathLike, argument: str = "output_dir") -> None:
     """Refuse a folder, or the nearest one that exists, that files can't be written to; `argument` says whose it is."""
     try:

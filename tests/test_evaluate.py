@@ -486,7 +486,6 @@ def test_a_card_that_cannot_be_written_is_found_first(inputs, tmp_path, text, me
         (plain, {"num_crops": -1}, "--num_crops is -1; it must be 0 or more"),
         (plain, {"batch_size": 0}, "--batch_size is 0; it must be 1 or more"),
         (plain, {"device": "abacus"}, "--device abacus can't be used"),
-        (plain, {"test_dri": "test"}, "no setting --test_dri; did you mean --test_dir"),
         (adapted, {"clip": "no/clip"}, "no/clip can't be loaded"),
         (plain, {"model_name_or_path": "list"}, "list.config.json holds a list"),
         (plain, {"config_overrides": "3"}, "--config_overrides 3 is no JSON object"),

@@ -224,8 +224,6 @@ def test_errors_of_the_command(clip_folder, tmp_path, monkeypatch):
         run_microclip(monkeypatch, f"{command} {clip_folder}")
     with pytest.raises(SystemExit, match=r"microclip export: .*no-folder"):
         run_microclip(monkeypatch, f"{command} {tmp_path / 'no-folder'}")
-    with pytest.raises(SystemExit, match="--int4"):
-        run_microclip(monkeypatch, f"{command} {clip_folder} --int4 true")
     assert not list(tmp_path.iterdir())
 
 

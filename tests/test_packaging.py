@@ -132,7 +132,7 @@ def test_the_extra_train_alone(wheel, inputs, clip_folder, tmp_path):
     fresh = Fresh(tmp_path, wheel, "train")
     commands = [name for name, (_, extra) in COMMANDS.items() if extra == "train"]
     usage = {name: fresh.microclip(name, "--help") for name in commands}
-    assert "--train_dir" in usage["adapt"] and "birdsnap" in usage["adapt"] and "--base_url" in usage["describe"]
+    assert "--train_dir" in usage["adapt"] and "birdsnap" in usage["evaluate"] and "--base_url" in usage["describe"]
     texts = {"descriptions": inputs / "descriptions.json", "test_dir": inputs / "test", "config_overrides": UNIFORM}
     assert "says of the first image" in fresh.microclip("adapt", *flags(inputs, tmp_path / "out", **texts))
     assert "Written" in fresh.microclip("report", "out")

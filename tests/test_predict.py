@@ -180,7 +180,6 @@ ERRORS = {  # Arguments, and what the error says.
     "no folder": ("photos --model {adapted} --output new/a.csv", "there is no folder new; make it"),
     "batch size": ("photos --model {adapted} --batch_size 0", "--batch_size is 0; pass 1 or more"),
     "device": ("photos --model {adapted} --device gpu", "--device gpu can't be used here"),
-    "typing error": ("photos --model {adapted} --outptu a.csv", "no setting --outptu; did you mean --output?"),
     "no photos": ("empty --model {adapted}", "empty holds no image files"),
     "no source": ("photo --model {adapted}", "photo is no file or folder here"),
     "no match": ("photos/*.gif --model {adapted}", "photos/*.gif is no file or folder here, and no file matches"),
@@ -197,12 +196,6 @@ def test_errors_say_what_to_do_and_leave_files_alone(adapted, clip_folder, photo
     assert error.startswith("microclip predict: ") and message in error
     assert {path.name for path in Path().iterdir()} == {"photos", "empty", "old.csv"}
     assert Path("old.csv").read_text() == "old"
-
-
-def test_usage_errors_end_with_2(photos, capsys):
-    assert run("photos") == 2
-    assert run("--model", "adapted") == 2
-    assert "photos" in capsys.readouterr().err
 
 
 def test_interrupted_there_is_no_file_by_the_final_name(adapted, photos, monkeypatch, capsys):

@@ -95,6 +95,7 @@ COMMANDS = [
     f"{EVALUATE} --dataset_name user/photos --dataset_split test --image_column image --label_column label",
     f"{EVALUATE} --preset cub --dataset_config default",
     "predict photos/ --model adapted --output labels.csv",
+    "explain photo.png --model adapted --output why.png --show fg_attention",
     "push adapted --repo_id me/birds --private",
     "export --model_name_or_path adapted --output adapted.onnx --int8 true",
     "report adapted/",

@@ -207,11 +207,3 @@ def test_folders_that_are_not_whole(saved, monkeypatch, name):
     damage(saved)
     with pytest.raises(SystemExit, match=f"(?s)microclip push: .*{message}"):
         push.main([str(saved), "--repo_id", "user/shapes"])
-
-
-def test_usage(saved, capsys):
-    with pytest.raises(SystemExit) as end:
-        push.main([str(saved)])
-    assert end.value.code == 2 and "--repo_id" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match=r"no setting --repoid; did you mean --repo_id\?"):
-        push.main([str(saved), "--repo_id", "a", "--repoid", "b"])

@@ -1,23 +1,25 @@
 """The command line: `microclip <command>`; `microclip <command> --help` explains one."""
 
 import contextlib
-import difflib
 import importlib
 import io
 import os
 import sys
 import warnings
-from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from tqdm import tqdm
-from transformers import HfArgumentParser
+
+from .. import __version__
+from .parser import OptionParser, UsageError
 
 
-INTERRUPTED = 130  # the exit code after Ctrl-C
+# Exit codes
+USAGE_ERROR = 2
+INTERRUPTED = 130  # after Ctrl-C
 # Set to anything, this variable shows the traceback of what is expected too.
 TRACEBACK = "MICROCLIP_TRACEBACK"
 # What is wrong with the input, the machine or the network, mostly; any other exception is a mistake of ours.
@@ -29,6 +31,7 @@ COMMANDS = {
     "describe": ("let a language model write the descriptions of classes", "train"),
     "evaluate": ("measure a model on images with labels, in every way that it can predict", "train"),
     "predict": ("label a folder of photos, as a CSV file", "train"),
+    "explain": ("show where a model looked in a photo, and what it said", "train"),
     "push": ("upload an adapted model to the Hub", "train"),
     "export": ("write an adapted model as one ONNX file", "onnx"),
 }
@@ -41,6 +44,9 @@ def main() -> None:
     usage = f"usage: microclip <command> [options]\n\ncommands:\n{listing}\n\nmicroclip <command> --help explains one."
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage)
+        return
+    if arguments[0] in ("-V", "--version"):
+        print(f"microclip {__version__}")
         return
     if arguments[0] not in COMMANDS:
         sys.exit(f"microclip: there is no command {arguments[0]!r}\n\n{usage}")
@@ -71,6 +77,9 @@ def command_frame(command: str, interrupted: str) -> Iterator[None]:
         _close_bars()
         print(f"microclip {command}: interrupted; {str(interrupt) or interrupted}.", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except UsageError as error:
+        print(f"microclip {command}: {error}", file=sys.stderr)
+        sys.exit(USAGE_ERROR)
     except EXPECTED as error:
         if _is_unread(sys.stdout):  # as of `| head`; what is still buffered has nowhere to go
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -107,42 +116,22 @@ def _describe(error: Exception) -> str:
     return text
 
 
-class HelpFormatter(ArgumentDefaultsHelpFormatter):
-    """Help that shows the defaults that say something."""
-
-    def _get_help_string(self, action: Action) -> str | None:
-        # A help text that speaks of its default says what stands for `None`.
-        silent = action.default in (None, SUPPRESS, "", []) or "efault" in (action.help or "")
-        return action.help if silent else super()._get_help_string(action)
-
-
 def read_options(
     command: str,
     description: str | None,
     options: type | tuple[type, ...],
     arguments: list[str] | None,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    required: Sequence[str] = (),
     **others: dict[str, Any],
 ) -> tuple[Any, ...]:
     """What a command is called with: an instance of each dataclass, then, if there are others, a namespace of these.
 
-    `others` are what no dataclass can say, such as a folder: what `add_argument` takes, by name. An option that
-    doesn't exist is an error, which says which name is the nearest.
+    The rest goes to [`OptionParser`]; `others` are what no dataclass can say, such as a folder. A [`UsageError`] says
+    what can't be read.
     """
-    parser = HfArgumentParser(
-        options,
-        prog=f"microclip {command}",
-        description=description,
-        allow_abbrev=False,  # what abbreviates one option today may abbreviate two tomorrow
-        formatter_class=HelpFormatter,
-    )
-    for name, settings in others.items():
-        parser.add_argument(name, **settings)
-    *parsed, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-    for option in unknown:
-        near = difflib.get_close_matches(option, parser._option_string_actions, 1)
-        advice = f"did you mean {near[0]}?" if near else "--help lists all settings."
-        raise ValueError(f"There is no setting {option}; {advice}")
-    return tuple(parsed)
+    parser = OptionParser(command, description, options, groups, required, others)
+    return parser.parse_args_into_dataclasses(arguments)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import yaml
 from datasets import Dataset, IterableDataset
 from transformers.hf_argparser import HfArg
 
+from ..configuration_microclip import MicroCLIPConfig
 from ..data.class_names import read_class_names
 from ..descriptions.files import load_descriptions
 from ..files import read_text
@@ -27,6 +28,31 @@ from .options import ImageOptions
 # Options that a run's errors speak of.
 RUN_OPTIONS = ("output_dir", "resume_from_checkpoint", "hub_model_id", "push_to_hub")
 CONFIG = {"help": "YAML file of settings named like these options, which override it."}
+# What --help shows; --help_all shows the rest.
+HELP_GROUPS = {
+    "model and images": (
+        "model_name_or_path",
+        "train_dir",
+        "dataset_name",
+        "dataset_split",
+        "preset",
+        "test_dir",
+    ),
+    "texts": ("class_names", "descriptions", "templates"),
+    "recipe, how it learns": (
+        "num_train_epochs",
+        "per_device_train_batch_size",
+        "learning_rate",
+        "num_crops",
+        "distribution_alignment",
+        "fairness_weight",
+        "prior_refresh",
+        "bf16",
+        "use_cpu",
+        "seed",
+    ),
+    "output": ("output_dir", "report", "resume_from_checkpoint", "push_to_hub", "config"),
+}
 
 
 @dataclass
@@ -34,11 +60,11 @@ class AdaptArguments(ImageOptions):
     """The model to start from, the images and the texts."""
 
     TEST_SPLIT: ClassVar[str] = "test_split"
-    model_name_or_path: str = HfArg(help="A CLIP: Hub id or folder.")
+    model_name_or_path: str = HfArg(help="The CLIP to start from: Hub id or folder.")
     train_dir: str | None = HfArg(
         default=None,
-        help="Images to adapt to: a folder of them, or of Arrow, Parquet or WebDataset (.tar) files; with a preset in "
-        "sub-folders named like its classes.",
+        help="Folder of images to adapt to. It may hold Arrow, Parquet or WebDataset (.tar) files; with a preset the "
+        "images lie in sub-folders named like its classes.",
     )
     test_split: str | None = HfArg(default=None, help="Split of --dataset_name to measure accuracy on.")
     streaming: bool = HfArg(default=False, help="Read images while training; needs --max_steps.")
@@ -49,9 +75,7 @@ class AdaptArguments(ImageOptions):
     descriptions_columns: list[str] | None = HfArg(
         default=None, help="Its columns of class names and of sentences, as in: class sentences."
     )
-    report: bool = HfArg(
-        default=True, help="Write report.html: curves and images to look at, for a run without labels."
-    )
+    report: bool = HfArg(default=True, help="Write report.html, curves and images to look at. It needs no labels.")
     license: str | None = HfArg(default=None, help="The result's licence, for its card, as in 'mit'.")
 
 
@@ -60,9 +84,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Check the input, build the model, and adapt it."""
     arguments = _expand_config(sys.argv[1:] if arguments is None else arguments)
     dataclasses = (AdaptArguments, MicroCLIPTrainingArguments)
-    options, training_args, _ = read_options("adapt", __doc__, dataclasses, arguments, **{"--config": CONFIG})
+    # In Python it has a default, "trainer_output", where nobody would look for a model.
+    others = {"required": ["output_dir"], "--config": CONFIG}
+    options, training_args, _ = read_options("adapt", __doc__, dataclasses, arguments, HELP_GROUPS, **others)
     overrides, checkpoint = _check_options(options, training_args)
     texts, train_dataset, test_dataset = _read_input(options, training_args, checkpoint)
+    if test_dataset is None and training_args.eval_strategy != "no":
+        raise ValueError("--eval_strategy needs images with labels; pass them with --test_dir or --test_split.")
     model, heads = load_clip(options.model_name_or_path, texts, overrides)
     images = options.train_dir or options.dataset_name
     facts = CardFacts(
@@ -78,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _expand_config(arguments: list[str]) -> list[str]:
     """The settings of `--config` as options, before those that are given."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
+    parser.add_argument("--config", nargs="?")
     namespace, rest = parser.parse_known_args(arguments)
     path = namespace.config
     if path is None:
@@ -104,7 +132,11 @@ def _check_options(
 ) -> tuple[dict[str, Any], str | None]:
     """Settings of the architecture, and the checkpoint to resume, if any; what is wrong before images are read."""
     options.check("train")
-    read_model_type(options.model_name_or_path)
+    if read_model_type(options.model_name_or_path) == MicroCLIPConfig.model_type:
+        raise ValueError(
+            f"--model_name_or_path {options.model_name_or_path} was adapted already; pass the CLIP that it was made "
+            "of. An interrupted run goes on with --resume_from_checkpoint true."
+        )
     if options.preset is None and options.class_names is None:
         raise ValueError("Pass the classes with --class_names, a text file with one name a line, or with --preset.")
     if options.test_split is not None and options.train_dir is not None:

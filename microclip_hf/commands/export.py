@@ -1,6 +1,5 @@
 """`microclip export`: an adapted model -> one ONNX file that classifies photos without torch and transformers."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from onnx.checker import ValidationError
 from transformers.hf_argparser import HfArg
 
 from ..export import export_onnx
+from ..files import check_new_file
 from ..loading import load_adapted
 from ..modeling_microclip import MicroCLIPForImageClassification
 from . import command_frame, read_options
@@ -29,8 +29,7 @@ class ExportArguments:
 def main(arguments: list[str] | None = None) -> None:
     """Load the model, write the file, and show that onnxruntime and PyTorch agree on it."""
     (options,) = read_options("export", __doc__, ExportArguments, arguments)
-    if os.path.exists(options.output):
-        raise ValueError(f"--output {options.output} exists already; choose another name.")
+    check_new_file(options.output, "--output")
     model = load_adapted(options.model_name_or_path)
     try:
         export_onnx(model, options.output, options.int8)

@@ -17,6 +17,18 @@ from . import naming_options
 
 
 @dataclass
+class AdaptedOptions:
+    """The model, and what it is computed on, of the commands that use an adapted one."""
+
+    model: str = HfArg(help="An adapted model: Hub id or folder.", aliases=["--model_name_or_path"])
+    # So that classes below can have fields without a default.
+    _: KW_ONLY
+    device: str | None = HfArg(
+        default=None, help="Such as cpu or cuda:1. Default: a GPU if there is one, else the CPU."
+    )
+
+
+@dataclass
 class ImageOptions:
     """The model, the images and the texts, of the commands that adapt and evaluate."""
 
@@ -24,20 +36,19 @@ class ImageOptions:
     TEST_SPLIT: ClassVar[str] = "dataset_split"
 
     model_name_or_path: str = HfArg(help="Hub id or folder.")
-    # So that classes below can have fields without a default.
     _: KW_ONLY
     preset: str | None = HfArg(
         default=None,
-        help=f"A benchmark by name ({', '.join(list_presets())}): its data set on the Hub, splits, columns, class "
-        "names and prompts; other options replace them.",
+        help=f"A benchmark by name. It is one of {', '.join(list_presets())}, and stands for its data set on the Hub, "
+        "splits, columns, class names and prompts; other options replace them.",
     )
     test_dir: str | None = HfArg(
         default=None,
-        help="Images to measure accuracy on, in sub-folders named like the classes, or Arrow, Parquet or WebDataset "
-        "(.tar) files with labels.",
+        help="Folder of images with labels, to measure accuracy on. They lie in sub-folders named like the classes, "
+        "or in Arrow, Parquet or WebDataset (.tar) files.",
     )
     dataset_name: str | None = HfArg(
-        default=None, help="Or a data set on the Hub, or the folder of a copy of its repository."
+        default=None, help="Or a data set on the Hub. The folder of a copy of its repository does too."
     )
     dataset_config: str | None = HfArg(default=None, help="Its configuration.")
     dataset_revision: str | None = HfArg(default=None, help="Its commit, branch or tag.")
@@ -54,8 +65,8 @@ class ImageOptions:
     )
     descriptions: str | None = HfArg(
         default=None,
-        help='JSON file {"class": ["sentence", ...]}, or .txt file of lines "class: sentence". Default: '
-        "the templates.",
+        help='File of sentences about each class. JSON {"class": ["sentence", ...]}, or .txt of lines "class: '
+        'sentence". Default: the templates.',
     )
     templates: list[str] | None = HfArg(
         default=None, help="Prompts with {} for the class name. Default: the preset's, or 'a photo of a {}.'"

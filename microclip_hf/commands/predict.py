@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import os
 import sys
 import warnings
 from collections import Counter
@@ -15,11 +14,12 @@ import torch
 from tqdm import tqdm
 from transformers.hf_argparser import HfArg
 
-from ..files import check_writable, whole_file
+from ..files import check_new_file, whole_file
 from ..loading import choose_device, load_adapted
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..prediction import find_photos, predict_photos
 from . import command_frame, read_options
+from .options import AdaptedOptions
 
 
 COLUMNS = ("file", "label", "score", "runner_up", "runner_up_score")
@@ -31,15 +31,11 @@ FEW_PHOTOS = 50
 
 
 @dataclass
-class PredictArguments:
-    """The model, the file, and what it is computed on."""
+class PredictArguments(AdaptedOptions):
+    """The model, and the file to write."""
 
-    model: str = HfArg(help="An adapted model: Hub id or folder.", aliases=["--model_name_or_path"])
     output: str | None = HfArg(default=None, help="The CSV file to write, which mustn't exist. Default: print it.")
     batch_size: int = HfArg(default=32, help="Photos classified at once.")
-    device: str | None = HfArg(
-        default=None, help="Such as cpu or cuda:1. Default: a GPU if there is one, else the CPU."
-    )
 
 
 @command_frame("predict", "the same command starts anew")
@@ -76,13 +72,7 @@ def _check(options: PredictArguments) -> torch.device:
     if options.batch_size < 1:
         raise ValueError(f"--batch_size is {options.batch_size}; pass 1 or more.")
     if options.output is not None:
-        if not options.output:
-            raise ValueError("--output is empty; pass the name of a file.")
-        if os.path.lexists(options.output):
-            raise ValueError(f"--output {options.output} exists already; choose another name.")
-        if not Path(options.output).parent.is_dir():
-            raise ValueError(f"--output {options.output}: there is no folder {Path(options.output).parent}; make it.")
-        check_writable(Path(options.output).parent, "--output: the folder")
+        check_new_file(options.output, "--output")
     return choose_device(options.device, "--device")
 
 

@@ -84,13 +84,19 @@ class MicroCLIPTrainingArguments(TrainingArguments):
     fairness_weight: float = field(default=1.0, metadata={"help": "Weight of the fairness loss."})
     prior_refresh: PriorRefresh = field(
         default="step",
-        metadata={"help": "Compute the multi-view prior at each step, or never again (three times as fast)."},
+        metadata={"help": "Compute the multi-view prior anew each step, or never. Never is three times as fast."},
     )
     autocast_pseudo_labels: bool = field(
         default=False, metadata={"help": "Label images in the precision of --bf16 or --fp16 too."}
     )
 
     # Saving and logging
+    output_dir: str | None = field(default=None, metadata={"help": "Folder for the result, checkpoints and logs."})
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "Go on from a checkpoint. Its folder, or true for the last one."},
+    )
+    push_to_hub: bool = field(default=False, metadata={"help": "Push the result to the Hub, once it is there."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between two log lines."})
