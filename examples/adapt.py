@@ -6,8 +6,10 @@ Adapt CLIP to a folder of images without labels.
         --train_dir photos/ \
         --class_names names.txt \
         --descriptions descriptions.json \
+        --distribution_alignment true \
         --output_dir adapted
 
+`accelerate launch` is for several devices; on one, `microclip adapt` does the same with the same options.
 `names.txt` has one class name a line; `descriptions.json` is `{"class": ["sentence", ...]}` and may be left out.
 `--test_dir` with a sub-folder for each class measures accuracy; `--push_to_hub` uploads the result;
 `--resume_from_checkpoint true` continues an interrupted run; `--config settings.yaml` reads options from a file;

@@ -4,6 +4,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ STAND_INS = {
     "me/birds": "user/birds",
 }
 ADAPT = """ --config_overrides '{"prior_weighting": "uniform"}' --num_train_epochs """
-PAGES = [("README.md", 13), ("docs/training.md", 6), ("docs/descriptions.md", 2)]
+PAGES = [("README.md", 14), ("docs/training.md", 6), ("docs/descriptions.md", 2)]
 PUSHED = {"README.md": {"user/birds"}, "docs/training.md": {"user/shapes"}, "docs/descriptions.md": set()}
 PLACES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/birdworld/README.md", "examples/space/README.md")
 APART = ("trust_remote_code", "--push_to_hub", "microclip push", "OPENAI_API_KEY")
@@ -82,17 +83,18 @@ def run_block_apart(language, block, hub, folder):
 def test_every_code_block(workplace, page, count, monkeypatch):
     """In their order, in one folder. `pip install` made this environment; `make demo` and the benchmarks have tests of
     their own; two processes on a CPU take the place of two GPUs, a Hub and an endpoint on loopback that of the real
-    ones. README's first `accelerate launch`, and what needs that Hub, several processes, or a Python without the
-    package, runs apart."""
+    ones. README's first adaptation, and what needs that Hub, several processes, or a Python without the package, runs
+    apart; its second one begins anew."""
     blocks = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == count
     monkeypatch.chdir(workplace)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it would also forbid endpoints
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", workplace / "hf")
     monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", workplace / "hf")
-    apart = (*APART, "--train_dir photos/ \\\n") if page == "README.md" else APART
+    first = blocks[1][1] if page == "README.md" else None
     with HubServer() as hub, ChatServer() as chat:
         for language, block in blocks:
+            is_apart = block == first or any(text in block for text in APART)
             if "git clone" in block or block == "make demo\n" or "benchmark_" in block:
                 continue
             for name, here in STAND_INS.items():
@@ -102,14 +104,16 @@ def test_every_code_block(workplace, page, count, monkeypatch):
                     file.unlink()
                 block, found = re.subn(r"--base_url \S+", f"--base_url {chat.base_url}", block)
                 block = block if found else f"{block.rstrip()} --base_url {chat.base_url}\n"
-            elif "examples/adapt.py" in block:
+            elif "microclip adapt" in block or "examples/adapt.py" in block:
+                if "--output_dir adapted\n" in block:
+                    shutil.rmtree("adapted", ignore_errors=True)
                 block = f"{block.rstrip()}{ADAPT}{2 if 'resume' in block else 1}\n"
             if "--config_file" in block:
                 block = re.sub(
                     r"accelerate launch --config_file \S+", "torchrun --standalone --nproc_per_node 2", block
                 )
                 run_block_apart(language, f"{block.rstrip()} --use_cpu true\n", hub, workplace)
-            elif any(text in block for text in apart):
+            elif is_apart:
                 run_block_apart(language, block, hub, workplace)
             else:
                 run_block(language, block, monkeypatch)
@@ -123,7 +127,7 @@ def test_every_code_block(workplace, page, count, monkeypatch):
 @pytest.mark.parametrize(
     ("page", "example", "command"),
     [
-        ("README.md", "adapt.py", r"accelerate launch.*?--output_dir adapted"),
+        ("README.md", "adapt.py", r"--model_name_or_path.*?--output_dir adapted"),
         ("README.md", "describe_classes.py", r"--class_names names.txt.*?--output descriptions.json"),
     ],
 )
