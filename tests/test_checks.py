@@ -311,5 +311,5 @@ def test_facts_of_images(inputs, clip_folder, tmp_path):
     photos = load_dataset("imagefolder", data_dir=str(inputs / "photos"), split="train")
     args = {"num_train_epochs": 1, "save_strategy": "epoch", "num_crops": 1}
     adapt(clip_folder, tmp_path, photos, **args)
-    with pytest.raises(ValueError, match="other images, or in another order"):
+    with pytest.raises(ValueError, match="images of other names, or in another order"):
         adapt(clip_folder, tmp_path, photos.select(range(47, -1, -1)), resume=True, **args)

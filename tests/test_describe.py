@@ -469,7 +469,6 @@ def test_similar_names():
         ("questions", "What is it?", "no '{}'"),
         ("extra_body", "{", "isn't JSON"),
         ("extra_body", "1", "must be a JSON object"),
-        ("num_sentence", 1, "did you mean --num_sentences"),
         ("model_name_or_path", "/none/clip", "--model_name_or_path /none/clip must be the Hub id or folder of a CLIP"),
     ],
 )

@@ -146,7 +146,7 @@ def test_a_prior_of_other_images_or_settings_is_refused(clip_folder, tmp_path):
             ValueError, match=r'holds a prior of .*"images": 20, .*Resume with what the run began with'
         ):
             adapt(clip_folder, tmp_path, prior_refresh="never", resume=True, **other)
-    with pytest.raises(ValueError, match="made with 20 images, and there are 9 now"):
+    with pytest.raises(ValueError, match="began with 20 images, and now there are 9"):
         adapt(clip_folder, tmp_path, prior_refresh="never", resume=True, num_images=9)
 
 
