@@ -243,16 +243,17 @@ def _describe_json_damage(file: Path) -> str | None:
 
 def describe_missing(source: str, hub_kwargs: dict[str, Any]) -> str | None:
     """Why there is no model to load, where that is known without asking the Hub; `None` for a folder and for what may
-    be a Hub id: `user/name` without a folder `user` here, or anything that is in the cache.
+    be a Hub id: `user/name`, unless a folder `user` here holds one with a name like it, or what is in the cache.
     """
-    may_be_id = re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) and not os.path.isdir(source.partition("/")[0])
-    if os.path.isdir(source) or may_be_id or checkpoint_files(source, CONFIG_FILES, hub_kwargs):
+    if os.path.isdir(source) or checkpoint_files(source, CONFIG_FILES, hub_kwargs):
         return None
     if os.path.isfile(source):
         return "that is a file; pass the folder that it lies in."
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     siblings = [entry.name for entry in path.parent.glob("*") if entry.is_dir()]
     near = difflib.get_close_matches(path.name, siblings, 1)
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) and not near:
+        return None
     advice = (
         f"did you mean {os.fspath(path.with_name(near[0]))!r}?" if near else "pass a folder, or a Hub id, user/name."
     )

@@ -26,7 +26,7 @@ def describe_problem(source: str) -> str | None:
         return missing
     try:
         _ask_hub(source)
-    except HfHubHTTPError:  # which whoever loads it explains
+    except (HfHubHTTPError, ValueError):  # which whoever loads it explains
         return None
     except HTTPError as error:
         return (
@@ -41,7 +41,8 @@ def announce_download(source: str) -> None:
     if os.path.isdir(source) or os.environ.get("RANK", "0") != "0":
         return
     try:
-        info = _ask_hub(source)
+        is_here = any(_is_cached(source, name) for name in WEIGHTS)
+        info = None if is_here else _ask_hub(source)
     except (HTTPError, OSError, ValueError):  # it's about a line to read, not about the model
         return
     size = _download_size(source, info) if info is not None else 0

@@ -11,22 +11,24 @@ from .text_heads import abbreviate
 
 
 Status = Literal["collapsed", "worse", "undecided", "better", "as expected"]
-# Effective classes, as shares of all: below the first a run has collapsed, below the second it may have. Of few
-# classes one may well be rare, so that a number decides.
+# Below this share of all classes in use a run has collapsed, unless more than so many are: photos may well show 40 of
+# 200 classes. Of two or three one may be rare.
 COLLAPSE_SHARE = 0.25
-DOUBT_SHARE = 0.5
+SURELY_IN_USE = 5
 MIN_EFFECTIVE_CLASSES = 1.5
+# Below this share it may have.
+DOUBT_SHARE = 0.5
 # Shares of images: where both heads agree on fewer, or more labels still change, nothing is settled.
 MIN_HEAD_AGREEMENT = 0.6
 MAX_LABEL_CHANGES = 0.2
 NEXT_STEPS: dict[Status, str] = {
-    "collapsed": "Don't use this model. Check that the class names and descriptions are about these images. Set "
-    "distribution_alignment to true if classes are about equally frequent; else lower learning_rate, or raise "
-    "fairness_weight.",
+    "collapsed": "Unless your images are so uneven, don't use this model. Check that the class names and descriptions "
+    "are about these images. Set distribution_alignment to true if classes are about equally frequent; else lower "
+    "learning_rate, or raise fairness_weight.",
     "worse": "Use CLIP itself, or try other settings.",
-    "undecided": "Before you use this model, look at the images of each class, or label some and measure it.",
+    "undecided": "Before you use this model, look at the images of each class, or measure it with more labels.",
     "better": "The command microclip evaluate says how sure this difference is.",
-    "as expected": "This is no proof: look at the images of each class, or label some and measure the model.",
+    "as expected": "This is no proof: look at the images of each class, or measure the model with some labels.",
 }
 
 
@@ -60,16 +62,19 @@ def judge(
         counts (`Sequence[int]`): images of each class by the last pseudo-labels; zeros where they aren't known.
         log_history (`Sequence[Mapping[str, float]]`): the Trainer's; of each value the last counts.
         results (`Mapping[str, float]`, *optional*): `zero_shot_accuracy`, `cupl_accuracy` and `adapted_accuracy`,
-            fractions, as far as they were measured; they go before every sign but a collapse.
+            fractions, as far as they were measured; they go before every sign, save that a model which isn't better
+            may have collapsed.
         undescribed (`Sequence[str]`): classes without descriptions, where others have some.
     """
     last = {name: value for entry in log_history for name, value in entry.items()}
     effective = count_effective(counts) if sum(counts) else last.get("effective_classes", math.nan)
-    status, reasons = _judge_accuracy(results or {}) or _judge_labels(last, effective, len(class_names))
-    if sum(counts) and sum(counts) < len(class_names) and status != "better":
-        status = "undecided"
-        reasons = f"{sum(counts)} images are too few to judge {len(class_names)} classes by"
-    elif has_collapsed(effective, len(class_names)):
+    measured = _judge_accuracy(results or {})
+    status, reasons = measured or _judge_labels(last, effective, len(class_names))
+    if sum(counts) and sum(counts) < len(class_names):
+        if measured is None:
+            status = "undecided"
+            reasons = f"{sum(counts)} images are too few to judge {len(class_names)} classes by"
+    elif status != "better" and has_collapsed(effective, len(class_names)):
         status = "collapsed"
         reasons = _describe_classes(class_names, counts, effective)
     if undescribed:
@@ -88,7 +93,7 @@ def count_effective(counts: Sequence[int]) -> float:
 
 def has_collapsed(effective_classes: float, num_classes: int) -> bool:
     """Whether so few classes are in use that the labels tell nothing apart."""
-    return effective_classes < max(MIN_EFFECTIVE_CLASSES, COLLAPSE_SHARE * num_classes)
+    return effective_classes < max(MIN_EFFECTIVE_CLASSES, min(COLLAPSE_SHARE * num_classes, SURELY_IN_USE))
 
 
 def _describe_classes(class_names: Sequence[str], counts: Sequence[int], effective: float) -> str:
@@ -125,7 +130,5 @@ def _judge_labels(last: Mapping[str, float], effective: float, num_classes: int)
         doubts.append(f"{100 * changes:.0f} % of the labels still change")
     if doubts:
         return "undecided", ", and ".join(doubts)
-    return (
-        "as expected",
-        f"images are spread as over {effective:.1f} of {num_classes} classes, and labels have settled",
-    )
+    settled = ", and labels have settled" if "label_changes" in last else ""
+    return "as expected", f"images are spread as over {effective:.1f} of {num_classes} classes{settled}"

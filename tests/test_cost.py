@@ -48,6 +48,15 @@ def test_the_pieces_make_up_the_run(make_trainer, settings, amount, minutes):
     assert cost(make_trainer(**settings)) == f"{amount}: about {expected} on this machine."
 
 
+@pytest.mark.parametrize(("seconds", "number"), [(0.02, 8), (0.05, 4)])
+def test_a_view_costs_its_share_of_those_encoded_at_once(make_trainer, seconds, number):
+    """These are the 8 images of a step, or as many as 0.2 s allow."""
+    # For each of the 800,000: making views, then the weak view, four crops, and the strong view three times.
+    hours = 800_000 * (seconds + 8 * seconds / number) / 3600
+    trainer = make_trainer(max_steps=100_000)
+    assert cost(trainer, seconds) == f"100000 steps x 8 photos: about {hours:.0f} hours on this machine."
+
+
 def test_streams_and_views(make_trainer):
     """A stream isn't read; what holds views of its own isn't timed."""
     stream = make_trainer(draw_images(6).to_iterable_dataset(), max_steps=2)

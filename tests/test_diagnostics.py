@@ -55,14 +55,25 @@ def test_images_without_index(accelerator):
     assert metrics["effective_classes"] == pytest.approx(2, rel=LOSS) and "label_changes" not in metrics
 
 
+def test_of_images_without_index_the_latest_labels_count(accelerator):
+    """So many a class that chance doesn't look like a collapse, however few a period has."""
+    diagnostics = Diagnostics(50)
+    for start in range(0, 2000, 10):
+        diagnostics.record_labels(torch.arange(start, start + 10) % 50, None)
+        metrics = diagnostics.summarize(accelerator)
+    assert metrics["effective_classes"] == pytest.approx(50, rel=LOSS)
+    assert diagnostics.class_counts == [20] * 50
+
+
 def test_collapse_is_warned_about_once(accelerator):
     diagnostics, index = Diagnostics(20), torch.arange(60)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         diagnostics.record_labels(index % 20, index)
         diagnostics.summarize(accelerator)
-        diagnostics.record_labels(torch.zeros(10).long(), None)  # too few images to tell
-        Diagnostics(20).summarize(accelerator)
+        stream = Diagnostics(20)
+        stream.record_labels(torch.zeros(10).long(), None)  # too few images to tell
+        stream.summarize(accelerator)
     diagnostics.record_labels(index % 2, index)
     with pytest.warns(UserWarning, match=r"use few classes: effectively 2.0 of 20"):
         diagnostics.summarize(accelerator)

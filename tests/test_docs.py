@@ -128,7 +128,7 @@ def test_every_code_block(workplace, page, count, monkeypatch):
     ("page", "example", "command"),
     [
         ("README.md", "adapt.py", r"--model_name_or_path.*?--output_dir adapted"),
-        ("README.md", "describe_classes.py", r"--class_names names.txt --domain.*?--output descriptions.json"),
+        ("README.md", "describe_classes.py", r"--class_names names.txt\s+--domain.*?--output descriptions.json"),
     ],
 )
 def test_the_examples_show_the_commands_of_the_readme(page, example, command):

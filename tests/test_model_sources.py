@@ -7,6 +7,7 @@ from hub_server import HubServer, run_client
 
 from microclip_hf import MicroCLIPForImageClassification
 from microclip_hf.commands import describe, evaluate, export, predict
+from microclip_hf.configuration_microclip import describe_missing
 from microclip_hf.model_sources import describe_problem
 
 
@@ -73,6 +74,13 @@ def test_what_is_clearly_a_path_is_not_asked_for(here, offline, source, problem)
 
 def test_folders_are_no_problem(here, offline):
     assert [describe_problem(source) for source in ("models", "models/adapted", "./models/other/")] == [None] * 3
+
+
+def test_a_folder_named_like_an_owner_hides_no_models_of_theirs(here):
+    """The Hub is asked, unless a name in that folder is near."""
+    assert describe_missing("models/something-else", {}) is None
+    assert describe_missing("models/adapted2", {}).endswith("did you mean 'models/adapted'?")
+    assert describe_missing("~nobody-of-this-name/x", {}).startswith("there is no such folder here")
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,9 @@ def test_words_lead_to_options_that_there_are(names):
 
 
 def test_without_arguments_the_script_is_the_demo(monkeypatch):
+    """It would leave out bars in all that comes after."""
+    monkeypatch.setattr("transformers.utils.logging.disable_progress_bar", lambda: None)
+    monkeypatch.setattr("datasets.disable_progress_bars", lambda: None)
     calls = []
     monkeypatch.setattr("microclip_hf.commands.adapt.main", calls.append)
     monkeypatch.setattr("birdworld.domains.DOMAINS", {"dusk": type("Domain", (), {"write": lambda self, _: None})()})

@@ -431,3 +431,12 @@ def test_defaults_are_the_published_ones(tmp_path):
     assert args.label_fusion_ratio == 0.5
     assert (config.fusion_ratio, config.saliency_threshold, config.logit_scale) == (0.5, 0.2, None)
     assert (config.saliency_affinity, config.saliency_cut, config.fg_query) == ("dot", "std", "saliency")
+
+
+def test_one_process_uses_one_gpu(tmp_path):
+    """transformers would split batches among all, within the process; a CPU stands in."""
+    args = MicroCLIPTrainingArguments(str(tmp_path), use_cpu=True)
+    args._n_gpu = 2
+    with pytest.warns(UserWarning, match="Of the 2 GPUs here one is used.*accelerate launch"):
+        args._check_machine()
+    assert args.n_gpu == 1 and args.train_batch_size == 64

@@ -56,9 +56,25 @@ def test_true_labels_decide_where_there_are_any(adapted, clip, status):
     assert f"{100 * adapted:.1f} % right, CLIP {100 * clip:.1f} %" in verdict.reasons
 
 
-def test_a_collapse_is_one_whatever_was_measured():
-    results = {"zero_shot_accuracy": 0.1, "adapted_accuracy": 0.2}
-    assert judge(NAMES, [714, 6] + [0] * 10, SETTLED, results).status == "collapsed"
+@pytest.mark.parametrize(("adapted", "status"), [(0.1, "collapsed"), (0.9, "better")])
+def test_what_was_measured_to_be_better_has_not_collapsed(adapted, status):
+    results = {"zero_shot_accuracy": 0.5, "adapted_accuracy": adapted}
+    assert judge(NAMES, [714, 6] + [0] * 10, SETTLED, results).status == status
+
+
+def test_few_images_with_labels_are_judged_by_these():
+    results = {"zero_shot_accuracy": 0.8, "adapted_accuracy": 0.3}
+    assert judge(NAMES, [2, 1] + [0] * 10, SETTLED, results).status == "worse"
+
+
+def test_a_long_list_of_classes_of_which_few_are_there_is_no_collapse():
+    verdict = judge([f"species {number}" for number in range(200)], [10] * 40 + [0] * 160, SETTLED)
+    assert verdict.status == "undecided"
+    assert "as if 40.0 of 200 were in use" in verdict.reasons
+
+
+def test_labels_have_settled_only_where_they_were_compared():
+    assert "settled" not in judge(NAMES, EVEN, [{"head_agreement": 0.9}]).reasons
 
 
 def test_two_classes_may_be_uneven():

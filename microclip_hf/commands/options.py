@@ -48,12 +48,13 @@ class ImageOptions:
         "or in Arrow, Parquet or WebDataset (.tar) files.",
     )
     dataset_name: str | None = HfArg(
-        default=None, help="Or a data set on the Hub. The folder of a copy of its repository does too."
+        default=None, help="Images of a data set on the Hub. The folder of a copy of its repository does too."
     )
-    dataset_config: str | None = HfArg(default=None, help="Its configuration.")
+    dataset_config: str | None = HfArg(default=None, help="Configuration of --dataset_name.")
     dataset_revision: str | None = HfArg(default=None, help="Its commit, branch or tag.")
     dataset_split: str | None = HfArg(
-        default=None, help="Its split. Default: the preset's, or 'train' to adapt to and 'test' to evaluate on."
+        default=None,
+        help="Split of --dataset_name. Default: the preset's, or 'train' to adapt to and 'test' to evaluate on.",
     )
     image_column: str | None = HfArg(default=None, help="Column of images. Default: the preset's, or the only one.")
     label_column: str | None = HfArg(

@@ -88,8 +88,8 @@ class OptionParser(HfArgumentParser):
         try:
             namespace, unknown = super().parse_known_args(args, namespace)
         except ArgumentError as error:
-            name = (error.argument_name or "").partition("/")[0]
-            raise UsageError(f"{name}: {error.message.rstrip('.')}.") from error
+            name = f"{error.argument_name.partition('/')[0]}: " if error.argument_name else ""
+            raise UsageError(f"{name}{error.message.rstrip('.')}.") from error
         if unknown:
             raise UsageError(self._refuse(unknown[0]))
         missing = [_name(action) for action in self.required if vars(namespace)[action.dest] is None]

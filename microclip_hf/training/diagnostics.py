@@ -20,6 +20,8 @@ METRICS = (
     "label_changes",
     "pseudo_label_accuracy",
 )
+# Of images without an `index` so many of the latest labels a class tell how often each class is used.
+LATEST_LABELS = 20
 # What is remembered of the images, and kept in checkpoints.
 IMAGE_STATE = ("pseudo_labels", "confidences", "changes", "swaps")
 
@@ -41,7 +43,7 @@ class Diagnostics:
         self._started = time.perf_counter()
         self._sums: dict[str, torch.Tensor] = {}
         self._pending: list[tuple[torch.Tensor, ...]] = []
-        self._latest = self.pseudo_labels[:0]
+        self._unnumbered = self.pseudo_labels[:0]  # the latest labels of images without an `index`
         self._swaps: Counter[tuple[int, int]] = Counter()
 
     def record(self, known: torch.Tensor | None = None, **values: torch.Tensor) -> None:
@@ -64,7 +66,7 @@ class Diagnostics:
         """Means since the last call over the images of all processes; every process must call it.
 
         They are `METRICS` as far as there are any, `images_per_second`, and `effective_classes`: `exp(entropy)` of how
-        often each class is used by the latest pseudo-labels (by the last ones flushed, where images have no `index`),
+        often each class is used by the latest pseudo-labels (`LATEST_LABELS` a class, where images have no `index`),
         from 1 to `num_labels`.
         """
         self.flush(accelerator)
@@ -76,9 +78,10 @@ class Diagnostics:
         metrics["images_per_second"] = totals[0][1] / (now - self._started)
         self._started = now
         self._sums = {}
-        if len(self._latest):
-            metrics["effective_classes"] = count_effective(self._latest.bincount(minlength=self.num_labels).tolist())
-            self._warn_of_collapse(metrics["effective_classes"], len(self._latest))
+        counts = self.class_counts
+        if sum(counts):
+            metrics["effective_classes"] = count_effective(counts)
+            self._warn_of_collapse(metrics["effective_classes"], sum(counts))
         return metrics
 
     def flush(self, accelerator: Accelerator) -> None:
@@ -94,10 +97,10 @@ class Diagnostics:
         index = index[is_label]
         labels = labels[is_label].int()
         confidences = confidences[is_label]
-        self._latest = labels
         if (index >= 0).all():
             self._update(index, labels, confidences, accelerator.device)
-            self._latest = self.pseudo_labels[self.pseudo_labels >= 0]
+        else:
+            self._unnumbered = torch.cat([self._unnumbered, labels])[-LATEST_LABELS * self.num_labels :]
 
     def _update(
         self, index: torch.Tensor, labels: torch.Tensor, confidences: torch.Tensor, device: torch.device
@@ -122,8 +125,9 @@ class Diagnostics:
 
     @property
     def class_counts(self) -> list[int]:
-        """Images of each class by the latest pseudo-labels; zeros where images have no `index`."""
-        return self.pseudo_labels[self.pseudo_labels >= 0].bincount(minlength=self.num_labels).tolist()
+        """Images of each class by the latest pseudo-labels, of some where images have no `index`."""
+        numbered = self.pseudo_labels[self.pseudo_labels >= 0]
+        return (numbered if len(numbered) else self._unnumbered).bincount(minlength=self.num_labels).tolist()
 
     @property
     def swaps(self) -> torch.Tensor:

@@ -34,7 +34,7 @@ from ..report.page import write_report
 from ..report.record import write_record
 from ..run_names import REPORT, accuracy_line
 from ..text_heads import match_descriptions
-from ..verdict import judge
+from ..verdict import Verdict, judge
 from .checks import check_unused
 from .cost import describe_cost
 from .trainer import MicroCLIPTrainer
@@ -84,21 +84,17 @@ def adapt(
     checkpoint = check_output(args)
     trainer = MicroCLIPTrainer(model=model, args=args, train_dataset=train_dataset, eval_dataset=test_dataset)
     trainer.check_run(checkpoint)
-    if trainer.is_world_process_zero():
-        count = len(train_dataset) if has_length(train_dataset) else "a stream of"
-        described = len(descriptions or ())
-        print(f"Adapting to {count} images of {model.num_labels} classes, {described} of them described.")
+    undescribed = _find_undescribed(model.config.class_names, descriptions)
     examples = _spread(trainer)
-    cost = describe_cost(trainer, examples) if trainer.is_world_process_zero() and checkpoint is None else None
-    if cost is not None:
-        print(cost)
+    if trainer.is_world_process_zero():
+        _announce(trainer, train_dataset, len(descriptions or ()), examples if checkpoint is None else [])
     results = measure_clip(trainer, clip_heads or {})
     before = _explain(model, examples)
     metrics = _train(trainer, checkpoint)
     try:
         tested = _save_and_measure(trainer, metrics, results)
-        trainer.card_facts = replace(facts or trainer.card_facts, results=dict(results))
-        _judge(trainer, descriptions)
+        trainer.card_facts = replace(facts or trainer.card_facts, results=dict(results), undescribed=undescribed)
+        trainer.card_facts.verdict = str(_judge(trainer))
         if trainer.is_world_process_zero():
             if descriptions is not None:
                 save_descriptions(Path(args.output_dir, DESCRIPTIONS), descriptions.items())
@@ -107,8 +103,6 @@ def adapt(
         pushed = trainer.push_to_hub() if args.push_to_hub else None
         if pushed is not None:
             print(f"Pushed to {pushed}")
-        if trainer.is_world_process_zero():
-            print(trainer.card_facts.verdict)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"training is over, and what is complete lies in {args.output_dir}") from None
     finally:
@@ -245,16 +239,27 @@ def _save_and_measure(
     return tested
 
 
-def _judge(trainer: MicroCLIPTrainer, descriptions: Mapping[str, list[str]] | None) -> None:
-    """Add to the card's facts how the run went."""
+def _announce(trainer: MicroCLIPTrainer, dataset: Any, num_described: int, examples: list[dict[str, Any]]) -> None:
+    """Say what will be done, and with `examples` how long it will take."""
+    count = len(dataset) if has_length(dataset) else "a stream of"
+    print(f"Adapting to {count} images of {trainer.model.num_labels} classes, {num_described} of them described.")
+    cost = describe_cost(trainer, examples) if examples else None
+    if cost is not None:
+        print(cost)
+
+
+def _find_undescribed(class_names: list[str], descriptions: Mapping[str, list[str]] | None) -> list[str]:
+    """Classes without descriptions, where others have some; an error where descriptions are of other classes."""
+    matched = match_descriptions(class_names, descriptions or None)
+    missing = [name for name, own in zip(class_names, matched, strict=True) if own is None]
+    return missing if len(missing) < len(class_names) else []
+
+
+def _judge(trainer: MicroCLIPTrainer) -> Verdict:
     facts = trainer.card_facts
     class_names = trainer.model.config.class_names
-    if descriptions is not None:
-        matched = match_descriptions(class_names, descriptions)
-        facts.undescribed = [name for name, own in zip(class_names, matched, strict=True) if own is None]
     counts = trainer.diagnostics.class_counts
-    log_history = trainer.state.log_history
-    facts.verdict = str(judge(class_names, counts, log_history, facts.results, facts.undescribed))
+    return judge(class_names, counts, trainer.state.log_history, facts.results, facts.undescribed)
 
 
 def _show(
@@ -285,6 +290,7 @@ def _show(
         _show_prediction(trainer.args.output_dir, examples[0]["image"])
     pages = [page for page in (picture, folder / REPORT) if page.exists()]
     print(f"Look at what was learned: {', '.join(map(str, pages))}")
+    print(trainer.card_facts.verdict)
 
 
 def _show_prediction(folder: str, image: Any) -> None:

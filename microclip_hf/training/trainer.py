@@ -328,19 +328,19 @@ class _EpochCallback(TrainerCallback):
 
     def __init__(self, trainer: MicroCLIPTrainer) -> None:
         self.trainer = trainer
-        self.epoch_start = 0  # in steps
+        self.epoch = 0  # epochs that were complete as this one began
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.trainer.start_training()
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.epoch_start = state.global_step
-        self.trainer.start_epoch(int(state.epoch or 0))
+        self.epoch = int(state.epoch or 0)
+        self.trainer.start_epoch(self.epoch)
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.trainer.finish_epoch()
-        last_logged = max((entry["step"] for entry in state.log_history), default=0)
-        if args.logging_strategy != IntervalStrategy.NO and last_logged <= self.epoch_start:
+        is_logged = any("loss" in entry and entry["epoch"] > self.epoch for entry in state.log_history)
+        if args.logging_strategy != IntervalStrategy.NO and not is_logged:
             control.should_log = True
 
 

@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import os
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -170,7 +171,9 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             raise ValueError("bf16_full_eval and fp16_full_eval cast the weights that are adapted; leave them out.")
 
     def _check_machine(self) -> None:
-        """Refuse processes that don't know of each other, and a precision that accelerate passes over on a CPU."""
+        """Refuse processes that don't know of each other, and a precision that accelerate passes over on a CPU; one process
+        uses one GPU.
+        """
         launched = int(os.environ.get("WORLD_SIZE", 1))
         if launched > 1 and self.world_size == 1:
             raise ValueError(
@@ -180,6 +183,13 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             )
         if self.fp16 and self.device.type == "cpu":
             raise ValueError("fp16 is True, and a CPU trains in bf16 or float32 only. Set bf16, or leave out fp16.")
+        if self.n_gpu > 1:
+            warnings.warn(
+                f"Of the {self.n_gpu} GPUs here one is used. For all of them, launch the run by accelerate launch.",
+                stacklevel=2,
+            )
+            # Or else the Trainer would wrap the model in DataParallel, which splits each batch within one process.
+            self._n_gpu = 1
 
 
 def _num_workers() -> int:
