@@ -48,7 +48,7 @@ def test_the_pieces_make_up_the_run(make_trainer, settings, amount, minutes):
     assert cost(make_trainer(**settings)) == f"{amount}: about {expected} on this machine."
 
 
-@pytest.mark.parametrize(("seconds", "number"), [(0.02, 8), (0.05, 4)])
+@pytest.mark.parametrize(("seconds", "number"), [(0.02, 8), (0.045, 4)])
 def test_a_view_costs_its_share_of_those_encoded_at_once(make_trainer, seconds, number):
     """These are the 8 images of a step, or as many as 0.2 s allow."""
     # For each of the 800,000: making views, then the weak view, four crops, and the strong view three times.
