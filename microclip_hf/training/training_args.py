@@ -171,7 +171,7 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             raise ValueError("bf16_full_eval and fp16_full_eval cast the weights that are adapted; leave them out.")
 
     def _check_machine(self) -> None:
-        """Refuse processes that don't know of each other, and fp16 on a CPU, which accelerate passes over; use one GPU."""
+        """Refuse processes that don't know of each other, and fp16 on a CPU, which accelerate ignores; use one GPU."""
         launched = int(os.environ.get("WORLD_SIZE", 1))
         if launched > 1 and self.world_size == 1:
             raise ValueError(
