@@ -1,6 +1,12 @@
 """microCLIP: unsupervised adaptation of CLIP to fine-grained image classification (arXiv:2510.02270)."""
 
+import os
 from typing import TYPE_CHECKING, Any
+
+
+# On a CPU, PyTorch's threads then sleep while they wait for each other, which is faster beside other busy jobs
+# (docs/training.md). OpenMP reads it as it is loaded, so nothing changes where torch was imported before.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from transformers import AutoConfig, AutoModelForImageClassification
 

@@ -107,3 +107,19 @@ def test_processes_share_the_images_out(inputs, tmp_path):
     alone, shared = (json.loads((tmp_path / run / "eval_results.json").read_text()) for run in ("alone", "shared"))
     for name in ("zero_shot_accuracy", "cupl_accuracy"):
         assert alone[name] == shared[name]
+
+
+@pytest.mark.parametrize(("given", "spins"), [(None, "0"), ("active", "30000000000")])
+def test_threads_sleep_while_they_wait_unless_the_user_wants_otherwise(given, spins):
+    """By what OpenMP says of itself as PyTorch loads it."""
+    environment = {**os.environ, "OMP_DISPLAY_ENV": "VERBOSE"}
+    environment.pop("OMP_WAIT_POLICY", None)
+    if given is not None:
+        environment["OMP_WAIT_POLICY"] = given
+    done = subprocess.run(
+        [sys.executable, "-c", "import microclip_hf"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("this PyTorch isn't built with GNU's OpenMP")
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
