@@ -64,7 +64,10 @@ def parse_json(path: str | os.PathLike, text: str, form: str = "") -> Any:
     try:
         return json.loads(text, object_pairs_hook=_refuse_duplicates)
     except (RecursionError, ValueError) as error:
-        raise ValueError(f"{path} isn't a JSON file {form}".rstrip() + f": {error}") from error
+        # As of what a chat answers, with words and marks around it.
+        begins_well = text.lstrip()[:1] in ("{", "[", '"')
+        advice = "" if begins_well else ". Remove what stands before the first bracket and after the last"
+        raise ValueError(f"{path} isn't a JSON file {form}".rstrip() + f": {error}{advice}") from error
 
 
 @contextlib.contextmanager

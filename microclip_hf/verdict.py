@@ -23,12 +23,12 @@ MIN_HEAD_AGREEMENT = 0.6
 MAX_LABEL_CHANGES = 0.2
 NEXT_STEPS: dict[Status, str] = {
     "collapsed": "Unless your images are so uneven, don't use this model. Check that the class names and descriptions "
-    "are about these images. Set distribution_alignment to true if classes are about equally frequent; else lower "
-    "learning_rate, or raise fairness_weight.",
+    "are about these images. Then lower learning_rate. Where classes are about equally frequent, set "
+    "distribution_alignment to true; else raise fairness_weight.",
     "worse": "Use CLIP itself, or try other settings.",
-    "undecided": "Before you use this model, look at the images of each class, or measure it with more labels.",
+    "undecided": "Before you use this model, look at the images of each class, or measure it with labels of some.",
     "better": "The command microclip evaluate says how sure this difference is.",
-    "as expected": "This is no proof: look at the images of each class, or measure the model with some labels.",
+    "as expected": "This is no proof: look at the images of each class, or measure it with labels of some.",
 }
 
 
@@ -123,12 +123,14 @@ def _judge_labels(last: Mapping[str, float], effective: float, num_classes: int)
         return "undecided", "nothing is known of its labels"
     doubts = []
     if effective < DOUBT_SHARE * num_classes:
-        doubts.append(f"few classes have most images, as if {effective:.1f} of {num_classes} were in use")
+        doubts.append(f"few classes have most images, as if about {effective:.0f} of {num_classes} were in use")
     if agreement < MIN_HEAD_AGREEMENT:
-        doubts.append(f"both heads agree on {100 * agreement:.0f} % of the images only")
+        share = f"{100 * agreement:.0f} %"
+        doubts.append(f"the frozen and the learned text classifier agree on only {share} of the images")
     if changes > MAX_LABEL_CHANGES:
         doubts.append(f"{100 * changes:.0f} % of the labels still change")
     if doubts:
         return "undecided", ", and ".join(doubts)
+    spread = f"as if about {effective:.0f} of {num_classes} classes were equally frequent"
     settled = ", and labels have settled" if "label_changes" in last else ""
-    return "as expected", f"images are spread as over {effective:.1f} of {num_classes} classes{settled}"
+    return "as expected", f"images are spread {spread}{settled}"

@@ -101,8 +101,13 @@ def test_everything_is_in_tensorboard(clip_folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "steps"),
     # 3 steps an epoch; one that reaches a step of `logging_steps` is logged there.
-    [({"logging_steps": 10}, [3, 6]), ({"logging_steps": 2}, [2, 4, 6]), ({"logging_strategy": "no"}, [])],
+    [
+        ({"logging_steps": 10}, [3, 6]),
+        ({"logging_steps": 2}, [2, 4, 6]),
+        ({"logging_steps": 2, "max_steps": 5}, [2, 4, 5]),
+        ({"logging_strategy": "no"}, []),
+    ],
 )
-def test_an_epoch_too_short_to_be_logged_is_logged_at_its_end(clip_folder, tmp_path, settings, steps):
+def test_the_ends_of_runs_and_of_short_epochs_are_logged(clip_folder, tmp_path, settings, steps):
     trainer = adapt(clip_folder, tmp_path, **settings)
     assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == steps

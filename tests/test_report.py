@@ -162,7 +162,7 @@ def test_what_the_page_says(tmp_path):
         ("", {}, HISTORY, "Without labels nobody can compute how good the adapted model is."),
         ("dog", {}, HISTORY, "Some images have true labels, so this page says how often the model is right ."),
         ("", {"adapted_accuracy": 0.5}, HISTORY, "this page says how often the model is right ."),
-        ("", {}, [], "The run logged nothing, so there are no curves."),
+        ("", {}, [], "The run logged too little for curves."),
     ],
 )
 def test_the_page_begins_with_what_is_known(tmp_path, truth, results, history, known):

@@ -20,7 +20,10 @@ INVISIBLE = str.maketrans("", "", "\u200b\u2060\ufeff\u00ad")
 AROUND = " \xa0\u200e\u200f\u061c"  # spaces, and the marks of direction that are copied along
 LOST = "\ufffd"
 NUMBERED = re.compile(r"\(?(\d+)[\s.):,;_-]+\S")
-TITLES = {"category", "categories", "class", "classes", "classname", "label", "labels", "name", "names"}
+TITLES = {
+    *("category", "categories", "class", "classes", "classname", "label", "labels", "name", "names"),
+    *("species", "speciesname", "taxon", "taxa", "scientificname", "commonname", "englishname", "latinname"),
+}
 LINE_MARKS = {
     "the mark of a list": re.compile(r"[-*+•·]\s"),
     "quotes": re.compile(r"([\"'`]).*\1,?$"),

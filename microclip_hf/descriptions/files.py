@@ -143,7 +143,7 @@ def _read_lines(path: str | os.PathLike, class_names: Sequence[str], names_place
             raise ValueError(
                 f"{path}, line {number}, is {line[:80]!r}; expected 'class: sentence' with one of the "
                 f"{len(class_names)} class names ({abbreviate(class_names)})."
-                f"{contrast_spellings(parts[0].strip(), class_names, names_place)}"
+                f"{contrast_spellings(parts[0].strip(), class_names, names_place) if parts[1:] else ''}"
             )
         end = ends[-1]  # names may hold colons themselves, and the longest one counts
         sentences = descriptions.setdefault(normalize_name(":".join(parts[:end])), [])

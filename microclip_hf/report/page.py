@@ -137,13 +137,12 @@ def _list_facts(record: RunRecord) -> list[tuple[str, str]]:
 
 
 def _draw_panel(folder: Path, record: RunRecord, panel: Panel) -> dict[str, Any] | None:
-    """A curve in both colour schemes, and what it shows in words; `None` where nothing of it was logged."""
+    """A curve in both colour schemes, and what it shows in words; `None` where too little of it was logged."""
     parts = []
     for name in panel.names:
         values = [entry[name] for entry in record.log_history if name in entry]
-        if values:
-            way = f"goes from {values[0]:.3g} to {values[-1]:.3g}" if len(values) > 1 else f"is {values[0]:.3g}"
-            parts.append(f"{name.replace('_', ' ')} {way}")
+        if len(values) > 1:
+            parts.append(f"{name.replace('_', ' ')} goes from {values[0]:.3g} to {values[-1]:.3g}")
     if not parts:
         return None
     draw = partial(

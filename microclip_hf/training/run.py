@@ -296,6 +296,6 @@ def _show(
 def _show_prediction(folder: str, image: Any) -> None:
     """Reload the saved model as a user would."""
     classify = pipeline("image-classification", model=folder, top_k=3)
-    print(f"Saved to {folder}. pipeline('image-classification', model={folder!r}) says of the first image:")
+    print(f"Saved to {folder}. The saved model says of the first image:")
     for prediction in classify(cut_strip(image)):
         print(f"  {prediction['score']:6.1%}  {prediction['label']}")

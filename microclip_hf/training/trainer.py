@@ -324,7 +324,7 @@ class MicroCLIPTrainer(EvaluatingTrainer):
 
 
 class _EpochCallback(TrainerCallback):
-    """Tells the Trainer when its run, and each epoch of it, begins and ends; short epochs are logged at their end."""
+    """Tells the Trainer when its run, and each epoch of it, begins and ends; logs ends of runs and of short epochs."""
 
     def __init__(self, trainer: MicroCLIPTrainer) -> None:
         self.trainer = trainer
@@ -340,7 +340,8 @@ class _EpochCallback(TrainerCallback):
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.trainer.finish_epoch()
         is_logged = any("loss" in entry and entry["epoch"] > self.epoch for entry in state.log_history)
-        if args.logging_strategy != IntervalStrategy.NO and not is_logged:
+        is_last = state.global_step >= state.max_steps
+        if args.logging_strategy != IntervalStrategy.NO and (is_last or not is_logged):
             control.should_log = True
 
 
