@@ -172,7 +172,7 @@ def test_the_page_begins_with_what_is_known(tmp_path, truth, results, history, k
     opening = page.words[: page.words.index("pseudo-label")]
     assert known in opening
     assert ("Without labels" in opening) == (not truth and not results)
-    assert ("no curves" in opening) == (not history) == ("Look at the classes in use first" not in page.words)
+    assert ("too little for curves" in opening) == (not history) == ("Look at the classes in use first" not in page.words)
 
 
 def test_file_names_keep_their_folder(tmp_path):
