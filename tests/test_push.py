@@ -57,7 +57,8 @@ def test_a_run_pushes_a_model_that_loads(hub, inputs, tmp_path):
     wanted = ("config.json", "model.safetensors", "preprocessor_config.json", "modeling_microclip.py", "README.md")
     assert files.keys() >= {*wanted, "adaptation.png", "descriptions.json", "training_args.json", "all_results.json"}
     assert any(name.startswith("runs/") for name in files)
-    for name in ("report.html", "report/run.json", "report/class_sizes_light.png", "pseudo_labels.csv"):  # they show photos
+    # They show photos.
+    for name in ("report.html", "report/run.json", "report/class_sizes_light.png", "pseudo_labels.csv"):
         assert (output / name).exists() and not any(other.startswith(("report", "pseudo")) for other in files)
     assert (output / "checkpoint-1" / "optimizer.pt").exists() and not any("checkpoint" in name for name in files)
     saved = [path for path in output.rglob("*") if path.is_file() and "checkpoint-1" not in path.parts]
