@@ -438,5 +438,5 @@ def test_one_process_uses_one_gpu(tmp_path):
     args = MicroCLIPTrainingArguments(str(tmp_path), use_cpu=True)
     args._n_gpu = 2
     with pytest.warns(UserWarning, match="Of the 2 GPUs here one is used.*accelerate launch"):
-        args._check_machine()
+        args._use_one_gpu()
     assert args.n_gpu == 1 and args.train_batch_size == 64

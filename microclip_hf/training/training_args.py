@@ -160,6 +160,7 @@ class MicroCLIPTrainingArguments(TrainingArguments):
         self.dataloader_pin_memory = self.dataloader_pin_memory and has_accelerator
         super().__post_init__()
         self._check_machine()
+        self._use_one_gpu()
         # What chooses by an evaluation (best checkpoint, early stopping, schedules) sets it, or needs it.
         if self.metric_for_best_model is not None or self.save_strategy == "best":
             raise ValueError(
@@ -171,7 +172,7 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             raise ValueError("bf16_full_eval and fp16_full_eval cast the weights that are adapted; leave them out.")
 
     def _check_machine(self) -> None:
-        """Refuse processes that don't know of each other, and fp16 on a CPU, which accelerate ignores; use one GPU."""
+        """Refuse processes that don't know of each other, and fp16 on a CPU, which accelerate ignores."""
         launched = int(os.environ.get("WORLD_SIZE", 1))
         if launched > 1 and self.world_size == 1:
             raise ValueError(
@@ -181,12 +182,14 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             )
         if self.fp16 and self.device.type == "cpu":
             raise ValueError("fp16 is True, and a CPU trains in bf16 or float32 only. Set bf16, or leave out fp16.")
+
+    def _use_one_gpu(self) -> None:
+        """Of several, or else the Trainer would wrap the model in DataParallel, which splits batches in a process."""
         if self.n_gpu > 1:
             warnings.warn(
                 f"Of the {self.n_gpu} GPUs here one is used. For all of them, launch the run by accelerate launch.",
-                stacklevel=2,
+                stacklevel=3,
             )
-            # Or else the Trainer would wrap the model in DataParallel, which splits each batch within one process.
             self._n_gpu = 1
 
 
