@@ -64,8 +64,8 @@ class MicroCLIPOutput(ModelOutput):
     Args:
         loss (`torch.Tensor` of shape `()`, with `labels`): cross-entropy of `logits`.
         logits (`torch.Tensor` of shape `(batch_size, num_labels)`): fused logits, `fusion_ratio * cls_logits +
-            (1 - fusion_ratio) * fg_logits`, float32; in evaluation mode less `model.logit_adjustment.bias`, which is
-            zero unless pseudo-labels were aligned.
+            (1 - fusion_ratio) * fg_logits`, float32; in evaluation mode after `model.logit_adjustment`, which changes
+            nothing unless pseudo-labels were aligned or a class mixture was fitted.
         cls_logits, fg_logits (`torch.Tensor` of shape `(batch_size, num_labels)`): of the [CLS] path, CLIP's own image
             feature, and of the [FG] path, the saliency-guided token, against the learnable head.
         cls_embeds, fg_embeds (`torch.Tensor` of shape `(batch_size, projection_dim)`): of both paths, unit norm.
@@ -221,19 +221,22 @@ class MicroCLIPHead(nn.Module):
 
 
 class LogitAdjustment(nn.Module):
-    """In evaluation, logits less `bias` (num_labels,) (logit adjustment, arXiv:2007.07314).
+    """In evaluation, logits times `scale`, less `bias`, both (num_labels,) (logit adjustment, arXiv:2007.07314).
 
-    Zero, unless self-training aligned the distributions: then the log of the mean probability that the fused embedding
-    gave each class on the latest training batches, relative to 1 / C, so that predictions come out about balanced.
+    One and zero, unless adaptation sets them. Where self-training aligned the distributions, the bias is the log of
+    the mean probability that the fused embedding gave each class on the latest training batches, relative to the
+    class's frequency, so that predictions come out about as frequent. Where a class mixture was fitted, its linear
+    weights have norms, which heads of cosines haven't: these are in the scale.
     """
 
     def __init__(self, num_labels: int) -> None:
         super().__init__()
+        self.register_buffer("scale", torch.ones(num_labels))
         self.register_buffer("bias", torch.zeros(num_labels))
 
     def forward(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits `(batch_size, num_labels)` to logits."""
-        return logits if self.training else logits - self.bias
+        return logits if self.training else logits * self.scale - self.bias
 
 
 class MicroCLIPPreTrainedModel(PreTrainedModel):
@@ -251,8 +254,8 @@ class MicroCLIPPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # Zero, where a checkpoint doesn't bring it.
-    _keys_to_ignore_on_load_missing = [r"logit_adjustment\.bias"]
+    # One and zero, where a checkpoint doesn't bring them.
+    _keys_to_ignore_on_load_missing = [r"logit_adjustment\.(scale|bias)"]
     # A CLIP checkpoint brings its text tower; it is used only where `keep_text_model` asks for it.
     _keys_to_ignore_on_load_unexpected = [r"text_model\.", r"text_projection\."]
 
@@ -265,6 +268,7 @@ class MicroCLIPPreTrainedModel(PreTrainedModel):
         elif isinstance(module, MicroCLIPHead):
             init.zeros_(module.weight)
         elif isinstance(module, LogitAdjustment):
+            init.ones_(module.scale)
             init.zeros_(module.bias)
         else:
             super()._init_weights(module)

@@ -31,19 +31,27 @@ def fuse_embeds(cls_embeds: torch.Tensor, fg_embeds: torch.Tensor, cls_ratio: fl
 
 
 def align_distribution(
-    logits: torch.Tensor, log_batch_mean: torch.Tensor, log_running_mean: torch.Tensor | None, weight: float
+    logits: torch.Tensor,
+    log_batch_mean: torch.Tensor,
+    log_running_mean: torch.Tensor | None,
+    weight: float,
+    log_frequencies: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Probabilities, divided by what each class gets on average (distribution alignment, arXiv:1911.09785).
 
     Of each head by itself, so that neither head's favourite classes decide where both are mixed. Logits, cosines times
     the logit scale, are `(num_heads, B, C)`; logs of mean probabilities, of this batch and of those before if there
     were any, are `(num_heads, C)`. `weight` is this batch's in the new running mean, in (0, 1]; 1 forgets the batches
-    before. Returns the aligned probabilities and the new log running mean.
+    before. `log_frequencies` `(C,)` are the logs of the classes' frequencies pi, by which the quotient is multiplied;
+    without them classes are equally frequent. Returns the aligned probabilities and the new log running mean.
     """
     log_mean = log_batch_mean
     if log_running_mean is not None and weight < 1:
         log_mean = torch.logaddexp(log_running_mean + math.log1p(-weight), log_batch_mean + math.log(weight))
-    return (logits.log_softmax(-1) - log_mean.unsqueeze(1)).softmax(-1), log_mean
+    aligned = logits.log_softmax(-1) - log_mean.unsqueeze(1)
+    if log_frequencies is not None:
+        aligned = aligned + log_frequencies
+    return aligned.softmax(-1), log_mean
 
 
 def aggregate_scores(prior_scores: torch.Tensor, fused_scores: torch.Tensor, prior_ratio: float) -> torch.Tensor:
@@ -60,6 +68,7 @@ def fairness_loss(
     log_running_mean: torch.Tensor | None,
     log_rest: torch.Tensor | None = None,
     num_images: int | None = None,
+    frequencies: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Keep every class in use: `-mean_c(log pbar_c) / 0.5` of the running mean of class probabilities.
 
@@ -73,6 +82,8 @@ def fairness_loss(
         log_rest (`torch.Tensor` of shape `(C,)`, *optional*): where the batch is spread over processes or accumulation
             steps, the log of the sum of the other parts' probabilities, without gradient.
         num_images (`int`, *optional*): images of the whole batch. Default: those of `log_probabilities`.
+        frequencies (`torch.Tensor` of shape `(C,)`, *optional*): the classes' frequencies pi, by which they count in
+            the mean, `-sum_c pi_c log pbar_c / 0.5`: it is least where pbar is pi. Default: all are equal.
 
     Returns:
         The loss, a scalar with gradient, and the new log running mean `(C,)`, without.
@@ -83,4 +94,5 @@ def fairness_loss(
     log_mean = log_sum - math.log(num_images if num_images is not None else len(log_probabilities))
     if log_running_mean is not None:
         log_mean = torch.logaddexp(log_running_mean, log_mean) - math.log(2)
-    return -log_mean.mean() / 0.5, log_mean.detach()
+    fairness = -log_mean.mean() if frequencies is None else -(frequencies * log_mean).sum()
+    return fairness / 0.5, log_mean.detach()

@@ -19,8 +19,9 @@ def log_sum(logits: torch.Tensor) -> torch.Tensor:
 class ClassMeans:
     """The fairness loss and what it carries from batch to batch (arXiv:2510.02270, section 3.4)."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, frequencies: torch.Tensor | None = None) -> None:
         self.accelerator = accelerator
+        self.frequencies = frequencies  # (C,), none where all are equal
         self.epoch: int | None = None
         self.log_mean: torch.Tensor | None = None  # (C,), of the epoch so far
         self.next_part = 0  # of an accumulated batch, in this process
@@ -46,7 +47,7 @@ class ClassMeans:
         log_probabilities = logits.log_softmax(-1)
         num_processes = self.accelerator.num_processes
         if self._parts is None and num_processes == 1:
-            fairness, log_mean = fairness_loss(log_probabilities, self.log_mean)
+            fairness, log_mean = fairness_loss(log_probabilities, self.log_mean, frequencies=self.frequencies)
             self._remember(log_mean)
             return fairness, 1.0
         parts = self._parts
@@ -61,7 +62,7 @@ class ClassMeans:
             self.next_part += 1
         num_images = parts[:, -1].sum()
         rest = torch.cat([parts[:place], parts[place + 1 :]])[:, :-1].logsumexp(0)
-        fairness, log_mean = fairness_loss(log_probabilities, self.log_mean, rest, num_images)
+        fairness, log_mean = fairness_loss(log_probabilities, self.log_mean, rest, num_images, self.frequencies)
         if is_last:
             self._remember(log_mean)
         # The Trainer takes the mean of losses over steps, and of gradients over processes: the value is the same in

@@ -51,12 +51,16 @@ class HeadMeans:
         self.accelerator = accelerator
         self.log_means: torch.Tensor | None = None  # (2, C), of the prior and of the fused scores
 
-    def align(self, logits: torch.Tensor, weight: float) -> torch.Tensor:
+    def align(
+        self, logits: torch.Tensor, weight: float, log_frequencies: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Both heads' probabilities `(2, B, C)` by [`align_distribution`]; the batch, of all processes, counts in."""
         log_sums = torch.stack([log_sum(head_logits) for head_logits in logits])
         parts = self.accelerator.gather(log_sums.unsqueeze(0))
         log_batch_means = parts[..., :-1].logsumexp(0) - parts[..., -1].sum(0).log().unsqueeze(-1)
-        probabilities, log_means = align_distribution(logits, log_batch_means, self.log_means, weight)
+        probabilities, log_means = align_distribution(
+            logits, log_batch_means, self.log_means, weight, log_frequencies
+        )
         if self.log_means is not None:  # an overflow in half precision isn't remembered
             log_means = torch.where(log_means.isfinite().all(), log_means, self.log_means)
         self.log_means = log_means
@@ -85,6 +89,7 @@ class PseudoLabeler:
         self.args = args
         self.accelerator = accelerator
         self.head_means = HeadMeans(accelerator)
+        self.frequencies: torch.Tensor | None = None  # (C,), of the classes, none where all are equal
         self.chunk_size = _chunk_size(config, args.device)
         self._pixel_mean = torch.tensor(preparation.mean, device=args.device).view(-1, 1, 1)
         self._pixel_std = torch.tensor(preparation.std, device=args.device).view(-1, 1, 1)
@@ -185,8 +190,10 @@ class PseudoLabeler:
     def _align(self, model: MicroCLIPForImageClassification, logits: torch.Tensor, batch_number: int) -> torch.Tensor:
         """Aligned probabilities of both heads; the fused head's mean is kept in the model, for its predictions."""
         num_averaged = ALIGNED_BATCHES * self.args.gradient_accumulation_steps
-        probabilities = self.head_means.align(logits, 1 / min(batch_number, num_averaged))
-        model.logit_adjustment.bias.copy_(self.head_means.log_means[1] + math.log(model.num_labels))
+        log_frequencies = None if self.frequencies is None else self.frequencies.log()
+        probabilities = self.head_means.align(logits, 1 / min(batch_number, num_averaged), log_frequencies)
+        log_target = -math.log(model.num_labels) if log_frequencies is None else log_frequencies
+        model.logit_adjustment.bias.copy_(self.head_means.log_means[1] - log_target)
         return probabilities
 
 
