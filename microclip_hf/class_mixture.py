@@ -163,9 +163,7 @@ def _expect(
     return total[:, 0], total[:, 1:-1], total[:, -1]
 
 
-def _within_classes(
-    spread: torch.Tensor, counts: torch.Tensor, sums: torch.Tensor, num_photos: float
-) -> torch.Tensor:
+def _within_classes(spread: torch.Tensor, counts: torch.Tensor, sums: torch.Tensor, num_photos: float) -> torch.Tensor:
     """The covariance (E, E) around classes' means, which count as having seen one more photo, at the centre: the mean
     of a few photos lies nearer to them than to others of their class.
     """

@@ -238,6 +238,11 @@ class LogitAdjustment(nn.Module):
         """Logits `(batch_size, num_labels)` to logits."""
         return logits if self.training else logits * self.scale - self.bias
 
+    def reset(self) -> None:
+        """Change nothing."""
+        self.scale.fill_(1)
+        self.bias.zero_()
+
 
 class MicroCLIPPreTrainedModel(PreTrainedModel):
     """What every microCLIP model shares with transformers: loading, saving, initialisation, attention back ends."""

@@ -16,7 +16,8 @@ from torch.testing import assert_close
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
-from microclip_hf.training.kept_prior import PRIOR_DIR, KeptPrior
+from microclip_hf.training.kept_rows import KeptRows
+from microclip_hf.training.labeler import PRIOR_DIR
 from microclip_hf.training.view_datasets import ViewDataset, ViewSettings
 
 
@@ -91,7 +92,7 @@ def test_workers_that_outlive_an_epoch(clip_folder, tmp_path):
 
 
 def test_a_fresh_run_forgets_the_prior_of_another(clip_folder, tmp_path):
-    kept = KeptPrior(str(tmp_path / "_prior"), (20, 3), {})
+    kept = KeptRows(str(tmp_path / "_prior"), (20, 3), {})
     kept.create()
     kept.finish()
     options = {"per_device_eval_batch_size": 8, "dataloader_drop_last": True}
@@ -111,7 +112,7 @@ def test_no_crops_are_made_where_the_prior_is_kept(clip_folder, tmp_path):
 def test_views_do_not_depend_on_what_is_kept(tmp_path):
     dataset = ViewDataset(draw_images(4), ViewSettings(32, 2, (0.5, 0.9), 0, max_corrupt_share=0.25))
     expected = dataset[2]
-    kept = KeptPrior(str(tmp_path), (4, 3), {})
+    kept = KeptRows(str(tmp_path), (4, 3), {})
     kept.create()
     kept.write(np.arange(3), np.zeros((3, 3)))
     kept.finish()
@@ -143,7 +144,7 @@ def test_a_prior_of_other_images_or_settings_is_refused(clip_folder, tmp_path):
     adapt(clip_folder, tmp_path, prior_refresh="never", save_strategy="epoch", num_train_epochs=1)
     for other in ({"num_crops": 3}, {"seed": 1}):
         with pytest.raises(
-            ValueError, match=r'holds a prior of .*"images": 20, .*Resume with what the run began with'
+            ValueError, match=r'holds numbers of .*"images": 20, .*Resume with what the run began with'
         ):
             adapt(clip_folder, tmp_path, prior_refresh="never", resume=True, **other)
     with pytest.raises(ValueError, match="began with 20 images, and now there are 9"):
@@ -155,5 +156,5 @@ def test_a_full_disk_is_found_before_anything_is_computed(clip_folder, tmp_path,
     monkeypatch.setattr(
         shutil, "disk_usage", lambda folder: SimpleNamespace(free=100 if str(folder).endswith(PRIOR_DIR) else 1e12)
     )
-    with pytest.raises(OSError, match=r"needs 0.0 GB in .*_prior, where 0.0 GB are free"):
+    with pytest.raises(OSError, match=r"need 0.0 GB in .*_prior, where 0.0 GB are free"):
         adapt(clip_folder, tmp_path, prior_refresh="never")

@@ -113,6 +113,12 @@ def check_training(model: MicroCLIPForImageClassification, args: MicroCLIPTraini
 
 def check_countable(dataset: Any, args: MicroCLIPTrainingArguments) -> None:
     """Whether what is kept for each image can be; an error where the images have no numbers."""
+    if (args.class_mixture or args.class_frequencies == "estimated") and not isinstance(dataset, ViewDataset):
+        raise ValueError(
+            "A class mixture is fitted to images that can be counted, which a stream, views or a data_collator of "
+            f"one's own aren't (train_dataset is a {type(dataset).__name__}). Pass such images, or set class_mixture "
+            "to false and class_frequencies to equal."
+        )
     if args.prior_refresh == "never" and not isinstance(dataset, ViewDataset):
         raise ValueError(
             "prior_refresh='never' keeps a prior for each image, which a stream, views or a data_collator of one's "

@@ -7,12 +7,13 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from ..configuration_microclip import MicroCLIPConfig
@@ -20,11 +21,13 @@ from ..modeling_microclip import MicroCLIPForImageClassification, MicroCLIPOutpu
 from ..preparation import Preparation
 from ..pseudo_labels import aggregate_scores, align_distribution, composite_embeds, fuse_embeds
 from .class_means import log_sum
-from .kept_prior import PRIOR_DIR, KeptPrior
+from .kept_rows import KeptRows
 from .training_args import MicroCLIPTrainingArguments
 from .view_datasets import ViewDataset
 
 
+# In the output folder.
+PRIOR_DIR = "_prior"
 # Images are labelled a few at a time: so many that the largest activations of a layer have this size in bytes. On a
 # CPU it stays below the 32 MiB from which on glibc maps, and Linux clears, new pages for each tensor; with more images
 # a small CLIP's activations would leave the cache.
@@ -51,16 +54,12 @@ class HeadMeans:
         self.accelerator = accelerator
         self.log_means: torch.Tensor | None = None  # (2, C), of the prior and of the fused scores
 
-    def align(
-        self, logits: torch.Tensor, weight: float, log_frequencies: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def align(self, logits: torch.Tensor, weight: float, log_frequencies: torch.Tensor | None = None) -> torch.Tensor:
         """Both heads' probabilities `(2, B, C)` by [`align_distribution`]; the batch, of all processes, counts in."""
         log_sums = torch.stack([log_sum(head_logits) for head_logits in logits])
         parts = self.accelerator.gather(log_sums.unsqueeze(0))
         log_batch_means = parts[..., :-1].logsumexp(0) - parts[..., -1].sum(0).log().unsqueeze(-1)
-        probabilities, log_means = align_distribution(
-            logits, log_batch_means, self.log_means, weight, log_frequencies
-        )
+        probabilities, log_means = align_distribution(logits, log_batch_means, self.log_means, weight, log_frequencies)
         if self.log_means is not None:  # an overflow in half precision isn't remembered
             log_means = torch.where(log_means.isfinite().all(), log_means, self.log_means)
         self.log_means = log_means
@@ -107,7 +106,7 @@ class PseudoLabeler:
                 only where `autocast_pseudo_labels` asks for it.
             batch_number (`int`): counted from 1 over the run; so many batches the running means are made of.
         """
-        embeds = self.encode_views(lambda pixels: _both_embeds(model.encode_image(pixels)), views["weak"])
+        embeds = self.encode_views(lambda pixels: both_embeds(model.encode_image(pixels)), views["weak"])
         cls_embeds, fg_embeds = embeds.unbind(1)
         prior_scores = views.get("prior_scores")
         if prior_scores is None:
@@ -149,7 +148,9 @@ class PseudoLabeler:
         args = self.args
         accelerator = self.accelerator
         settings = {name: getattr(args, name) for name in ("num_crops", "crop_ratio", "seed")}
-        kept = KeptPrior(os.path.join(args.output_dir, PRIOR_DIR), (len(dataset), model.num_labels), settings)
+        shape = (len(dataset), model.num_labels)
+        facts = {"images": shape[0], "classes": shape[1], **settings}
+        kept = KeptRows(os.path.join(args.output_dir, PRIOR_DIR), shape, facts)
         if is_fresh and accelerator.is_local_main_process:
             kept.remove()
         accelerator.wait_for_everyone()
@@ -157,15 +158,13 @@ class PseudoLabeler:
         if accelerator.reduce(exists, "sum") < accelerator.num_processes:  # disks may differ
             dataset.kept_prior = None
             dataset.set_epoch(0)
-            # In their order and with the last batch, whatever training does.
-            batches = torch.utils.data.DataLoader(
-                dataset, args.eval_batch_size, collate_fn=collator, num_workers=args.dataloader_num_workers
-            )
-            batches = accelerator.prepare_data_loader(batches)
-            bar = tqdm(batches, "Multi-view prior", disable=not accelerator.is_main_process)
+
+            def load(missing: list[int]) -> Iterable[dict[str, torch.Tensor]]:
+                return load_rows(Subset(dataset, missing), collator, args, accelerator, "Multi-view prior")
+
             # A run that finds the file goes on with the same random numbers.
             with torch.random.fork_rng(devices=[]):
-                kept.fill(bar, functools.partial(self._score_crops, model), accelerator)
+                kept.fill(load, functools.partial(self._score_crops, model), accelerator)
         dataset.kept_prior = kept
 
     def encode_views(self, encode: Callable[[torch.Tensor], torch.Tensor], views: torch.Tensor) -> torch.Tensor:
@@ -197,7 +196,21 @@ class PseudoLabeler:
         return probabilities
 
 
-def _both_embeds(output: MicroCLIPOutput) -> torch.Tensor:
+def load_rows(
+    images: Dataset,
+    collator: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]],
+    args: MicroCLIPTrainingArguments,
+    accelerator: Accelerator,
+    title: str,
+) -> Iterable[dict[str, torch.Tensor]]:
+    """Batches of all images, shared out, under a progress bar; in their order and with the last batch, whatever
+    training does.
+    """
+    loader = DataLoader(images, args.eval_batch_size, collate_fn=collator, num_workers=args.dataloader_num_workers)
+    return tqdm(accelerator.prepare_data_loader(loader), title, disable=not accelerator.is_main_process)
+
+
+def both_embeds(output: MicroCLIPOutput) -> torch.Tensor:
     """[CLS] and [FG] embeddings, `(batch_size, 2, embed_dim)`."""
     return torch.stack([output.cls_embeds, output.fg_embeds], 1)
 

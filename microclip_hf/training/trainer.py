@@ -10,13 +10,16 @@ from torch.nn.functional import cross_entropy
 from transformers import BaseImageProcessor, ProgressCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint, has_length
 
+from ..class_mixture import ClassMixture
 from ..configuration_microclip import MicroCLIPConfig, default_image_processor
+from ..data.class_frequencies import read_class_frequencies
 from ..data.eval_datasets import EvalDatasets
 from ..files import check_writable
 from ..metrics import compute_metrics
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..preparation import Preparation
 from ..saliency import NonFiniteError
+from ..verdict import count_effective
 from .checks import (
     check_checkpoint,
     check_countable,
@@ -30,7 +33,8 @@ from .checks import (
 from .class_means import ClassMeans, log_sum
 from .diagnostics import Diagnostics
 from .evaluating import EvaluatingTrainer
-from .labeler import HeadMeans, PseudoLabeler
+from .labeler import HeadMeans, PseudoLabeler, both_embeds
+from .mixing import MAX_AGREEMENT_LOSS, Mixer, MixtureLabels, merge_mixture, set_weight
 from .progress import ProgressBar
 from .saving import load_state, remove_incomplete
 from .sharding import make_splittable, serve_encoders
@@ -130,6 +134,10 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         self.labeler = PseudoLabeler(model.config, self.args, self.accelerator, preparation)
         self.class_means = ClassMeans(self.accelerator)
         self.diagnostics = Diagnostics(model.num_labels)
+        self._known_frequencies = self._read_frequencies(class_names)
+        self.class_frequencies = self._known_frequencies  # (C,), none where all are equal
+        self.mixer = Mixer(self.args, self.accelerator, model.config.fusion_ratio)
+        self.mixture: ClassMixture | None = None  # that the model predicts by, once there is one
         self._confidences: torch.Tensor | None = None  # of the latest pseudo-labels, where they are known
         self._checkpoint: str | None = None
         # As the texts made it: a copy, since a checkpoint is loaded into the model's own, and FSDP may split that.
@@ -151,8 +159,10 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         if self.args.prior_refresh == "never":  # before a checkpoint brings adapted weights
             is_fresh = self._checkpoint is None
             self.labeler.keep_prior(self._unwrapped_model, self.train_dataset, self.data_collator, is_fresh)
+        first = self._fit_first() if self.args.class_mixture or self.args.class_frequencies == "estimated" else None
+        start = {name: weight.detach().cpu().clone() for name, weight in self._trained_weights()}
         try:
-            return super().train(self._checkpoint, **kwargs)
+            output = super().train(self._checkpoint, **kwargs)
         except (NonFiniteError, RuntimeError) as error:
             # On a GPU the check is an assertion of the device's.
             if not isinstance(error, NonFiniteError) and "device-side assert" not in str(error):
@@ -160,6 +170,9 @@ class MicroCLIPTrainer(EvaluatingTrainer):
             raise ValueError(
                 f"Training diverged: {error} Start again with a lower learning_rate; it is {self.args.learning_rate}."
             ) from error
+        if self.args.class_mixture:
+            self._adopt_mixture(first, start)
+        return output
 
     def check_run(self, checkpoint: str | None = None) -> None:
         """What [`train`] would refuse of a run, or of one that goes on from a checkpoint, known before any other work.
@@ -168,8 +181,8 @@ class MicroCLIPTrainer(EvaluatingTrainer):
             ValueError: if `output_dir` can't be written or has no room for the checkpoints, or the checkpoint is of
                 other classes, texts, images or architecture.
         """
-        if self.args.max_steps <= 0 and not 0 < self.args.num_train_epochs < math.inf:
-            raise ValueError(f"num_train_epochs is {self.args.num_train_epochs}; it must be more than 0, and finite.")
+        if self.args.max_steps <= 0 and not 0 <= self.args.num_train_epochs < math.inf:
+            raise ValueError(f"num_train_epochs is {self.args.num_train_epochs}; it must be 0 or more, and finite.")
         check_writable(self.args.output_dir)
         num_images = len(self.train_dataset) if has_length(self.train_dataset) else None
         check_room(self._unwrapped_model, self.args, num_images, checkpoint)
@@ -256,12 +269,13 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         """Start afresh, or where the checkpoint left off."""
         serve_encoders(self.model)
         self.diagnostics = Diagnostics(self.model.config.num_labels)
-        self.class_means = ClassMeans(self.accelerator)
+        self.class_means = ClassMeans(self.accelerator, self.class_frequencies)
+        self.labeler.frequencies = self.class_frequencies
         self.labeler.head_means = HeadMeans(self.accelerator)
         if self.is_local_process_zero():
             remove_incomplete(self.args.output_dir)
         if self._checkpoint is None:
-            self._unwrapped_model.logit_adjustment.bias.zero_()
+            self._unwrapped_model.logit_adjustment.reset()
             return
         state = load_state(self._checkpoint)
         if state is not None:
@@ -314,6 +328,63 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         self.model_wrapped = self.model
         self.accelerator.free_memory()
         self.accelerator.end_training()
+
+    def _read_frequencies(self, class_names: list[str] | None) -> torch.Tensor | None:
+        source = self.args.class_frequencies
+        if source in ("equal", "estimated"):
+            return None
+        if class_names is None:
+            raise ValueError(f"class_frequencies {source} needs a model whose classes have names.")
+        return torch.tensor(read_class_frequencies(source, class_names), device=self.args.device)
+
+    def _fit_first(self) -> tuple[ClassMixture, MixtureLabels]:
+        """The mixture of the weights that training starts with, which may estimate the classes' frequencies."""
+        self.mixer.passes = []
+        self._encode_images()
+        mixture = self.mixer.fit(self._known_frequencies)
+        if self.args.class_frequencies == "estimated":
+            self.class_frequencies = mixture.frequencies
+        return mixture, self.mixer.label(mixture)
+
+    def _encode_images(self) -> None:
+        """One more pass of the mixer, with the present weights."""
+        model = self._unwrapped_model
+
+        def encode(pixel_values: torch.Tensor) -> torch.Tensor:
+            parts = pixel_values.split(self.labeler.chunk_size)
+            return torch.cat([both_embeds(model.encode_image(part)) for part in parts])
+
+        was_training = model.training
+        model.eval()
+        self.mixer.encode(model, self.train_dataset, self.data_collator, encode)
+        model.train(was_training)
+
+    def _adopt_mixture(self, first: tuple[ClassMixture, MixtureLabels], start: dict[str, torch.Tensor]) -> None:
+        """Predict by a mixture over the features that training has led to, or else as before it."""
+        mixture, labels = first
+        before = labels.agreement
+        metrics = {"mixture_agreement": before}
+        if self.state.global_step > 0:
+            self._encode_images()
+            last = self.mixer.fit(self._known_frequencies)
+            last_labels = self.mixer.label(last)
+            metrics = {"mixture_agreement": last_labels.agreement, "first_mixture_agreement": before}
+            is_better = last_labels.agreement >= before - MAX_AGREEMENT_LOSS
+            metrics["training_was_kept"] = float(is_better)
+            if is_better:
+                mixture, labels = last, last_labels
+            else:
+                for name, weight in self._trained_weights():
+                    set_weight(weight, start[name])
+        merge_mixture(self._unwrapped_model, mixture)
+        self.mixture = mixture
+        self.diagnostics.record_labels(labels.labels, labels.index, labels.confidences)
+        self.diagnostics.flush(self.accelerator)
+        metrics["effective_classes"] = count_effective(self.diagnostics.class_counts)
+        self.log(metrics)
+
+    def _trained_weights(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [named for named in self._unwrapped_model.named_parameters() if named[1].requires_grad]
 
     @property
     def _unwrapped_model(self) -> MicroCLIPForImageClassification:

@@ -42,8 +42,18 @@ class MicroCLIPTrainingArguments(TrainingArguments):
         distribution_alignment (`bool`, defaults to `False`): mix probabilities in place of cosines, each divided by
             the mean probability that its head gives the class, over the last 32 batches or so, so that neither head's
             favourite classes take over. The fused head's mean is kept in the model and divides its predictions too
-            (`model.logit_adjustment`). Not in the paper; meant for classes that are about as frequent as each other.
+            (`model.logit_adjustment`). Not in the paper. Where classes aren't about as frequent as each other, set
+            `class_frequencies` too.
             Accumulated batches are aligned part by part.
+        class_mixture (`bool`, defaults to `False`): predict by a mixture of one Gaussian a class over the fused
+            features, held to what the texts say (see [`~class_mixture.fit_class_mixture`]; not in the paper). It is
+            fitted to all images, one forward of each, before training, and again after it, unless
+            `num_train_epochs` is 0, with which nothing is trained. The model predicts by the last one, or, where
+            training has led away from what the texts say, has the weights and the mixture of before.
+        class_frequencies (`str`, defaults to `"equal"`): how frequent classes are taken to be, by alignment, fairness
+            and the division of predictions: all equally; `"estimated"`, by a class mixture that is fitted before
+            training; or as a CSV or JSON file of classes and shares says (see
+            [`~data.class_frequencies.read_class_frequencies`]).
         fairness_weight (`float`, defaults to 1.0): weight of the loss that keeps every class in use. Lower it where
             classes are known to be rare or absent, and then only with `distribution_alignment`.
         prior_refresh (`"step"` or `"never"`, defaults to `"step"`): when the multi-view prior is computed: with the
@@ -81,6 +91,13 @@ class MicroCLIPTrainingArguments(TrainingArguments):
     )
     distribution_alignment: bool = field(
         default=False, metadata={"help": "Mix both heads' probabilities, each divided by its class means."}
+    )
+    class_mixture: bool = field(
+        default=False, metadata={"help": "Predict by a mixture of one Gaussian a class, fitted to all images."}
+    )
+    class_frequencies: str = field(
+        default="equal",
+        metadata={"help": "How frequent classes are. It is equal, estimated, or a CSV or JSON file of their shares."},
     )
     fairness_weight: float = field(default=1.0, metadata={"help": "Weight of the fairness loss."})
     prior_refresh: PriorRefresh = field(
@@ -151,6 +168,8 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             self.lr_scheduler_kwargs = {"min_lr": 2e-6}
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns is True; it must be False, since views are made from the images.")
+        if self.num_train_epochs == 0 and self.max_steps <= 0 and not self.class_mixture:
+            raise ValueError("num_train_epochs is 0, so nothing would be adapted; set it, or class_mixture.")
         has_accelerator = torch.accelerator.is_available() and not self.use_cpu
         if self.dataloader_num_workers is None:  # on a CPU the model itself needs the cores
             self.dataloader_num_workers = _num_workers() if has_accelerator else 0

@@ -18,7 +18,7 @@ from transformers import BaseImageProcessor
 from ..data.image_columns import as_images, describe_unreadable, undecoded
 from ..data.labels import align_or_leave_out
 from ..images import UNREADABLE, cut_strip, decode, to_rgb
-from .kept_prior import KeptPrior
+from .kept_rows import KeptRows
 from .views import make_views
 
 
@@ -67,7 +67,7 @@ class ViewDataset(torch.utils.data.Dataset):
     def __init__(self, dataset: Any, settings: ViewSettings) -> None:
         self.dataset = dataset
         self.settings = settings
-        self.kept_prior: KeptPrior | None = None  # once complete, its `prior_scores` come along in place of crops
+        self.kept_prior: KeptRows | None = None  # once complete, its `prior_scores` come along in place of crops
         # Shared memory: workers that outlive an epoch hold a copy of this object.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.unreadable = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()  # (num_images,), as found so far
@@ -123,6 +123,19 @@ class ViewDataset(torch.utils.data.Dataset):
         if self.unreadable.sum() > self._limit:
             problem = f"At least {describe_unreadable(self.dataset, self.unreadable)}"
             raise self.settings.error(problem, cause) from cause
+
+
+class WholeImages(ViewDataset):
+    """The images of a [`ViewDataset`] as prediction takes them, each with its `index`; what can't be read there can't
+    be read here, and the other way round.
+    """
+
+    def __init__(self, views: ViewDataset) -> None:
+        super().__init__(views.dataset, views.settings)
+        self.unreadable = views.unreadable
+
+    def _make_example(self, position: int) -> dict[str, Any]:
+        return {"image": to_rgb(decode(self.dataset[position]["image"])), "index": position}
 
 
 class ViewStream(torch.utils.data.IterableDataset):
