@@ -77,6 +77,8 @@ def judge(
     elif status != "better" and has_collapsed(effective, len(class_names)):
         status = "collapsed"
         reasons = _describe_classes(class_names, counts, effective)
+    if last.get("training_was_kept", 1) == 0:
+        reasons += "; training led away from what the texts say, so that the model is as before it"
     if undescribed:
         reasons += (
             f"; {len(undescribed)} of {len(class_names)} classes had no descriptions ({abbreviate(undescribed)})"

@@ -41,6 +41,8 @@ SETTINGS = (
     "label_fusion_ratio",
     "prior_refresh",
     "distribution_alignment",
+    "class_mixture",
+    "class_frequencies",
     "autocast_pseudo_labels",
     "fairness_weight",
     "seed",

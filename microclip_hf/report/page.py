@@ -126,6 +126,8 @@ def _list_facts(record: RunRecord) -> list[tuple[str, str]]:
     facts["Classes"] = len(record.class_names)
     if labels:
         facts["Classes without an image"] = len(set(record.class_names) - set(labels))
+    if record.facts.get("absent"):
+        facts["Probably absent"] = ", ".join(record.facts["absent"])
     facts["Epochs"] = f"{last.get('epoch', 0):g}"
     if "pseudo_label_confidence" in last:
         facts["Mean confidence at the end"] = percent(last["pseudo_label_confidence"])

@@ -55,8 +55,8 @@ class RunRecord:
     images: list[ImageLabel]  # adapted to, in the data set's order
     tests: list[ImageLabel]  # test images, as the adapted model labels them
     swaps: list[tuple[str, str, int]]  # old class, new class, and how often
-    # By `FACT_NAMES`, and `undescribed`, which earlier versions didn't write; `root` is of the images' relative paths,
-    # `None` where they aren't files.
+    # By `FACT_NAMES`, and what earlier versions didn't write: `undescribed`, `frequencies` and `absent`. `root` is of
+    # the images' relative paths, `None` where they aren't files.
     facts: dict[str, Any]
 
 
@@ -158,7 +158,21 @@ def _collect_facts(trainer: Trainer, dataset: Any, root: str | None) -> dict[str
         "finished": datetime.datetime.now().astimezone().isoformat(" ", "minutes"),
         "results": trainer.card_facts.results,
         "undescribed": trainer.card_facts.undescribed,
+        **_describe_mixture(trainer),
     }
+
+
+def _describe_mixture(trainer: Trainer) -> dict[str, Any]:
+    """The class mixture's frequencies with their standard errors, and the classes of which there is probably no image;
+    nothing where none was fitted.
+    """
+    mixture = trainer.mixture
+    if mixture is None:
+        return {}
+    class_names = trainer.model.config.class_names
+    pairs = torch.stack([mixture.frequencies, mixture.frequency_errors], -1).tolist()
+    absent = [name for name, is_absent in zip(class_names, mixture.is_absent.tolist(), strict=True) if is_absent]
+    return {"frequencies": dict(zip(class_names, pairs, strict=True)), "absent": absent}
 
 
 def _true_labels(dataset: Any) -> list[int]:

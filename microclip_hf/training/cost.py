@@ -60,7 +60,7 @@ def describe_cost(
         return None
     num_images = len(trainer.train_dataset) if has_length(trainer.train_dataset) else 0
     epochs = f"{args.num_train_epochs:g} epoch{'' if args.num_train_epochs == 1 else 's'}"
-    amount = f"{num_images} photos x {epochs}"
+    amount = f"{num_images} photos x {epochs}" if args.num_train_epochs > 0 else f"{num_images} photos, once"
     num_shown = num_images * args.num_train_epochs
     if args.max_steps > 0:
         images_a_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
@@ -72,6 +72,13 @@ def describe_cost(
 
 def estimate_seconds(pieces: Pieces, args: MicroCLIPTrainingArguments, num_shown: float, num_images: int) -> float:
     """Seconds of training that shows `num_shown` images, of which there are `num_images`; saving isn't counted."""
+    passes = (args.class_mixture or args.class_frequencies == "estimated") + (args.class_mixture and num_shown > 0)
+    # Each of them reads a photo and makes one view of it, at most as long as a step's two.
+    whole = passes * num_images * _side_by_side(args, pieces.step_views / 2, pieces.weak) / args.world_size
+    return whole + _estimate_steps(pieces, args, num_shown, num_images)
+
+
+def _estimate_steps(pieces: Pieces, args: MicroCLIPTrainingArguments, num_shown: float, num_images: int) -> float:
     step = pieces.weak + STUDENT_FORWARDS * pieces.student
     crops = args.num_crops * pieces.crop
     if args.prior_refresh == "never":
