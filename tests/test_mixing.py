@@ -1,0 +1,221 @@
+"""The class mixture in a run: what the model predicts by, given frequencies, interruptions, and training taken back."""
+
+import json
+
+import pytest
+import torch
+from adaptation import DESCRIPTIONS, draw_images
+from conftest import CLASS_NAMES
+from torch.testing import assert_close
+
+from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
+from microclip_hf.class_mixture import balance_text
+from microclip_hf.data.class_frequencies import read_class_frequencies
+from microclip_hf.training import trainer as trainer_module
+from microclip_hf.training.run import adapt
+from microclip_hf.training.view_datasets import ViewCollator, WholeImages
+
+
+NUM_IMAGES = 24
+
+
+def make_trainer(clip_folder, folder, num_images=NUM_IMAGES, config=None, **options):
+    model = MicroCLIPForImageClassification.from_clip(
+        clip_folder,
+        CLASS_NAMES,
+        descriptions=DESCRIPTIONS,
+        **{"prior_weighting": "uniform", "fusion_ratio": 0.75, **(config or {})},
+    )
+    defaults = {"num_train_epochs": 0, "class_mixture": True, "class_frequencies": "estimated", "num_crops": 1}
+    args = MicroCLIPTrainingArguments(
+        str(folder),
+        use_cpu=True,
+        disable_tqdm=True,
+        report_to="none",
+        per_device_train_batch_size=8,
+        **{**defaults, **options},
+    )
+    dataset = draw_images(num_images) if isinstance(num_images, int) else num_images
+    return MicroCLIPTrainer(model=model, args=args, train_dataset=dataset)
+
+
+def fused_features(trainer):
+    """Of all images, as prediction takes them, `(N, E)`, and their [CLS] embeddings."""
+    images = WholeImages(trainer.train_dataset)
+    batch = ViewCollator(trainer.processing_class)([images[index] for index in range(len(images))])
+    with torch.no_grad():
+        output = trainer.model.eval().encode_image(batch["pixel_values"])
+    ratio = trainer.model.config.fusion_ratio
+    return ratio * output.cls_embeds + (1 - ratio) * output.fg_embeds, output.cls_embeds, batch["pixel_values"]
+
+
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_the_model_predicts_what_the_mixture_does(clip_folder, tmp_path, epochs):
+    trainer = make_trainer(clip_folder, tmp_path, num_train_epochs=epochs)
+    trainer.train()
+    trainer.save_model()
+    model = MicroCLIPForImageClassification.from_pretrained(tmp_path)
+    features, _, pixel_values = fused_features(trainer)
+    mixture = trainer.mixture
+    expected = features.double() @ mixture.weight.double().T + mixture.bias.double()
+    with torch.no_grad():
+        logits = model(pixel_values=pixel_values).logits.double()
+    # Float32 sums of E products: some roundings of the largest of them.
+    scale = mixture.weight.norm(dim=-1).max() * features.norm(dim=-1).max() + mixture.bias.abs().max()
+    bound = 16 * torch.finfo(torch.float32).eps * scale.item()
+    assert_close(logits.log_softmax(-1), expected.log_softmax(-1), atol=bound, rtol=0)
+
+
+def test_labels_are_those_of_the_mixture_and_the_texts(clip_folder, tmp_path):
+    trainer = make_trainer(clip_folder, tmp_path)
+    trainer.train()
+    features, cls_embeds, _ = fused_features(trainer)
+    (first,) = trainer.mixer.passes
+    texts = balance_text(cls_embeds @ first.head.T, first.log_mean)
+    joint = trainer.mixture.scores(features) + trainer.mixture.text_weight * texts
+    top = joint.topk(2).values
+    is_clear = top[:, 0] - top[:, 1] > 0.5  # features are kept in half precision
+    assert is_clear.sum() >= NUM_IMAGES // 2
+    assert trainer.diagnostics.pseudo_labels[is_clear].equal(joint.argmax(-1)[is_clear].int())
+
+
+def test_without_training_no_weight_of_the_encoder_moves(clip_folder, tmp_path):
+    trainer = make_trainer(clip_folder, tmp_path)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    moved = {name for name, value in trainer.model.state_dict().items() if not value.equal(before[name])}
+    assert moved == {"classifier.weight", "logit_adjustment.scale", "logit_adjustment.bias"}
+
+
+def test_labels_of_the_data_do_not_matter(clip_folder, tmp_path):
+    results = []
+    for name in ("with", "without"):
+        dataset = draw_images(NUM_IMAGES)
+        dataset = dataset if name == "with" else dataset.remove_columns("label")
+        trainer = make_trainer(clip_folder, tmp_path / name, dataset)
+        trainer.train()
+        results.append(trainer.model.state_dict())
+    assert all(value.equal(results[1][name]) for name, value in results[0].items())
+
+
+def test_an_interrupted_pass_goes_on(clip_folder, tmp_path, monkeypatch):
+    whole = make_trainer(clip_folder, tmp_path / "whole")
+    whole.train()
+    encoded = []
+    encode = MicroCLIPForImageClassification.encode_image
+
+    def interrupted(model, pixel_values, *args, **kwargs):
+        if len(encoded) == 2:
+            raise KeyboardInterrupt
+        encoded.append(len(pixel_values))
+        return encode(model, pixel_values, *args, **kwargs)
+
+    monkeypatch.setattr(MicroCLIPForImageClassification, "encode_image", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(clip_folder, tmp_path / "again", per_device_eval_batch_size=6).train()
+    num_before = sum(encoded)
+    encoded.clear()
+    encoded.append(0)
+    monkeypatch.setattr(
+        MicroCLIPForImageClassification,
+        "encode_image",
+        lambda model, pixels, *args, **kwargs: encoded.append(len(pixels)) or encode(model, pixels, *args, **kwargs),
+    )
+    again = make_trainer(clip_folder, tmp_path / "again", per_device_eval_batch_size=6)
+    again.train()
+    assert 0 < num_before < NUM_IMAGES and sum(encoded) == NUM_IMAGES - num_before
+    for name, value in again.model.state_dict().items():
+        assert_close(value, whole.model.state_dict()[name], atol=1e-3, rtol=1e-3)
+
+
+def test_features_of_other_weights_are_not_used(clip_folder, tmp_path):
+    make_trainer(clip_folder, tmp_path).train()
+    other = make_trainer(clip_folder, tmp_path)
+    other.model.clip.visual_projection.weight.data.mul_(-1)
+    other.train()
+    fresh = make_trainer(clip_folder, tmp_path / "fresh")
+    fresh.model.clip.visual_projection.weight.data.mul_(-1)
+    fresh.train()
+    assert all(value.equal(other.model.state_dict()[name]) for name, value in fresh.model.state_dict().items())
+
+
+def test_training_that_leads_away_is_taken_back(clip_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "MAX_AGREEMENT_LOSS", -2.0)  # whatever training does, it isn't enough
+    before = make_trainer(clip_folder, tmp_path / "before")
+    before.train()
+    trainer = make_trainer(clip_folder, tmp_path / "trained", num_train_epochs=1)
+    trainer.train()
+    assert trainer.state.global_step > 0
+    assert trainer.state.log_history[-1]["training_was_kept"] == 0
+    for name, value in trainer.model.state_dict().items():
+        assert value.equal(before.model.state_dict()[name]), name
+
+
+def test_given_frequencies(clip_folder, tmp_path):
+    path = tmp_path / "shares.csv"
+    path.write_text("class,share\n" + "\n".join(f"{name},{share}" for name, share in zip(CLASS_NAMES, (6, 3, 1))))
+    trainer = make_trainer(clip_folder, tmp_path / "run", class_frequencies=str(path))
+    trainer.train()
+    assert_close(trainer.mixture.frequencies, torch.tensor([0.6, 0.3, 0.1]))
+    with pytest.raises(ValueError, match="there is no such file; pass 'equal', 'estimated', or a CSV"):
+        make_trainer(clip_folder, tmp_path / "run", class_frequencies="even")
+
+
+def test_frequencies_reach_alignment_and_fairness(clip_folder, tmp_path):
+    """With shares (6, 3, 1) the division of predictions and both parts differ from equal ones by log pi."""
+    path = tmp_path / "shares.json"
+    path.write_text(json.dumps(dict(zip(CLASS_NAMES, (0.6, 0.3, 0.1)))))
+    options = {"class_mixture": False, "distribution_alignment": True, "max_steps": 1, "fairness_weight": 1.0}
+    runs = []
+    for frequencies in ("equal", str(path)):
+        trainer = make_trainer(clip_folder, tmp_path / "run", class_frequencies=frequencies, **options)
+        trainer.train()
+        runs.append(trainer)
+    equal, given = (run.model.logit_adjustment.bias for run in runs)
+    shares = torch.tensor([0.6, 0.3, 0.1])
+    assert_close(given, equal - (3 * shares).log(), atol=1e-5, rtol=0)
+    mean = runs[1].class_means.log_mean
+    assert runs[1].state.log_history[0]["fairness"] == pytest.approx(-2 * (shares * mean).sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("num_images", [1, 2])
+def test_fewer_images_than_classes(clip_folder, tmp_path, num_images):
+    trainer = make_trainer(clip_folder, tmp_path, num_images)
+    trainer.train()
+    assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
+
+
+def test_what_cannot_be_counted_is_refused(clip_folder, tmp_path):
+    stream = draw_images(6).to_iterable_dataset()
+    with pytest.raises(ValueError, match=r"class mixture is fitted to images that can be counted.*ViewStream"):
+        make_trainer(clip_folder, tmp_path, stream, max_steps=1)
+    with pytest.raises(ValueError, match="num_train_epochs is 0, so nothing would be adapted"):
+        make_trainer(clip_folder, tmp_path, class_mixture=False)
+
+
+def test_a_whole_run(clip_folder, tmp_path):
+    trainer = make_trainer(clip_folder, tmp_path)
+    adapt(trainer.model, draw_images(NUM_IMAGES), trainer.args, draw_images(6), descriptions=DESCRIPTIONS)
+    assert (tmp_path / "pseudo_labels.csv").read_text().count("\n") == NUM_IMAGES + 1
+    facts = json.loads((tmp_path / "report" / "run.json").read_text())
+    assert facts["frequencies"].keys() == set(CLASS_NAMES) and isinstance(facts["absent"], list)
+    card = (tmp_path / "README.md").read_text()
+    assert "class_mixture" in card and "class_frequencies" in card
+
+
+def test_files_of_frequencies(tmp_path):
+    path = tmp_path / "shares.csv"
+    for text, problem in (
+        ("oak,1\nelm,2", "lacks"),
+        ("oak,1\nelm,2\nash,3\noka,1", "which is none of the 3 classes"),
+        ("oak,1\nelm,2\nash,-1", "expected a number, 0 or more"),
+        ("oak,1\nelm,2\nash", "expected two columns"),
+        ("oak,1\nelm,2\nElm,2\nash,1", "twice"),
+        ("oak,0\nelm,0\nash,0", "no share above 0"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=problem):
+            read_class_frequencies(path, ["oak", "elm", "ash"])
+    path.write_text("name;share\n".replace(";", ",") + "Ash,30\noak,0\nelm,10\n")
+    shares = read_class_frequencies(path, ["oak", "elm", "ash"])
+    assert shares == pytest.approx([0, 0.25, 0.75], abs=1e-5) and min(shares) > 0
