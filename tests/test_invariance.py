@@ -116,6 +116,44 @@ def test_two_process_runs(clip_folder, tmp_path):
     assert_same_run(*with_alignment, aligned_reference)
 
 
+MIXTURE = {"class_mixture": True, "class_frequencies": "estimated", "distribution_alignment": True}
+# Of a mixture's weights, relative: features are kept in half precision, 2^-11 of a number, and the covariance's
+# inverse may enlarge their differences some times.
+MIXTURE_WEIGHT = 0.02
+
+
+def assert_same_mixture(log_history, weights, reference):
+    """The same steps, and the same model at the end."""
+    expected = steps(reference.state.log_history)
+    for own, other in zip(steps(log_history), expected, strict=True):
+        assert own == pytest.approx(other, rel=LOSS, abs=LOSS)
+    for name in ("classifier.weight", "logit_adjustment.scale", "logit_adjustment.bias"):
+        own = weights[name]
+        other = reference.model.state_dict()[name]
+        assert (own - other).norm() <= MIXTURE_WEIGHT * other.norm(), name
+
+
+def test_class_mixture_of_two_processes(clip_folder, tmp_path):
+    options = {**THREE_BATCHES, **MIXTURE}
+    fours = {"per_device_train_batch_size": 4}
+    once = {"num_train_epochs": 0}
+    trained, fitted = run_processes(clip_folder, tmp_path, 2, options | fours, options | once)
+    with ClearDecisions():
+        trained_reference = adapt(clip_folder, tmp_path / "trained", **options)
+    assert_same_mixture(*trained, trained_reference)
+    assert_same_mixture(*fitted, adapt(clip_folder, tmp_path / "fitted", **options, **once))
+
+
+@pytest.mark.parametrize("prior_refresh", ["step", "never"])
+def test_class_mixture_of_accumulated_batches(clip_folder, tmp_path, prior_refresh):
+    options = {**THREE_BATCHES, **MIXTURE, "distribution_alignment": False, "prior_refresh": prior_refresh}
+    with ClearDecisions():
+        whole = adapt(clip_folder, tmp_path / "whole", **options)
+    accumulated = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    parts = adapt(clip_folder, tmp_path / "parts", **options, **accumulated)
+    assert_same_mixture(parts.state.log_history, parts.model.state_dict(), whole)
+
+
 class StopAt(TrainerCallback):
     """Stops as a kill would: nothing more is done for the run."""
 
@@ -157,6 +195,11 @@ def test_resume_is_exact(whole_run, clip_folder, tmp_path, step, accumulation):
 
 def test_resume_is_exact_with_aligned_distributions(whole_run, clip_folder, tmp_path):
     options = {"save_strategy": "steps", "save_steps": 1, "distribution_alignment": True}
+    assert_resume_is_exact(whole_run, clip_folder, tmp_path, 2, **options)
+
+
+def test_resume_is_exact_with_a_class_mixture(whole_run, clip_folder, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 1, **MIXTURE}
     assert_resume_is_exact(whole_run, clip_folder, tmp_path, 2, **options)
 
 

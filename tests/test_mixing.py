@@ -1,4 +1,4 @@
-"""The class mixture in a run: what the model predicts by, given frequencies, interruptions, and training taken back."""
+"""The class mixture in a run: what the model predicts by, frequencies, interruptions, and training taken back."""
 
 import json
 
@@ -153,7 +153,9 @@ def test_training_that_leads_away_is_taken_back(clip_folder, tmp_path, monkeypat
 
 def test_given_frequencies(clip_folder, tmp_path):
     path = tmp_path / "shares.csv"
-    path.write_text("class,share\n" + "\n".join(f"{name},{share}" for name, share in zip(CLASS_NAMES, (6, 3, 1))))
+    path.write_text(
+        "class,share\n" + "\n".join(f"{name},{share}" for name, share in zip(CLASS_NAMES, (6, 3, 1), strict=True))
+    )
     trainer = make_trainer(clip_folder, tmp_path / "run", class_frequencies=str(path))
     trainer.train()
     assert_close(trainer.mixture.frequencies, torch.tensor([0.6, 0.3, 0.1]))
@@ -164,7 +166,7 @@ def test_given_frequencies(clip_folder, tmp_path):
 def test_frequencies_reach_alignment_and_fairness(clip_folder, tmp_path):
     """With shares (6, 3, 1) the division of predictions and both parts differ from equal ones by log pi."""
     path = tmp_path / "shares.json"
-    path.write_text(json.dumps(dict(zip(CLASS_NAMES, (0.6, 0.3, 0.1)))))
+    path.write_text(json.dumps(dict(zip(CLASS_NAMES, (0.6, 0.3, 0.1), strict=True))))
     options = {"class_mixture": False, "distribution_alignment": True, "max_steps": 1, "fairness_weight": 1.0}
     runs = []
     for frequencies in ("equal", str(path)):
