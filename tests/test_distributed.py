@@ -26,7 +26,7 @@ from adaptation import CLASS_NAMES, adapt, draw_images
 from decisions import ClearDecisions
 from packaging.version import Version
 from safetensors.torch import load_file
-from test_invariance import THREE_BATCHES, assert_same_run
+from test_invariance import MIXTURE, THREE_BATCHES, assert_same_mixture, assert_same_run
 from tiny_inputs import LOGIT_SCALE
 from tolerances import assert_clear, within
 from torch.testing import assert_close
@@ -176,6 +176,22 @@ def test_two_process_sharded_run(clip_folder, tmp_path, config, schedule):
     loaded = MicroCLIPForImageClassification.from_pretrained(two).state_dict()
     assert loaded.keys() == weights.keys()
     assert all(value.equal(weights[name]) for name, value in loaded.items())
+
+
+@needs_torch
+def test_two_process_sharded_class_mixture(clip_folder, tmp_path):
+    """Fitted to features of a model that is split, and merged into it."""
+    two = tmp_path / "two"
+    options = {"lr_scheduler_kwargs": {"min_lr": 2e-6}, "save_strategy": "epoch", **MIXTURE}
+    with ClearDecisions():
+        reference = adapt(clip_folder, tmp_path / "one", **THREE_BATCHES, **options)
+    options |= {**THREE_BATCHES, "per_device_train_batch_size": 4}
+    arguments = [str(TESTS / "test_distributed.py"), str(clip_folder), str(two), json.dumps(options)]
+    log = tmp_path / "log"
+    finish({log: launch(log, "fsdp2.yaml", "--main_process_port", free_port(), *arguments)})
+    history, weights = read_run(two)
+    assert_same_mixture(history, weights, reference)
+    assert_same_mixture(history, load_file(two / "resumed" / "model.safetensors"), reference)
 
 
 def test_two_process_run_of_two_machines(clip_folder, tmp_path):

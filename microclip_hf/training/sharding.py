@@ -24,3 +24,11 @@ def serve_encoders(model: torch.nn.Module) -> None:
     original_class = sharded_class.__bases__[-1]
     sharded_class.__module__ = original_class.__module__
     sharded_class.__name__ = original_class.__name__
+
+
+def release_whole_weights(model: torch.nn.Module) -> None:
+    """Have a model that FSDP2 splits hold its parts again: after an encoder some weights are still whole, and what is
+    written to those is lost.
+    """
+    if isinstance(model, FSDPModule):
+        model.reshard()

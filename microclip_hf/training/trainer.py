@@ -37,7 +37,7 @@ from .labeler import HeadMeans, PseudoLabeler, both_embeds
 from .mixing import MAX_AGREEMENT_LOSS, Mixer, MixtureLabels, merge_mixture, set_weight
 from .progress import ProgressBar
 from .saving import load_state, remove_incomplete
-from .sharding import make_splittable, serve_encoders
+from .sharding import make_splittable, release_whole_weights, serve_encoders
 from .training_args import MicroCLIPTrainingArguments
 from .view_datasets import ViewCollator, ViewDataset, ViewSettings, as_views
 
@@ -369,6 +369,7 @@ class MicroCLIPTrainer(EvaluatingTrainer):
             last = self.mixer.fit(self._known_frequencies)
             last_labels = self.mixer.label(last)
             metrics = {"mixture_agreement": last_labels.agreement, "first_mixture_agreement": before}
+            release_whole_weights(self._unwrapped_model)
             is_better = last_labels.agreement >= before - MAX_AGREEMENT_LOSS
             metrics["training_was_kept"] = float(is_better)
             if is_better:
