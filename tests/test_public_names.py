@@ -43,6 +43,8 @@ NAMES = [
     ("microclip_hf.metrics", "MicroCLIPMetric"),
     ("microclip_hf.presets", "load_preset"),
     ("microclip_hf.presets", "load_split"),
+    ("microclip_hf.recipes", "list_recipes"),
+    ("microclip_hf.recipes", "load_recipe"),
     ("microclip_hf.report", "write_record"),
     ("microclip_hf.report", "write_report"),
 ]
@@ -75,6 +77,7 @@ COMMANDS = [
     f"{ADAPT} --train_dir photos/ --fp16 true --gradient_checkpointing true",
     f"{ADAPT} --train_dir photos/ --bf16 true --autocast_pseudo_labels true --activation_checkpointing true",
     f"{ADAPT} --train_dir photos/ --prior_refresh never --torch_compile true",
+    f"{ADAPT} --train_dir photos/ --recipe recommended --prior_ratio 0.6",
     f"{ADAPT} --train_dir photos/ --distribution_alignment true --fairness_weight 0",
     f"""{ADAPT} --train_dir photos/ --config_overrides '{{"prior_weighting": "uniform"}}'""",
     f"""{ADAPT} --train_dir photos/ --config_overrides '{{"fg_query": "cls"}}'""",

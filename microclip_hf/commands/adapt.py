@@ -18,6 +18,7 @@ from ..files import read_text
 from ..hub.model_card import CardFacts
 from ..loading import load_clip, read_model_type
 from ..presets import Preset
+from ..recipes import load_recipe
 from ..training.checks import check_classes
 from ..training.run import adapt, check_output
 from ..training.training_args import MicroCLIPTrainingArguments
@@ -40,6 +41,7 @@ HELP_GROUPS = {
     ),
     "texts": ("class_names", "descriptions", "templates"),
     "recipe, how it learns": (
+        "recipe",
         "num_train_epochs",
         "per_device_train_batch_size",
         "learning_rate",
@@ -104,19 +106,35 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _expand_config(arguments: list[str]) -> list[str]:
-    """The settings of `--config` as options, before those that are given."""
+    """The settings of `--recipe`, then those of `--config`, as options before those that are given."""
+    path, rest = _take_option("--config", arguments)
+    # Of `--config` without a file the parser of all options complains.
+    arguments = arguments if path is None else _as_options(_read_config(path)) + rest
+    recipe, _ = _take_option("--recipe", arguments)
+    return arguments if recipe is None else _as_options(load_recipe(recipe).args) + arguments
+
+
+def _take_option(name: str, arguments: list[str]) -> tuple[str | None, list[str]]:
+    """An option's value, `None` where there is none, and the other arguments."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", nargs="?")
+    parser.add_argument(name, dest="value", nargs="?")
     namespace, rest = parser.parse_known_args(arguments)
-    path = namespace.config
-    if path is None:
-        return arguments
+    return namespace.value, rest
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    """The settings of a YAML file."""
     try:
         settings = yaml.safe_load(read_text(path)) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"--config {path} isn't a YAML file: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"--config {path} holds a {type(settings).__name__}; expected lines such as 'seed: 1'.")
+    return settings
+
+
+def _as_options(settings: dict[str, Any]) -> list[str]:
+    """Settings as words of the command line; those that are `None` are left out."""
     options = []
     for name, value in settings.items():
         if value is None:
@@ -124,7 +142,7 @@ def _expand_config(arguments: list[str]) -> list[str]:
         # As on the command line, where a dictionary is JSON and a list several words.
         values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
         options += [f"--{name}", *map(str, values)]
-    return options + rest
+    return options
 
 
 def _check_options(
@@ -161,6 +179,8 @@ def _check_options(
     if resume in ("none", "true", "false"):
         training_args.resume_from_checkpoint = resume == "true"
     overrides = options.read_overrides()
+    if training_args.recipe is not None:
+        overrides = {**load_recipe(training_args.recipe).config, **overrides}
     with naming_options(*RUN_OPTIONS):
         return overrides, check_output(training_args)
 

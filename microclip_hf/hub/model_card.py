@@ -28,6 +28,7 @@ METRIC_TITLES = {
     "expected_calibration_error": "expected calibration error",
 }
 SETTINGS = (
+    "recipe",
     "num_train_epochs",
     "max_steps",
     "per_device_train_batch_size",
@@ -146,6 +147,8 @@ def eval_results(metrics: Mapping[str, float], **dataset: Any) -> list[EvalResul
 def run_settings(config: MicroCLIPConfig, args: TrainingArguments) -> list[tuple[str, Any]]:
     """Those of training, and of architecture where they aren't the defaults."""
     settings = {name: getattr(args, name) for name in SETTINGS}
+    if args.recipe is None:
+        del settings["recipe"]
     if args.max_steps < 0:
         del settings["max_steps"]  # epochs are counted in its place
     default = MicroCLIPConfig()

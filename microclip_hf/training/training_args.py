@@ -11,10 +11,12 @@ import torch
 from transformers import TrainingArguments
 
 from ..images import CROP_RATIO, NUM_CROPS
+from ..recipes import list_recipes, load_recipe
 
 
 MAX_WORKERS = 16
 PriorRefresh = Literal["step", "never"]
+RECIPES = "; ".join(f"{name} ({load_recipe(name).title})" for name in list_recipes())
 
 
 @dataclass
@@ -32,6 +34,10 @@ class MicroCLIPTrainingArguments(TrainingArguments):
     copies and, where processes are forked (Linux), `dataloader_num_workers` of all cores but one, up to 16.
 
     Args:
+        recipe (`str`, *optional*): name of the recipe that the other settings began from. It only records, for the
+            card: a value that equals the default can't be told from one that wasn't given, so a recipe that was
+            applied here would replace some given values in silence. `from_recipe` and `--recipe` apply it. A recipe
+            none of whose `args` hold is refused, or else a card would name what wasn't done.
         num_crops (`int`, defaults to 8): K, crops of the multi-view prior. 0 takes the weak view's own feature.
         crop_ratio (`list[float]`, defaults to `[0.5, 0.9]`): least and greatest side of a crop, as shares of the
             image's shorter side.
@@ -65,7 +71,8 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             an error. In place of such an image comes the next one that can be read.
 
     Raises:
-        ValueError: if a number is out of its range, or the machine can't do what the launcher or `fp16` ask for.
+        ValueError: if a number is out of its range, there is no such recipe, none of its `args` hold, or the machine
+            can't do what the launcher or `fp16` ask for.
     """
 
     # Optimisation
@@ -78,6 +85,12 @@ class MicroCLIPTrainingArguments(TrainingArguments):
     lr_scheduler_type: str = field(default="cosine_with_min_lr", metadata={"help": "Learning rate schedule."})
     lr_scheduler_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": 'Settings of the schedule. Default for "cosine_with_min_lr": min_lr 2e-6.'}
+    )
+
+    # Recipe
+    recipe: str | None = field(
+        default=None,
+        metadata={"help": f"Settings to begin from: {RECIPES}. Other options and --config replace them."},
     )
 
     # Pseudo-labels
@@ -108,6 +121,10 @@ class MicroCLIPTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Label images in the precision of --bf16 or --fp16 too."}
     )
 
+    # Class mixture
+    class_mixture: bool = field(default=False, metadata={"help": "Fit a mixture of the classes after training."})
+    class_frequencies: str = field(default="equal", metadata={"help": "Class frequencies of the mixture."})
+
     # Saving and logging
     output_dir: str | None = field(default=None, metadata={"help": "Folder for the result, checkpoints and logs."})
     resume_from_checkpoint: str | None = field(
@@ -136,7 +153,18 @@ class MicroCLIPTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Send buffers to all processes; all have the same."}
     )
 
+    @classmethod
+    def from_recipe(cls, recipe: str, output_dir: str | None = None, **kwargs: Any) -> "MicroCLIPTrainingArguments":
+        """Arguments of a recipe by its name; those given win. Its `config` is for `from_clip`, see [`load_recipe`].
+
+        Raises:
+            ValueError: if there is no such recipe, or as in the constructor.
+        """
+        return cls(output_dir=output_dir, recipe=recipe, **{**load_recipe(recipe).args, **kwargs})
+
     def __post_init__(self) -> None:
+        if self.recipe is not None:
+            self._check_recipe()
         if self.num_crops < 0:
             raise ValueError(f"num_crops is {self.num_crops}; it must be 0 or more.")
         if len(self.crop_ratio) != 2 or not 0 < self.crop_ratio[0] <= self.crop_ratio[1] <= 1:
@@ -189,6 +217,15 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             )
         if self.bf16_full_eval or self.fp16_full_eval:
             raise ValueError("bf16_full_eval and fp16_full_eval cast the weights that are adapted; leave them out.")
+
+    def _check_recipe(self) -> None:
+        """Refuse an unknown recipe, and one that was only named."""
+        settings = load_recipe(self.recipe).args
+        if settings and all(vars(self)[name] != value for name, value in settings.items()):
+            raise ValueError(
+                f"recipe is {self.recipe!r}, and none of its settings hold ({', '.join(settings)}). Set them by "
+                f"MicroCLIPTrainingArguments.from_recipe({self.recipe!r}, ...), or leave recipe out."
+            )
 
     def _check_machine(self) -> None:
         """Refuse processes that don't know of each other, and fp16 on a CPU, which accelerate ignores."""
