@@ -198,5 +198,7 @@ def _within_classes(spread: torch.Tensor, counts: torch.Tensor, sums: torch.Tens
 def _shrink(covariance: torch.Tensor, spread: torch.Tensor, num_photos: float, shrinkage: float) -> torch.Tensor:
     """Towards a ball with the variance of all photos."""
     variance = spread.trace() / num_photos / len(spread)
-    ball = variance.clamp(min=torch.finfo(variance.dtype).eps) * torch.eye(len(spread), device=spread.device)
+    ball = variance.clamp(min=torch.finfo(variance.dtype).eps) * torch.eye(
+        len(spread), dtype=spread.dtype, device=spread.device
+    )
     return (1 - shrinkage) * covariance + shrinkage * ball
