@@ -2,14 +2,15 @@
 
 The model: photo i is of class c with frequency `pi_c`; its feature is `h_i ~ N(mu_c, Sigma)`, with one covariance for
 all classes; and its texts say `log q_ic`, balanced log probabilities of a text classifier, which count `text_weight`
-times. So `z_ic`, the probability of class c, is in proportion to `pi_c q_ic^text_weight N(h_i; mu_c, Sigma)`. The fit is
-expectation maximisation of all of these from `z = q` on. Without the texts' word on a photo, which its feature holds
-too, what is left is linear in h: `log pi_c + h . (P mu_c) - mu_c . (P mu_c) / 2`, where `P` is the inverse of Sigma.
+times. So `z_ic`, the probability of class c, is in proportion to `pi_c q_ic^text_weight N(h_i; mu_c, Sigma)`. The fit
+is expectation maximisation of all of these from `z = q` and equal frequencies on. Without the texts' word on a photo,
+which its feature holds too, what is left is linear in h: `log pi_c + h . (P mu_c) - mu_c . (P mu_c) / 2`, where `P` is
+the inverse of Sigma.
 
 Texts enter twice, as q, and as the means' prior: `mu_c` counts as many photos as `text_photos` at the place where its
-class's linear weight would be `text_scale` times that of the text classifier. So a class without photos is classified by
-its text. Relatives are TransCLIP (arXiv:2406.01837) and StatA (arXiv:2501.03729), whose covariances are diagonal or of
-the identity's shape: here the whole covariance carries most of the gain.
+class's linear weight would be `text_scale` times that of the text classifier. So a class without photos is classified
+by its text. Relatives are TransCLIP (arXiv:2406.01837) and StatA (arXiv:2501.03729), whose covariances are diagonal or
+of the identity's shape: here the whole covariance carries most of the gain.
 
 N photos, C classes, E width of the features.
 """
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+
+from .saliency import check_finite
 
 
 # Features (n, E) and log probabilities by texts (n, C) of some photos, float32 and on one device.
@@ -47,7 +50,7 @@ class ClassMixture:
         return features @ self.weight.T + self.bias
 
     def probabilities(self, features: torch.Tensor, text_log_probabilities: torch.Tensor) -> torch.Tensor:
-        """z (n, C), from features (n, E) and texts (n, C)."""
+        """The posterior z (n, C), from features (n, E) and texts (n, C)."""
         return (self.scores(features) + self.text_weight * text_log_probabilities).softmax(-1)
 
     @property
@@ -71,12 +74,18 @@ def balance_text(logits: torch.Tensor, log_mean: torch.Tensor) -> torch.Tensor:
 def log_mean_probability(
     logits: Callable[[], Iterator[torch.Tensor]], reduce: Reduce = lambda values: values
 ) -> torch.Tensor:
-    """Log of the mean probability (C,) that logits, some (n, C) after others, give each class."""
+    """Log of the mean probability (C,) that logits, some (n, C) after others, give each class.
+
+    Raises:
+        ValueError: if this process has no photos.
+    """
     total = 0
     num_photos = 0
     for part in logits():
         total = total + part.softmax(-1).sum(0)
         num_photos += len(part)
+    if num_photos == 0:
+        raise ValueError("There are no logits to take a mean of; pass those of one photo or more.")
     sums = reduce(torch.cat([total, total.new_tensor([num_photos])]))
     return (sums[:-1] / sums[-1]).clamp(min=torch.finfo(sums.dtype).tiny).log()
 
@@ -105,23 +114,25 @@ def fit_class_mixture(
         progress (`Callable`, *optional*): goes around the rounds, as `tqdm` does.
 
     Raises:
-        ValueError: if there are no photos.
+        ValueError: if there are no photos; as [`NonFiniteError`], if the head, a feature or a photo's probabilities by
+            texts aren't finite.
     """
-    center, spread, num_photos = _measure_spread(batches, reduce)
+    check_finite(head, "The head", "Check the text classifier's weights.")
+    center, spread, num_photos = _measure_spread(batches, head, reduce)
     # What all classes share changes nothing but rounding.
     head = text_scale * (head - head.mean(0))
-    log_frequencies = torch.full_like(head[:, 0], 1 / len(head)).log()
-    counts, sums, variances = _expect(batches, center, reduce, lambda photos, text: text)
+    log_frequencies = (torch.full_like(head[:, 0], 1 / len(head)) if frequencies is None else frequencies).log()
+    expect = partial(_expect, batches, center, len(head), reduce)
+    counts, sums, variances = expect(lambda photos, text: text)
+    check_finite(counts, "The number of photos by their texts", "Check the log probabilities by texts.")
     for _ in progress(range(NUM_ROUNDS)):
         covariance = _shrink(_within_classes(spread, counts, sums, num_photos), spread, num_photos, shrinkage)
         means = (sums + text_photos * head @ covariance) / (counts + text_photos).unsqueeze(-1)
         weight = torch.linalg.solve(covariance, means.T).T
         bias = log_frequencies - (weight * means).sum(-1) / 2
-        counts, sums, variances = _expect(
-            batches, center, reduce, partial(_joint, weight=weight, bias=bias, text_weight=text_weight)
-        )
-        fitted = (counts + 1) / (num_photos + len(counts))
-        log_frequencies = (fitted if frequencies is None else frequencies).log()
+        counts, sums, variances = expect(partial(_joint, weight=weight, bias=bias, text_weight=text_weight))
+        if frequencies is None:
+            log_frequencies = ((counts + 1) / (num_photos + len(counts))).log()
     bias = log_frequencies - (weight * means).sum(-1) / 2 - weight @ center
     errors = (variances + counts * (1 - counts / num_photos)).clamp(min=0).sqrt()
     return ClassMixture(weight, bias, text_weight, counts, errors, log_frequencies.exp())
@@ -133,27 +144,39 @@ def _joint(
     return photos @ weight.T + bias + text_weight * text
 
 
-def _measure_spread(batches: Batches, reduce: Reduce) -> tuple[torch.Tensor, torch.Tensor, float]:
+def _measure_spread(batches: Batches, head: torch.Tensor, reduce: Reduce) -> tuple[torch.Tensor, torch.Tensor, float]:
     """The features' mean (E,), the sum of their squares around it (E, E), and how many there are."""
-    total = 0
+    # Of the head's shape from the start: a process may have no photos where others have some.
+    total = head.new_zeros(head.shape[1])
     num_photos = 0
     for features, _ in batches():
         total = total + features.sum(0)
         num_photos += len(features)
     sums = reduce(torch.cat([total, total.new_tensor([num_photos])]))
     num_photos = sums[-1].item()
+    if num_photos == 0:
+        raise ValueError("There are no photos to fit the mixture to; pass one or more.")
     center = sums[:-1] / num_photos
-    spread = sum((features - center).T @ (features - center) for features, _ in batches())
+    # After the sum over processes, so that all of them stop.
+    check_finite(center, "The mean of the features", "Check the images and the model's weights.")
+    spread = head.new_zeros(head.shape[1], head.shape[1])
+    for features, _ in batches():
+        photos = features - center
+        spread = spread + photos.T @ photos
     return center, reduce(spread), num_photos
 
 
 def _expect(
-    batches: Batches, center: torch.Tensor, reduce: Reduce, score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    batches: Batches,
+    center: torch.Tensor,
+    num_classes: int,
+    reduce: Reduce,
+    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of each class the expected photos (C,), the sum of their features around the centre (C, E), and the variance of
     their number (C,).
     """
-    total = 0
+    total = center.new_zeros(num_classes, len(center) + 2)
     for features, text in batches():
         photos = features - center
         shares = score(photos, text).softmax(-1)
@@ -164,8 +187,9 @@ def _expect(
 
 
 def _within_classes(spread: torch.Tensor, counts: torch.Tensor, sums: torch.Tensor, num_photos: float) -> torch.Tensor:
-    """The covariance (E, E) around classes' means, which count as having seen one more photo, at the centre: the mean
-    of a few photos lies nearer to them than to others of their class.
+    """The covariance (E, E) within classes: that of all photos less that of their classes' means, which count as
+    having seen one more photo, at the centre: the mean of a few photos lies nearer to them than to others of their
+    class.
     """
     means = sums / (counts + 1).unsqueeze(-1)
     return (spread - means.T @ (counts.unsqueeze(-1) * means)) / num_photos
@@ -174,5 +198,7 @@ def _within_classes(spread: torch.Tensor, counts: torch.Tensor, sums: torch.Tens
 def _shrink(covariance: torch.Tensor, spread: torch.Tensor, num_photos: float, shrinkage: float) -> torch.Tensor:
     """Towards a ball with the variance of all photos."""
     variance = spread.trace() / num_photos / len(spread)
-    ball = variance.clamp(min=torch.finfo(variance.dtype).eps) * torch.eye(len(spread), device=spread.device)
+    ball = variance.clamp(min=torch.finfo(variance.dtype).eps) * torch.eye(
+        len(spread), dtype=spread.dtype, device=spread.device
+    )
     return (1 - shrinkage) * covariance + shrinkage * ball
