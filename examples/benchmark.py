@@ -226,9 +226,10 @@ def adapt(task: Task, settings: dict[str, Any]) -> tuple[torch.Tensor, dict[str,
     with torch.no_grad():
         outputs = [model(pixel_values=pixel_values.to(model.device)) for pixel_values in load_test(task, model)]
     paths = {name: torch.cat([own[f"{name}_logits"] for own in outputs]) for name in ("cls", "fg")}
-    logits, bias = torch.cat([own.logits for own in outputs]), model.logit_adjustment.bias
+    logits, adjustment = torch.cat([own.logits for own in outputs]), model.logit_adjustment
     extra = {f"{name}_accuracy": own for name, own in paths.items()} if model.config.fusion_ratio < 1 else {}
-    extra |= {"unadjusted_accuracy": logits + bias} if bias.any() else {}
+    if adjustment.bias.any():
+        extra["unadjusted_accuracy"] = (logits + adjustment.bias) / adjustment.scale
     name = "pseudo_label_accuracy"
     extra |= {name: [round(100 * own[name], 2) for own in logs]} if name in logs[-1] else {}
     extra["last_log"] = {name: round(logs[-1][name], 4) for name in UNLABELLED if name in logs[-1]}

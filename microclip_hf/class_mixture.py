@@ -76,17 +76,19 @@ def log_mean_probability(
 ) -> torch.Tensor:
     """Log of the mean probability (C,) that logits, some (n, C) after others, give each class.
 
+    A process without photos has logits of the shape (0, C).
+
     Raises:
-        ValueError: if this process has no photos.
+        ValueError: if no process has photos.
     """
     total = 0
     num_photos = 0
     for part in logits():
         total = total + part.softmax(-1).sum(0)
         num_photos += len(part)
-    if num_photos == 0:
-        raise ValueError("There are no logits to take a mean of; pass those of one photo or more.")
     sums = reduce(torch.cat([total, total.new_tensor([num_photos])]))
+    if sums[-1] == 0:
+        raise ValueError("There are no logits to take a mean of; pass those of one photo or more.")
     return (sums[:-1] / sums[-1]).clamp(min=torch.finfo(sums.dtype).tiny).log()
 
 

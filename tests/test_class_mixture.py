@@ -59,8 +59,8 @@ class Photos:
         """How far apart posteriors and frequencies of two float32 fits may be.
 
         Roundings of a sum of N terms go either way, and add up to the root of N half ulps. The solve multiplies them
-        by the covariance's condition number, at most E + 1: its eigenvalues lie between half the photos' variance v and
-        (v + E v) / 2. Posteriors change by half as much as scores, whose magnitude here is 10.
+        by the covariance's condition number, at most E + 1: its eigenvalues lie between half the photos' variance v
+        and (v + E v) / 2. Posteriors change by half as much as scores, whose magnitude here is 10.
         """
         num_photos, width = self.features.shape
         return num_photos**0.5 * HALF_ULP * (width + 1) * 10 / 2
@@ -357,7 +357,7 @@ def test_no_photos():
     with pytest.raises(ValueError, match=r"no photos.*pass one or more"):
         take(draw(), slice(0)).fit()
     with pytest.raises(ValueError, match=r"no logits.*one photo or more"):
-        log_mean_probability(lambda: iter([]))
+        log_mean_probability(lambda: iter([torch.empty(0, 3)]))
 
 
 def test_balanced_texts_equal_their_definition_in_float64():

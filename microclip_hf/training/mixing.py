@@ -36,13 +36,13 @@ MAX_AGREEMENT_LOSS = 0.06
 class FeaturePass:
     """One pass over all images: their features, and the text classifier of its time."""
 
-    kept: KeptRows  # (N, 2 E), [CLS] and then [FG]
+    kept: KeptRows  # (N, 2 E), [CLS] and then [FG], means over an image and its crops
     head: torch.Tensor  # (C, E), of both heads, mixed as in the pseudo-labels, times the logit scale
     log_mean: torch.Tensor  # (C,), log of the mean probability that it gives each class
     classifier: torch.Tensor  # (C, E), of the learnable head alone
 
     def log_probabilities(self, cls_embeds: torch.Tensor) -> torch.Tensor:
-        """What the texts say of images, `(n, E)` to `(n, C)`."""
+        """What the texts say of images, unit embeddings `(n, E)` to `(n, C)`."""
         return balance_text(cls_embeds @ self.head.T, self.log_mean)
 
 
@@ -70,15 +70,18 @@ class Mixer:
         model: MicroCLIPForImageClassification,
         dataset: ViewDataset,
         collator: ViewCollator,
-        encode: Callable[[torch.Tensor], torch.Tensor],
+        encode: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     ) -> None:
-        """One more pass, over the images as prediction takes them, by `encode`, from pixel values to both embeddings
-        `(n, 2, E)`. What an interrupted run with the same weights and images has left isn't computed again.
+        """One more pass, over the images as prediction takes them and their crops, by `encode`, from a batch of these
+        to both embeddings `(B, 2, E)`. What an interrupted run with the same weights and images has left isn't
+        computed again.
         """
         accelerator = self.accelerator
         folder = os.path.join(self.args.output_dir, FEATURES_DIR, str(len(self.passes)))
         shape = (len(dataset), 2 * model.config.clip_config.projection_dim)
-        kept = KeptRows(folder, shape, {"images": len(dataset), "weights": _digest(model)}, np.float16)
+        facts = {"images": len(dataset), "weights": _digest(model)}
+        facts |= {name: getattr(self.args, name) for name in ("num_crops", "crop_ratio", "seed")}
+        kept = KeptRows(folder, shape, facts, np.float16)
         if accelerator.is_local_main_process:
             kept.remove_others()
         accelerator.wait_for_everyone()
@@ -89,7 +92,7 @@ class Mixer:
 
         # A run that finds the features goes on with the same random numbers.
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            kept.fill(load, lambda batch: encode(batch["pixel_values"]).flatten(1), accelerator)
+            kept.fill(load, lambda batch: encode(batch).flatten(1), accelerator)
         scale = float(model.logit_scale)
         classifier = scale * normalize(_whole(model.classifier.weight.detach()).float(), dim=-1)
         prior_head = scale * normalize(model.prior_head.weight.float(), dim=-1)
@@ -132,18 +135,21 @@ class Mixer:
             yield index, fused, torch.stack(texts).mean(0).log_softmax(-1)
 
     def _read(self, kept: KeptRows) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """The index (n,), [CLS] and fused features (n, E) of this process's share of the images that can be read."""
+        """The index (n,), unit [CLS] and fused features (n, E) of this process's share of the images that can be read;
+        at least once, perhaps of none.
+        """
         num_images = kept.shape[0]
         place = self.accelerator.process_index
         count = self.accelerator.num_processes
+        first = num_images * place // count
         stop = num_images * (place + 1) // count
-        for start in range(num_images * place // count, stop, CHUNK):
+        for start in range(first, max(stop, first + 1), CHUNK):
             rows = torch.from_numpy(kept.read(slice(start, min(start + CHUNK, stop))))
             is_readable = ~rows[:, 0].isnan()
             index = start + is_readable.nonzero().flatten()
             cls_embeds, fg_embeds = rows[is_readable].to(self.accelerator.device).float().chunk(2, -1)
             fused = self.fusion_ratio * cls_embeds + (1 - self.fusion_ratio) * fg_embeds
-            yield index.to(self.accelerator.device), cls_embeds, fused
+            yield index.to(self.accelerator.device), normalize(cls_embeds, dim=-1), fused
 
     def _sum(self, values: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(values, "sum")

@@ -350,9 +350,19 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         """One more pass of the mixer, with the present weights."""
         model = self._unwrapped_model
 
-        def encode(pixel_values: torch.Tensor) -> torch.Tensor:
+        def encode_parts(pixel_values: torch.Tensor) -> torch.Tensor:
             parts = pixel_values.split(self.labeler.chunk_size)
             return torch.cat([both_embeds(model.encode_image(part)) for part in parts])
+
+        def encode(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            embeds = encode_parts(batch["pixel_values"]).unsqueeze(1)
+            if "crops" in batch:
+                crops = batch["crops"]
+                crop_embeds = self.labeler.encode_views(
+                    lambda pixels: both_embeds(model.encode_image(pixels)), crops.flatten(0, 1)
+                )
+                embeds = torch.cat([embeds, crop_embeds.unflatten(0, crops.shape[:2])], 1)
+            return embeds.mean(1)
 
         was_training = model.training
         model.eval()

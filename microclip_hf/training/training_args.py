@@ -53,9 +53,9 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             Accumulated batches are aligned part by part.
         class_mixture (`bool`, defaults to `False`): predict by a mixture of one Gaussian a class over the fused
             features, held to what the texts say (see [`~class_mixture.fit_class_mixture`]; not in the paper). It is
-            fitted to all images, one forward of each, before training, and again after it, unless
-            `num_train_epochs` is 0, with which nothing is trained. The model predicts by the last one, or, where
-            training has led away from what the texts say, has the weights and the mixture of before.
+            fitted to all images, by one forward of each and of its `num_crops` crops, before training, and again after
+            it, unless `num_train_epochs` is 0, with which nothing is trained. The model predicts by the last one, or,
+            where training has led away from what the texts say, has the weights and the mixture of before.
         class_frequencies (`str`, defaults to `"equal"`): how frequent classes are taken to be, by alignment, fairness
             and the division of predictions: all equally; `"estimated"`, by a class mixture that is fitted before
             training; or as a CSV or JSON file of classes and shares says (see
@@ -122,8 +122,6 @@ class MicroCLIPTrainingArguments(TrainingArguments):
     )
 
     # Class mixture
-    class_mixture: bool = field(default=False, metadata={"help": "Fit a mixture of the classes after training."})
-    class_frequencies: str = field(default="equal", metadata={"help": "Class frequencies of the mixture."})
 
     # Saving and logging
     output_dir: str | None = field(default=None, metadata={"help": "Folder for the result, checkpoints and logs."})

@@ -126,8 +126,8 @@ class ViewDataset(torch.utils.data.Dataset):
 
 
 class WholeImages(ViewDataset):
-    """The images of a [`ViewDataset`] as prediction takes them, each with its `index`; what can't be read there can't
-    be read here, and the other way round.
+    """The images of a [`ViewDataset`] as prediction takes them, each with its `index` and, if there are any, its
+    `crops`; what can't be read there can't be read here, and the other way round.
     """
 
     def __init__(self, views: ViewDataset) -> None:
@@ -135,7 +135,11 @@ class WholeImages(ViewDataset):
         self.unreadable = views.unreadable
 
     def _make_example(self, position: int) -> dict[str, Any]:
-        return {"image": to_rgb(decode(self.dataset[position]["image"])), "index": position}
+        image = self.dataset[position]["image"]
+        example = {"image": to_rgb(decode(image)), "index": position}
+        if self.settings.num_crops == 0:
+            return example
+        return {**example, "crops": self.settings.make_example({"image": image}, 0, position)["crops"]}
 
 
 class ViewStream(torch.utils.data.IterableDataset):
@@ -257,6 +261,7 @@ class ViewCollator:
         elif "image" in first and self.image_processor is not None:
             images = [cut_strip(_to_rgb(example["image"])) for example in examples]
             batch = dict(self.image_processor(images, return_tensors="pt"))
+            batch |= {"crops": _stack(examples, "crops")} if "crops" in first else {}
         else:
             raise ValueError(
                 f"An example holds {', '.join(map(repr, first))}; expected 'image' (with an image processor), "
