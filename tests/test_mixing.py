@@ -26,7 +26,7 @@ def make_trainer(clip_folder, folder, num_images=NUM_IMAGES, config=None, **opti
         descriptions=DESCRIPTIONS,
         **{"prior_weighting": "uniform", "fusion_ratio": 0.75, **(config or {})},
     )
-    defaults = {"num_train_epochs": 0, "class_mixture": True, "class_frequencies": "estimated", "num_crops": 1}
+    defaults = {"num_train_epochs": 0, "class_mixture": True, "class_frequencies": "estimated", "num_crops": 0}
     args = MicroCLIPTrainingArguments(
         str(folder),
         use_cpu=True,
@@ -41,7 +41,7 @@ def make_trainer(clip_folder, folder, num_images=NUM_IMAGES, config=None, **opti
 
 def fused_features(trainer):
     """Of all images, as prediction takes them, `(N, E)`, and their [CLS] embeddings."""
-    images = WholeImages(trainer.train_dataset)
+    images = WholeImages(trainer.train_dataset, 0)
     batch = ViewCollator(trainer.processing_class)([images[index] for index in range(len(images))])
     with torch.no_grad():
         output = trainer.model.eval().encode_image(batch["pixel_values"])
@@ -178,6 +178,28 @@ def test_frequencies_reach_alignment_and_fairness(clip_folder, tmp_path):
     assert_close(given, equal - (3 * shares).log(), atol=1e-5, rtol=0)
     mean = runs[1].class_means.log_mean
     assert runs[1].state.log_history[0]["fairness"] == pytest.approx(-2 * (shares * mean).sum().item(), rel=1e-5)
+
+
+def test_labels_made_once_teach(clip_folder, tmp_path, monkeypatch):
+    options = {"num_train_epochs": 2, "label_refresh": "never", "fairness_weight": 0.0, "num_crops": 2}
+    trainer = make_trainer(clip_folder, tmp_path, **options)
+    taught = {}
+    refine = trainer.refine_pseudo_labels
+
+    def remember(inputs):
+        assert "crops" not in inputs or inputs["crops"].shape[1] == 0
+        labels = refine(inputs)
+        for index, label in zip(inputs["index"].tolist(), labels.tolist(), strict=True):
+            assert taught.setdefault(index, label) == label
+        return labels
+
+    monkeypatch.setattr(trainer, "refine_pseudo_labels", remember)
+    trainer.train()
+    fitted = make_trainer(clip_folder, tmp_path / "fitted", num_crops=2)
+    fitted.train()
+    assert taught == dict(enumerate(fitted.diagnostics.pseudo_labels.tolist()))
+    with pytest.raises(ValueError, match="takes the labels of a class mixture"):
+        make_trainer(clip_folder, tmp_path, label_refresh="never", class_mixture=False)
 
 
 @pytest.mark.parametrize("num_images", [1, 2])

@@ -43,6 +43,7 @@ SETTINGS = (
     "prior_refresh",
     "distribution_alignment",
     "class_mixture",
+    "label_refresh",
     "class_frequencies",
     "autocast_pseudo_labels",
     "fairness_weight",

@@ -73,12 +73,16 @@ def describe_cost(
 def estimate_seconds(pieces: Pieces, args: MicroCLIPTrainingArguments, num_shown: float, num_images: int) -> float:
     """Seconds of training that shows `num_shown` images, of which there are `num_images`; saving isn't counted."""
     passes = (args.class_mixture or args.class_frequencies == "estimated") + (args.class_mixture and num_shown > 0)
-    # Each of them reads a photo and makes one view of it, at most as long as a step's two.
-    whole = passes * num_images * _side_by_side(args, pieces.step_views / 2, pieces.weak) / args.world_size
+    # Each of them encodes a photo and its crops, with both embeddings.
+    views = pieces.all_views if args.num_crops > 0 else pieces.step_views / 2
+    encoding = (args.num_crops + 1) * pieces.weak
+    whole = passes * num_images * _side_by_side(args, views, encoding) / args.world_size
     return whole + _estimate_steps(pieces, args, num_shown, num_images)
 
 
 def _estimate_steps(pieces: Pieces, args: MicroCLIPTrainingArguments, num_shown: float, num_images: int) -> float:
+    if args.label_refresh == "never":
+        return num_shown * _side_by_side(args, pieces.step_views, STUDENT_FORWARDS * pieces.student) / args.world_size
     step = pieces.weak + STUDENT_FORWARDS * pieces.student
     crops = args.num_crops * pieces.crop
     if args.prior_refresh == "never":

@@ -20,7 +20,7 @@ from ..modeling_microclip import MicroCLIPForImageClassification
 from .kept_rows import KeptRows
 from .labeler import load_rows
 from .training_args import MicroCLIPTrainingArguments
-from .view_datasets import ViewCollator, ViewDataset, WholeImages
+from .view_datasets import ViewCollator, WholeImages
 
 
 # In the output folder.
@@ -30,6 +30,8 @@ CHUNK = 8192
 # Training is taken back where it costs more than this share of the images on which the mixture, by their features
 # alone, agrees with the texts that the run began with.
 MAX_AGREEMENT_LOSS = 0.06
+# The first mixture's probabilities hold the last one to at least this, so that no class is ruled out for an image.
+MIN_PROBABILITY = 1e-6
 
 
 @dataclass(frozen=True)
@@ -48,27 +50,31 @@ class FeaturePass:
 
 @dataclass(frozen=True)
 class MixtureLabels:
-    """What a mixture says of the images of this process."""
+    """What a mixture says of all images, the same in every process."""
 
-    index: torch.Tensor  # (n,), which images these are
-    labels: torch.Tensor  # (n,)
-    confidences: torch.Tensor  # (n,), the labels' probabilities
+    labels: torch.Tensor  # (N,), -1 where the image can't be read
+    confidences: torch.Tensor  # (N,), the labels' probabilities
     agreement: float  # share of all images that their features alone label as the texts of the first pass do
 
 
 class Mixer:
-    """Fits mixtures to the images of a data set, held to the texts of every pass; all processes call each method."""
+    """Fits mixtures to the images of a data set; all processes call each method."""
 
     def __init__(self, args: MicroCLIPTrainingArguments, accelerator: Accelerator, fusion_ratio: float) -> None:
         self.args = args
         self.accelerator = accelerator
         self.fusion_ratio = fusion_ratio
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all passes."""
         self.passes: list[FeaturePass] = []
+        self.first: ClassMixture | None = None  # fitted to the first pass
 
     def encode(
         self,
         model: MicroCLIPForImageClassification,
-        dataset: ViewDataset,
+        images: WholeImages,
         collator: ViewCollator,
         encode: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     ) -> None:
@@ -78,8 +84,8 @@ class Mixer:
         """
         accelerator = self.accelerator
         folder = os.path.join(self.args.output_dir, FEATURES_DIR, str(len(self.passes)))
-        shape = (len(dataset), 2 * model.config.clip_config.projection_dim)
-        facts = {"images": len(dataset), "weights": _digest(model)}
+        shape = (len(images), 2 * model.config.clip_config.projection_dim)
+        facts = {"images": len(images), "weights": _digest(model)}
         facts |= {name: getattr(self.args, name) for name in ("num_crops", "crop_ratio", "seed")}
         kept = KeptRows(folder, shape, facts, np.float16)
         if accelerator.is_local_main_process:
@@ -87,8 +93,7 @@ class Mixer:
         accelerator.wait_for_everyone()
 
         def load(missing: list[int]) -> Iterable[dict[str, torch.Tensor]]:
-            images = Subset(WholeImages(dataset), missing)
-            return load_rows(images, collator, self.args, accelerator, "Features of the images")
+            return load_rows(Subset(images, missing), collator, self.args, accelerator, "Features of the images")
 
         # A run that finds the features goes on with the same random numbers.
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -103,36 +108,49 @@ class Mixer:
         self.passes.append(FeaturePass(kept, head, log_mean, classifier))
 
     def fit(self, frequencies: torch.Tensor | None = None) -> ClassMixture:
-        """A mixture over the features of the last pass."""
-        return fit_class_mixture(
-            lambda: ((fused, texts) for _, fused, texts in self._read_all()),
+        """A mixture over the features of the last pass, held to the texts; after the first pass, to what the first
+        mixture made of them, whose probabilities then count once.
+        """
+        mixture = fit_class_mixture(
+            lambda: ((fused, evidence) for _, fused, evidence in self._read_all()),
             self.passes[-1].classifier,
+            **({} if self.first is None else {"text_weight": 1.0}),
             frequencies=frequencies,
             reduce=self._sum,
         )
+        self.first = self.first or mixture
+        return mixture
 
     @torch.no_grad()
     def label(self, mixture: ClassMixture) -> MixtureLabels:
-        """What a mixture over the features of the last pass says of the images."""
+        """What a mixture over the features of the last pass says of all images."""
         first = self.passes[0]
-        parts = []
+        num_images = first.kept.shape[0]
         agreed = torch.zeros(2, device=self.accelerator.device)
-        for (index, fused, texts), (_, cls_embeds, _) in zip(self._read_all(), self._read(first.kept), strict=True):
-            probabilities = mixture.probabilities(fused, texts)
+        known = torch.zeros(2, num_images, dtype=torch.float64, device=self.accelerator.device)
+        is_first = len(self.passes) == 1
+        for (index, fused, evidence), (_, cls_embeds, _) in zip(
+            self._read_all(as_first=is_first), self._read(first.kept), strict=True
+        ):
+            confidences, labels = mixture.probabilities(fused, evidence).max(-1)
             is_agreed = mixture.scores(fused).argmax(-1) == first.log_probabilities(cls_embeds).argmax(-1)
             agreed += agreed.new_tensor([is_agreed.sum(), len(is_agreed)])
-            parts.append((index, probabilities.argmax(-1), probabilities.amax(-1)))
-        num_agreed, num_images = self._sum(agreed).tolist()
-        return MixtureLabels(*map(torch.cat, zip(*parts, strict=True)), num_agreed / num_images)
+            known[:, index] = torch.stack([labels + 1, confidences]).to(known.dtype)
+        labels, confidences = self._sum(known)
+        num_agreed, num_readable = self._sum(agreed).tolist()
+        return MixtureLabels(labels.long() - 1, confidences.float(), num_agreed / num_readable)
 
-    def _read_all(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Of the last pass the index (n,) and fused features (n, E), and what the texts of all passes say (n, C)."""
-        for parts in zip(*(self._read(own.kept) for own in self.passes), strict=True):
-            index, _, fused = parts[-1]
-            texts = [
-                own.log_probabilities(cls_embeds) for own, (_, cls_embeds, _) in zip(self.passes, parts, strict=True)
-            ]
-            yield index, fused, torch.stack(texts).mean(0).log_softmax(-1)
+    def _read_all(self, as_first: bool | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Of the last pass the index (n,) and fused features (n, E), and log probabilities (n, C) to hold them to."""
+        first = self.passes[0]
+        as_first = self.first is None if as_first is None else as_first
+        for own, of_first in zip(self._read(self.passes[-1].kept), self._read(first.kept), strict=True):
+            index, _, fused = own
+            _, cls_embeds, first_fused = of_first
+            evidence = first.log_probabilities(cls_embeds)
+            if not as_first:
+                evidence = self.first.probabilities(first_fused, evidence).clamp(min=MIN_PROBABILITY).log()
+            yield index, fused, evidence
 
     def _read(self, kept: KeptRows) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """The index (n,), unit [CLS] and fused features (n, E) of this process's share of the images that can be read;

@@ -39,7 +39,7 @@ from .progress import ProgressBar
 from .saving import load_state, remove_incomplete
 from .sharding import make_splittable, release_whole_weights, serve_encoders
 from .training_args import MicroCLIPTrainingArguments
-from .view_datasets import ViewCollator, ViewDataset, ViewSettings, as_views
+from .view_datasets import ViewCollator, ViewDataset, ViewSettings, WholeImages, as_views
 
 
 class MicroCLIPTrainer(EvaluatingTrainer):
@@ -102,8 +102,10 @@ class MicroCLIPTrainer(EvaluatingTrainer):
             check_training(model, args, train_dataset)
             if data_collator is None:
                 check_images(train_dataset, args)
+                # Labels that are made once need no crops at each step.
+                num_crops = args.num_crops if args.label_refresh == "step" else 0
                 settings = ViewSettings(
-                    size, args.num_crops, args.crop_ratio, args.seed, args.max_corrupt_share, preparation.resample
+                    size, num_crops, args.crop_ratio, args.seed, args.max_corrupt_share, preparation.resample
                 )
                 train_dataset = as_views(train_dataset, settings, class_names)
             check_countable(train_dataset, args)
@@ -137,7 +139,8 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         self._known_frequencies = self._read_frequencies(class_names)
         self.class_frequencies = self._known_frequencies  # (C,), none where all are equal
         self.mixer = Mixer(self.args, self.accelerator, model.config.fusion_ratio)
-        self.mixture: ClassMixture | None = None  # that the model predicts by, once there is one
+        self.mixture: ClassMixture | None = None  # the latest that was fitted, by which the model may predict
+        self._first_labels: MixtureLabels | None = None
         self._confidences: torch.Tensor | None = None  # of the latest pseudo-labels, where they are known
         self._checkpoint: str | None = None
         # As the texts made it: a copy, since a checkpoint is loaded into the model's own, and FSDP may split that.
@@ -159,7 +162,8 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         if self.args.prior_refresh == "never":  # before a checkpoint brings adapted weights
             is_fresh = self._checkpoint is None
             self.labeler.keep_prior(self._unwrapped_model, self.train_dataset, self.data_collator, is_fresh)
-        first = self._fit_first() if self.args.class_mixture or self.args.class_frequencies == "estimated" else None
+        if self.args.class_mixture or self.args.class_frequencies == "estimated":
+            self._fit_first()
         start = {name: weight.detach().cpu().clone() for name, weight in self._trained_weights()}
         try:
             output = super().train(self._checkpoint, **kwargs)
@@ -171,7 +175,7 @@ class MicroCLIPTrainer(EvaluatingTrainer):
                 f"Training diverged: {error} Start again with a lower learning_rate; it is {self.args.learning_rate}."
             ) from error
         if self.args.class_mixture:
-            self._adopt_mixture(first, start)
+            self._adopt_mixture(start)
         return output
 
     def check_run(self, checkpoint: str | None = None) -> None:
@@ -248,6 +252,11 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         Returns:
             `torch.LongTensor` of shape `(batch_size,)`.
         """
+        if self.args.label_refresh == "never":
+            index = inputs["index"]
+            self._confidences = self._first_labels.confidences[index]
+            self.diagnostics.record(pseudo_label_confidence=self._confidences)
+            return self._first_labels.labels[index]
         steps = self.args.gradient_accumulation_steps
         batch_number = self.state.global_step * steps + self.class_means.next_part + 1
         pseudo_labels = self.labeler.label(self._unwrapped_model, inputs, batch_number)
@@ -337,14 +346,15 @@ class MicroCLIPTrainer(EvaluatingTrainer):
             raise ValueError(f"class_frequencies {source} needs a model whose classes have names.")
         return torch.tensor(read_class_frequencies(source, class_names), device=self.args.device)
 
-    def _fit_first(self) -> tuple[ClassMixture, MixtureLabels]:
+    def _fit_first(self) -> None:
         """The mixture of the weights that training starts with, which may estimate the classes' frequencies."""
-        self.mixer.passes = []
+        self.mixer.reset()
         self._encode_images()
         mixture = self.mixer.fit(self._known_frequencies)
         if self.args.class_frequencies == "estimated":
             self.class_frequencies = mixture.frequencies
-        return mixture, self.mixer.label(mixture)
+        self.mixture = mixture
+        self._first_labels = self.mixer.label(mixture)
 
     def _encode_images(self) -> None:
         """One more pass of the mixer, with the present weights."""
@@ -366,12 +376,13 @@ class MicroCLIPTrainer(EvaluatingTrainer):
 
         was_training = model.training
         model.eval()
-        self.mixer.encode(model, self.train_dataset, self.data_collator, encode)
+        images = WholeImages(self.train_dataset, self.args.num_crops)
+        self.mixer.encode(model, images, self.data_collator, encode)
         model.train(was_training)
 
-    def _adopt_mixture(self, first: tuple[ClassMixture, MixtureLabels], start: dict[str, torch.Tensor]) -> None:
+    def _adopt_mixture(self, start: dict[str, torch.Tensor]) -> None:
         """Predict by a mixture over the features that training has led to, or else as before it."""
-        mixture, labels = first
+        labels = self._first_labels
         before = labels.agreement
         metrics = {"mixture_agreement": before}
         if self.state.global_step > 0:
@@ -383,13 +394,14 @@ class MicroCLIPTrainer(EvaluatingTrainer):
             is_better = last_labels.agreement >= before - MAX_AGREEMENT_LOSS
             metrics["training_was_kept"] = float(is_better)
             if is_better:
-                mixture, labels = last, last_labels
+                self.mixture = last
+                labels = last_labels
             else:
                 for name, weight in self._trained_weights():
                     set_weight(weight, start[name])
-        merge_mixture(self._unwrapped_model, mixture)
-        self.mixture = mixture
-        self.diagnostics.record_labels(labels.labels, labels.index, labels.confidences)
+        merge_mixture(self._unwrapped_model, self.mixture)
+        index = (labels.labels >= 0).nonzero().flatten()
+        self.diagnostics.record_labels(labels.labels[index], index, labels.confidences[index])
         self.diagnostics.flush(self.accelerator)
         metrics["effective_classes"] = count_effective(self.diagnostics.class_counts)
         self.log(metrics)

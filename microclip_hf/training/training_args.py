@@ -16,6 +16,7 @@ from ..recipes import list_recipes, load_recipe
 
 MAX_WORKERS = 16
 PriorRefresh = Literal["step", "never"]
+LabelRefresh = Literal["step", "never"]
 RECIPES = "; ".join(f"{name} ({load_recipe(name).title})" for name in list_recipes())
 
 
@@ -56,6 +57,9 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             fitted to all images, by one forward of each and of its `num_crops` crops, before training, and again after
             it, unless `num_train_epochs` is 0, with which nothing is trained. The model predicts by the last one, or,
             where training has led away from what the texts say, has the weights and the mixture of before.
+        label_refresh (`"step"` or `"never"`, defaults to `"step"`): when pseudo-labels are made: with the weights of
+            each step, as published; or once, by the class mixture before training, after which a step is the student's
+            alone, without crops.
         class_frequencies (`str`, defaults to `"equal"`): how frequent classes are taken to be, by alignment, fairness
             and the division of predictions: all equally; `"estimated"`, by a class mixture that is fitted before
             training; or as a CSV or JSON file of classes and shares says (see
@@ -107,6 +111,10 @@ class MicroCLIPTrainingArguments(TrainingArguments):
     )
     class_mixture: bool = field(
         default=False, metadata={"help": "Predict by a mixture of one Gaussian a class, fitted to all images."}
+    )
+    label_refresh: LabelRefresh = field(
+        default="step",
+        metadata={"help": "Make pseudo-labels anew each step, or never. Never takes those of --class_mixture."},
     )
     class_frequencies: str = field(
         default="equal",
@@ -180,10 +188,11 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             number = vars(self)[name]
             if not number > 0:
                 raise ValueError(f"{name} is {number}; it must be more than 0.")
-        if self.prior_refresh not in get_args(PriorRefresh):
-            raise ValueError(
-                f"prior_refresh is {self.prior_refresh!r}; it must be one of {', '.join(get_args(PriorRefresh))}."
-            )
+        for name, choices in (("prior_refresh", get_args(PriorRefresh)), ("label_refresh", get_args(LabelRefresh))):
+            if vars(self)[name] not in choices:
+                raise ValueError(f"{name} is {vars(self)[name]!r}; it must be one of {', '.join(choices)}.")
+        if self.label_refresh == "never" and not self.class_mixture:
+            raise ValueError("label_refresh 'never' takes the labels of a class mixture; set class_mixture to true.")
         if self.autocast_pseudo_labels and not (self.bf16 or self.fp16):
             raise ValueError("autocast_pseudo_labels needs bf16 or fp16, the precision to label images in.")
         if self.push_to_hub and self.hub_strategy != "end":

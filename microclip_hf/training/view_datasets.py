@@ -130,8 +130,8 @@ class WholeImages(ViewDataset):
     `crops`; what can't be read there can't be read here, and the other way round.
     """
 
-    def __init__(self, views: ViewDataset) -> None:
-        super().__init__(views.dataset, views.settings)
+    def __init__(self, views: ViewDataset, num_crops: int) -> None:
+        super().__init__(views.dataset, replace(views.settings, num_crops=num_crops))
         self.unreadable = views.unreadable
 
     def _make_example(self, position: int) -> dict[str, Any]:
