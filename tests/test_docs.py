@@ -30,7 +30,7 @@ STAND_INS = {
     "me/birds": "user/birds",
 }
 ADAPT = """ --config_overrides '{"prior_weighting": "uniform"}' --num_train_epochs """
-PAGES = [("README.md", 14), ("docs/training.md", 8), ("docs/descriptions.md", 2)]
+PAGES = [("README.md", 14), ("docs/training.md", 9), ("docs/descriptions.md", 2)]
 PUSHED = {"README.md": {"user/birds"}, "docs/training.md": {"user/shapes"}, "docs/descriptions.md": set()}
 PLACES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/birdworld/README.md", "examples/space/README.md")
 APART = ("trust_remote_code", "--push_to_hub", "microclip push", "OPENAI_API_KEY")
@@ -41,6 +41,8 @@ def workplace(inputs, tmp_path):
     """A folder with all that README and docs name."""
     for name in ("clip", "photos", "test", "names.txt", "descriptions.json"):
         (tmp_path / name).symlink_to(inputs / name)
+    shares = [f"{name},{share}" for share, name in enumerate(tiny_inputs.DESCRIPTIONS, start=1)]
+    (tmp_path / "shares.csv").write_text("\n".join(["class,share", *shares]))
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "photo.png").symlink_to(min((inputs / "photos").iterdir()))
     names = list(tiny_inputs.DESCRIPTIONS)
