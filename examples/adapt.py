@@ -6,7 +6,7 @@ Adapt CLIP to a folder of images without labels.
         --train_dir photos/ \
         --class_names names.txt \
         --descriptions descriptions.json \
-        --distribution_alignment true \
+        --recipe recommended \
         --output_dir adapted
 
 `accelerate launch` is for several devices; on one, `microclip adapt` does the same with the same options.

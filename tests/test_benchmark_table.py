@@ -197,7 +197,7 @@ def test_the_commands_of_the_docs(run, config, cells_run):
             del options[place : place + 2]
         run(config, *(config["tables"][0]["domains"][0] if option == "dusk" else option for option in options))
         ran.append(len(cells_run))
-    assert ran == [8] * 4 and set(cells_run) == set(list_cells(config))
+    assert ran == [8] * 5 and set(cells_run) == set(list_cells(config))
 
 
 def test_an_error_in_a_cell_ends_the_run_and_keeps_what_is_done(run, config, cells_run, tmp_path, monkeypatch):
@@ -501,7 +501,7 @@ def test_files_of_cells_that_logged_and_cells_that_did_not(tmp_path):
     assert len(list(tmp_path.iterdir())) == 4
 
 
-@pytest.mark.parametrize("name", ["birdworld", "imbalance"])
+@pytest.mark.parametrize("name", ["birdworld", "imbalance", "mixture"])
 def test_a_published_table_is_that_of_the_published_records(name):
     records = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     assert (RESULTS / f"{name}.md").read_text(encoding="utf-8") == as_markdown(records)
