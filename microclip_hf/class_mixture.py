@@ -101,7 +101,7 @@ def fit_class_mixture(
     shrinkage: float = 0.5,
     frequencies: torch.Tensor | None = None,
     reduce: Reduce = lambda values: values,
-    progress: Callable[[range], Iterator[int]] = iter,
+    num_rounds: int = NUM_ROUNDS,
 ) -> ClassMixture:
     """Fit the mixture; labels play no part, and the same photos in the same batches give the same result.
 
@@ -113,7 +113,7 @@ def fit_class_mixture(
         frequencies (`torch.Tensor` of shape `(C,)`, *optional*): where they are known. Default: they are fitted, each
             class as if it had one photo more.
         reduce (`Reduce`, *optional*): sums over processes.
-        progress (`Callable`, *optional*): goes around the rounds, as `tqdm` does.
+        num_rounds (`int`): of expectation maximisation.
 
     Raises:
         ValueError: if there are no photos; as [`NonFiniteError`], if the head, a feature or a photo's probabilities by
@@ -127,7 +127,7 @@ def fit_class_mixture(
     expect = partial(_expect, batches, center, len(head), reduce)
     counts, sums, variances = expect(lambda photos, text: text)
     check_finite(counts, "The number of photos by their texts", "Check the log probabilities by texts.")
-    for _ in progress(range(NUM_ROUNDS)):
+    for _ in range(num_rounds):
         covariance = _shrink(_within_classes(spread, counts, sums, num_photos), spread, num_photos, shrinkage)
         means = (sums + text_photos * head @ covariance) / (counts + text_photos).unsqueeze(-1)
         weight = torch.linalg.solve(covariance, means.T).T

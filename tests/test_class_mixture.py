@@ -43,7 +43,7 @@ class Photos:
         return fit_class_mixture(
             lambda: zip(features.split(sizes), text.split(sizes), strict=True),
             head,
-            progress=lambda numbers: iter(numbers[:rounds]),
+            num_rounds=rounds,
             **options,
         )
 

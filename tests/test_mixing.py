@@ -69,9 +69,10 @@ def test_the_model_predicts_what_the_mixture_does(clip_folder, tmp_path, epochs)
 def test_labels_are_those_of_the_mixture_and_the_texts(clip_folder, tmp_path):
     trainer = make_trainer(clip_folder, tmp_path)
     trainer.train()
-    features, cls_embeds, _ = fused_features(trainer)
-    (first,) = trainer.mixer.passes
-    texts = balance_text(cls_embeds @ first.head.T, first.log_mean)
+    features, cls_embeds, _ = fused_features(trainer)  # of the encoder, which is as it was
+    model = make_trainer(clip_folder, tmp_path).model  # before the mixture was merged into it
+    logits = model.logit_scale * model.prior_head(cls_embeds)  # both heads are the same there
+    texts = balance_text(logits, logits.softmax(-1).mean(0).log())
     joint = trainer.mixture.scores(features) + trainer.mixture.text_weight * texts
     top = joint.topk(2).values
     is_clear = top[:, 0] - top[:, 1] > 0.5  # features are kept in half precision
@@ -126,6 +127,22 @@ def test_an_interrupted_pass_goes_on(clip_folder, tmp_path, monkeypatch):
     assert 0 < num_before < NUM_IMAGES and sum(encoded) == NUM_IMAGES - num_before
     for name, value in again.model.state_dict().items():
         assert_close(value, whole.model.state_dict()[name], atol=1e-3, rtol=1e-3)
+
+
+def test_a_complete_pass_is_not_made_again(clip_folder, tmp_path, monkeypatch):
+    first = make_trainer(clip_folder, tmp_path)
+    first.train()
+    again = make_trainer(clip_folder, tmp_path)
+    monkeypatch.setattr(MicroCLIPForImageClassification, "encode_image", lambda *args: pytest.fail("it is computed"))
+    again.train()
+    assert all(value.equal(again.model.state_dict()[name]) for name, value in first.model.state_dict().items())
+
+
+def test_features_that_are_not_finite_are_an_error(clip_folder, tmp_path):
+    trainer = make_trainer(clip_folder, tmp_path)
+    trainer.model.fg_pooling.value_proj.weight.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"features of the images.*Check the model's weights"):
+        trainer.train()
 
 
 def test_features_of_other_weights_are_not_used(clip_folder, tmp_path):

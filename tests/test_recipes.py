@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 NAMES = ["published", "quick", "recommended"]
 UNIFORM = {"prior_weighting": "uniform", "fusion_ratio": 0.75}
 MIXTURE = {"class_mixture": True, "class_frequencies": "estimated"}
-ALIGNED = {"distribution_alignment": True, "prior_ratio": 0.7, "label_fusion_ratio": 0.75}
+TAUGHT = {"num_train_epochs": 4, "label_refresh": "never", "fairness_weight": 0}
 
 
 class StoppedError(Exception):
@@ -58,8 +58,8 @@ def test_what_the_recipes_are():
     assert list_recipes() == NAMES
     assert load_recipe("published").config == load_recipe("published").args == {}
     assert load_recipe("quick").config == load_recipe("recommended").config == UNIFORM
-    assert load_recipe("quick").args == {"num_train_epochs": 0, **MIXTURE}
-    assert load_recipe("recommended").args == {**MIXTURE, **ALIGNED}
+    assert load_recipe("quick").args == {"num_train_epochs": 0, "num_crops": 0, **MIXTURE}
+    assert load_recipe("recommended").args == {**MIXTURE, **TAUGHT}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -84,9 +84,9 @@ def test_the_published_recipe_is_the_defaults(tmp_path, read, needed):
 
 
 def test_given_arguments_win(tmp_path):
-    given = {"prior_ratio": 0.2, "class_mixture": False, "num_crops": 3}
+    given = {"fairness_weight": 0.2, "label_refresh": "step", "class_mixture": False, "num_crops": 3}
     args = MicroCLIPTrainingArguments.from_recipe("recommended", str(tmp_path), **given)
-    expected = {**MIXTURE, **ALIGNED, **given}
+    expected = {**MIXTURE, **TAUGHT, **given}
     assert {name: getattr(args, name) for name in expected} == expected
 
 
@@ -96,8 +96,8 @@ def test_a_recipe_that_is_changed_stays_as_it_was():
 
 
 def test_the_constructor_records_and_changes_nothing(tmp_path):
-    default = MicroCLIPTrainingArguments(str(tmp_path), prior_ratio=0.7)
-    args = MicroCLIPTrainingArguments(str(tmp_path), prior_ratio=0.7, recipe="recommended")
+    default = MicroCLIPTrainingArguments(str(tmp_path), fairness_weight=0)
+    args = MicroCLIPTrainingArguments(str(tmp_path), fairness_weight=0, recipe="recommended")
     assert args.to_dict() == {**default.to_dict(), "recipe": "recommended"}
     # Made again from what was recorded, with a setting that was the recipe's given.
     again = MicroCLIPTrainingArguments(str(tmp_path), num_train_epochs=3, recipe="quick", **MIXTURE)
@@ -126,11 +126,11 @@ def test_unknown_names(name, tmp_path, needed):
 
 def test_options_win_over_the_file_and_the_file_over_the_recipe(tmp_path, read, needed):
     """Each setting of the recipe is left alone, in the file, or in both and given, wherever `--recipe` stands."""
-    settings = {"prior_ratio": 0.1, "label_fusion_ratio": 0.2, "config_overrides": {"fusion_ratio": 0.3}}
+    settings = {"fairness_weight": 0.1, "num_train_epochs": 2, "config_overrides": {"fusion_ratio": 0.3}}
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
-    options = (*needed, "--label_fusion_ratio", "0.4", "--recipe", "recommended")
+    options = (*needed, "--num_train_epochs", "3", "--recipe", "recommended")
     overrides, args = read(*options, "--config", tmp_path / "settings.yaml")
-    expected = {**MIXTURE, **ALIGNED, "prior_ratio": 0.1, "label_fusion_ratio": 0.4, "recipe": "recommended"}
+    expected = {**MIXTURE, **TAUGHT, "fairness_weight": 0.1, "num_train_epochs": 3, "recipe": "recommended"}
     assert {name: getattr(args, name) for name in expected} == expected
     assert overrides == {"prior_weighting": "uniform", "fusion_ratio": 0.3}
 

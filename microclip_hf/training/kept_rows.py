@@ -102,8 +102,11 @@ class KeptRows:
         accelerator: Accelerator,
     ) -> None:
         """Write what is computed, `(B, columns)`, of batches that hold an `index` and are shared out; every process
-        must call it. The `loader` gets the images that are missing.
+        must call it. The `loader` gets the images that are missing. Nothing is done where every disk has all of them.
         """
+        exists = torch.tensor(int(self.exists()), device=accelerator.device)
+        if accelerator.reduce(exists, "sum") == accelerator.num_processes:
+            return
         for has_turn in turns(accelerator):
             if has_turn:
                 self.create()

@@ -154,26 +154,35 @@ class PseudoLabeler:
         if is_fresh and accelerator.is_local_main_process:
             kept.remove()
         accelerator.wait_for_everyone()
-        exists = torch.tensor(int(kept.exists()), device=accelerator.device)
-        if accelerator.reduce(exists, "sum") < accelerator.num_processes:  # disks may differ
-            dataset.kept_prior = None
-            dataset.set_epoch(0)
+        dataset.kept_prior = None
+        dataset.set_epoch(0)
 
-            def load(missing: list[int]) -> Iterable[dict[str, torch.Tensor]]:
-                return load_rows(Subset(dataset, missing), collator, args, accelerator, "Multi-view prior")
+        def load(missing: list[int]) -> Iterable[dict[str, torch.Tensor]]:
+            return load_rows(Subset(dataset, missing), collator, args, accelerator, "Multi-view prior")
 
-            # A run that finds the file goes on with the same random numbers.
-            with torch.random.fork_rng(devices=[]):
-                kept.fill(load, functools.partial(self._score_crops, model), accelerator)
+        # A run that finds the file goes on with the same random numbers.
+        with torch.random.fork_rng(devices=[]):
+            kept.fill(load, functools.partial(self._score_crops, model), accelerator)
         dataset.kept_prior = kept
 
     def encode_views(self, encode: Callable[[torch.Tensor], torch.Tensor], views: torch.Tensor) -> torch.Tensor:
         """Embeddings of uint8 views `(n, 3, S, S)`, a few at a time; `encode` takes pixel values."""
+        return self._encode_parts(encode, map(self.normalize, views.split(self.chunk_size)))
+
+    def encode_pixels(
+        self, encode: Callable[[torch.Tensor], torch.Tensor], pixel_values: torch.Tensor
+    ) -> torch.Tensor:
+        """The same of pixel values `(n, 3, S, S)`, as the image processor makes them."""
+        return self._encode_parts(encode, pixel_values.split(self.chunk_size))
+
+    def _encode_parts(
+        self, encode: Callable[[torch.Tensor], torch.Tensor], parts: Iterable[torch.Tensor]
+    ) -> torch.Tensor:
         args = self.args
         if args.torch_compile:
             encode = torch.compile(encode, backend=args.torch_compile_backend, mode=args.torch_compile_mode)
         with self.accelerator.autocast() if args.autocast_pseudo_labels else contextlib.nullcontext():
-            return torch.cat([encode(self.normalize(chunk)) for chunk in views.split(self.chunk_size)])
+            return torch.cat([encode(part) for part in parts])
 
     def normalize(self, views: torch.Tensor) -> torch.Tensor:
         """Normalised float32 pixel values of uint8 views `(B, 3, S, S)` on the training device; others are refused."""

@@ -5,8 +5,9 @@ N images, C classes, E joint embedding width.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,10 +18,11 @@ from torch.utils.data import Subset
 
 from ..class_mixture import ClassMixture, balance_text, fit_class_mixture, log_mean_probability
 from ..modeling_microclip import MicroCLIPForImageClassification
+from ..saliency import check_finite
 from .kept_rows import KeptRows
-from .labeler import load_rows
+from .labeler import PseudoLabeler, both_embeds, load_rows
 from .training_args import MicroCLIPTrainingArguments
-from .view_datasets import ViewCollator, WholeImages
+from .view_datasets import ViewCollator, ViewDataset, WholeImages
 
 
 # In the output folder.
@@ -35,122 +37,154 @@ MIN_PROBABILITY = 1e-6
 
 
 @dataclass(frozen=True)
-class FeaturePass:
-    """One pass over all images: their features, and the text classifier of its time."""
+class FittedMixture:
+    """A mixture, and what it says of all images, the same in every process."""
 
-    kept: KeptRows  # (N, 2 E), [CLS] and then [FG], means over an image and its crops
-    head: torch.Tensor  # (C, E), of both heads, mixed as in the pseudo-labels, times the logit scale
-    log_mean: torch.Tensor  # (C,), log of the mean probability that it gives each class
-    classifier: torch.Tensor  # (C, E), of the learnable head alone
-
-    def log_probabilities(self, cls_embeds: torch.Tensor) -> torch.Tensor:
-        """What the texts say of images, unit embeddings `(n, E)` to `(n, C)`."""
-        return balance_text(cls_embeds @ self.head.T, self.log_mean)
-
-
-@dataclass(frozen=True)
-class MixtureLabels:
-    """What a mixture says of all images, the same in every process."""
-
-    labels: torch.Tensor  # (N,), -1 where the image can't be read
+    mixture: ClassMixture
+    labels: torch.Tensor  # (N,), by features and texts, -1 where the image can't be read
     confidences: torch.Tensor  # (N,), the labels' probabilities
-    agreement: float  # share of all images that their features alone label as the texts of the first pass do
+    agreement: float  # share of all images that their features alone label as the texts of the run's beginning do
+
+
+# Index (n,) and fused features (n, E) of some images; log probabilities (n, C) that their mixture is held to, and
+# those by the texts of the run's beginning.
+Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Mixer:
-    """Fits mixtures to the images of a data set; all processes call each method."""
+    """Fits a mixture to the images of a data set, and another one after training; all processes call each method."""
 
-    def __init__(self, args: MicroCLIPTrainingArguments, accelerator: Accelerator, fusion_ratio: float) -> None:
+    def __init__(
+        self, args: MicroCLIPTrainingArguments, accelerator: Accelerator, labeler: PseudoLabeler, fusion_ratio: float
+    ) -> None:
         self.args = args
         self.accelerator = accelerator
+        self.labeler = labeler
         self.fusion_ratio = fusion_ratio
-        self.reset()
+        self.first: FittedMixture | None = None
+        self._kept: KeptRows | None = None  # features before training, (N, 2 E), [CLS] and then [FG]
+        self._head: torch.Tensor | None = None  # (C, E), both heads of then, mixed as in pseudo-labels
+        self._log_mean: torch.Tensor | None = None  # (C,), log of the mean probability that it gives each class
 
-    def reset(self) -> None:
-        """Forget all passes."""
-        self.passes: list[FeaturePass] = []
-        self.first: ClassMixture | None = None  # fitted to the first pass
-
-    def encode(
+    def fit_first(
         self,
         model: MicroCLIPForImageClassification,
-        images: WholeImages,
+        dataset: ViewDataset,
         collator: ViewCollator,
-        encode: Callable[[dict[str, torch.Tensor]], torch.Tensor],
-    ) -> None:
-        """One more pass, over the images as prediction takes them and their crops, by `encode`, from a batch of these
-        to both embeddings `(B, 2, E)`. What an interrupted run with the same weights and images has left isn't
-        computed again.
+        frequencies: torch.Tensor | None = None,
+    ) -> FittedMixture:
+        """The mixture of the weights that training starts with, held to what both heads, mixed as in the
+        pseudo-labels, say of [CLS].
         """
+        self._kept = self._keep_features(model, dataset, collator, "first")
+        classifier = _classifier_of(model)
+        prior_head = float(model.logit_scale) * normalize(model.prior_head.weight.float(), dim=-1)
+        self._head = self.args.prior_ratio * prior_head + (1 - self.args.prior_ratio) * classifier
+        self._log_mean = log_mean_probability(
+            lambda: (cls_embeds @ self._head.T for _, cls_embeds, _ in self._read(self._kept)), self._sum
+        )
+        mixture = self._fit(self._first_rows, classifier, frequencies)
+        self.first = self._label(mixture, self._first_rows)
+        return self.first
+
+    def fit_last(
+        self,
+        model: MicroCLIPForImageClassification,
+        dataset: ViewDataset,
+        collator: ViewCollator,
+        frequencies: torch.Tensor | None = None,
+    ) -> FittedMixture:
+        """The mixture of the present weights, held to what the first one made of its features and texts."""
+        kept = self._keep_features(model, dataset, collator, "last")
+        rows = partial(self._last_rows, kept)
+        # The first mixture has weighed the texts already.
+        mixture = self._fit(rows, _classifier_of(model), frequencies, text_weight=1.0)
+        return self._label(mixture, rows)
+
+    def _keep_features(
+        self, model: MicroCLIPForImageClassification, dataset: ViewDataset, collator: ViewCollator, name: str
+    ) -> KeptRows:
+        """One pass over the images as prediction takes them and their crops, whose embeddings are averaged. What an
+        interrupted run with the same weights and images has left isn't computed again.
+        """
+        args = self.args
         accelerator = self.accelerator
-        folder = os.path.join(self.args.output_dir, FEATURES_DIR, str(len(self.passes)))
-        shape = (len(images), 2 * model.config.clip_config.projection_dim)
+        images = WholeImages(dataset, args.num_crops)
         facts = {"images": len(images), "weights": _digest(model)}
-        facts |= {name: getattr(self.args, name) for name in ("num_crops", "crop_ratio", "seed")}
-        kept = KeptRows(folder, shape, facts, np.float16)
+        facts |= {name: getattr(args, name) for name in ("num_crops", "crop_ratio", "seed")}
+        shape = (len(images), 2 * model.config.clip_config.projection_dim)
+        kept = KeptRows(os.path.join(args.output_dir, FEATURES_DIR, name), shape, facts, np.float16)
         if accelerator.is_local_main_process:
             kept.remove_others()
         accelerator.wait_for_everyone()
 
         def load(missing: list[int]) -> Iterable[dict[str, torch.Tensor]]:
-            return load_rows(Subset(images, missing), collator, self.args, accelerator, "Features of the images")
+            return load_rows(Subset(images, missing), collator, args, accelerator, "Features of the images")
 
+        was_training = model.training
+        model.eval()
         # A run that finds the features goes on with the same random numbers.
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            kept.fill(load, lambda batch: encode(batch).flatten(1), accelerator)
-        scale = float(model.logit_scale)
-        classifier = scale * normalize(_whole(model.classifier.weight.detach()).float(), dim=-1)
-        prior_head = scale * normalize(model.prior_head.weight.float(), dim=-1)
-        head = self.args.prior_ratio * prior_head + (1 - self.args.prior_ratio) * classifier
-        log_mean = log_mean_probability(
-            lambda: (cls_embeds @ head.T for _, cls_embeds, _ in self._read(kept)), self._sum
-        )
-        self.passes.append(FeaturePass(kept, head, log_mean, classifier))
-
-    def fit(self, frequencies: torch.Tensor | None = None) -> ClassMixture:
-        """A mixture over the features of the last pass, held to the texts; after the first pass, to what the first
-        mixture made of them, whose probabilities then count once.
-        """
-        mixture = fit_class_mixture(
-            lambda: ((fused, evidence) for _, fused, evidence in self._read_all()),
-            self.passes[-1].classifier,
-            **({} if self.first is None else {"text_weight": 1.0}),
-            frequencies=frequencies,
-            reduce=self._sum,
-        )
-        self.first = self.first or mixture
-        return mixture
+        with torch.random.fork_rng(devices=[]):
+            kept.fill(load, partial(self._average_views, model), accelerator)
+        model.train(was_training)
+        return kept
 
     @torch.no_grad()
-    def label(self, mixture: ClassMixture) -> MixtureLabels:
-        """What a mixture over the features of the last pass says of all images."""
-        first = self.passes[0]
-        num_images = first.kept.shape[0]
+    def _average_views(
+        self, model: MicroCLIPForImageClassification, batch: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """[CLS] and [FG] embeddings `(B, 2 E)`, means over an image and its crops."""
+
+        def encode(pixel_values: torch.Tensor) -> torch.Tensor:
+            return both_embeds(model.encode_image(pixel_values))
+
+        embeds = self.labeler.encode_pixels(encode, batch["pixel_values"]).unsqueeze(1)
+        if "crops" in batch:
+            crops = batch["crops"]
+            crop_embeds = self.labeler.encode_views(encode, crops.flatten(0, 1))
+            embeds = torch.cat([embeds, crop_embeds.unflatten(0, crops.shape[:2])], 1)
+        # What isn't finite would pass for an image that can't be read.
+        check_finite(embeds, "The features of the images", "Check the model's weights.")
+        return embeds.mean(1).flatten(1)
+
+    def _fit(
+        self,
+        rows: Callable[[], Iterator[Rows]],
+        classifier: torch.Tensor,
+        frequencies: torch.Tensor | None,
+        **settings: float,
+    ) -> ClassMixture:
+        return fit_class_mixture(
+            lambda: ((fused, evidence) for _, fused, evidence, _ in rows()),
+            classifier,
+            frequencies=frequencies,
+            reduce=self._sum,
+            **settings,
+        )
+
+    @torch.no_grad()
+    def _label(self, mixture: ClassMixture, rows: Callable[[], Iterator[Rows]]) -> FittedMixture:
+        num_images = self._kept.shape[0]
         agreed = torch.zeros(2, device=self.accelerator.device)
-        known = torch.zeros(2, num_images, dtype=torch.float64, device=self.accelerator.device)
-        is_first = len(self.passes) == 1
-        for (index, fused, evidence), (_, cls_embeds, _) in zip(
-            self._read_all(as_first=is_first), self._read(first.kept), strict=True
-        ):
+        known = torch.zeros(2, num_images, device=self.accelerator.device)  # labels from 1 on, and confidences
+        for index, fused, evidence, texts in rows():
             confidences, labels = mixture.probabilities(fused, evidence).max(-1)
-            is_agreed = mixture.scores(fused).argmax(-1) == first.log_probabilities(cls_embeds).argmax(-1)
+            is_agreed = mixture.scores(fused).argmax(-1) == texts.argmax(-1)
             agreed += agreed.new_tensor([is_agreed.sum(), len(is_agreed)])
-            known[:, index] = torch.stack([labels + 1, confidences]).to(known.dtype)
+            known[:, index] = torch.stack([labels + 1, confidences])
         labels, confidences = self._sum(known)
         num_agreed, num_readable = self._sum(agreed).tolist()
-        return MixtureLabels(labels.long() - 1, confidences.float(), num_agreed / num_readable)
+        return FittedMixture(mixture, labels.long() - 1, confidences, num_agreed / num_readable)
 
-    def _read_all(self, as_first: bool | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Of the last pass the index (n,) and fused features (n, E), and log probabilities (n, C) to hold them to."""
-        first = self.passes[0]
-        as_first = self.first is None if as_first is None else as_first
-        for own, of_first in zip(self._read(self.passes[-1].kept), self._read(first.kept), strict=True):
-            index, _, fused = own
-            _, cls_embeds, first_fused = of_first
-            evidence = first.log_probabilities(cls_embeds)
-            if not as_first:
-                evidence = self.first.probabilities(first_fused, evidence).clamp(min=MIN_PROBABILITY).log()
-            yield index, fused, evidence
+    def _first_rows(self) -> Iterator[Rows]:
+        for index, cls_embeds, fused in self._read(self._kept):
+            texts = balance_text(cls_embeds @ self._head.T, self._log_mean)
+            yield index, fused, texts, texts
+
+    def _last_rows(self, kept: KeptRows) -> Iterator[Rows]:
+        for (index, _, fused), (_, first_fused, texts, _) in zip(self._read(kept), self._first_rows(), strict=True):
+            evidence = self.first.mixture.probabilities(first_fused, texts).clamp(min=MIN_PROBABILITY).log()
+            yield index, fused, evidence, texts
 
     def _read(self, kept: KeptRows) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """The index (n,), unit [CLS] and fused features (n, E) of this process's share of the images that can be read;
@@ -193,6 +227,11 @@ def set_weight(parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
     if isinstance(parameter, DTensor):
         value = distribute_tensor(value, parameter.device_mesh, parameter.placements)
     parameter.copy_(value)
+
+
+def _classifier_of(model: MicroCLIPForImageClassification) -> torch.Tensor:
+    """The learnable head's linear weights (C, E), the logit scale included."""
+    return float(model.logit_scale) * normalize(_whole(model.classifier.weight.detach()).float(), dim=-1)
 
 
 def _whole(weight: torch.Tensor) -> torch.Tensor:

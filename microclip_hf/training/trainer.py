@@ -33,13 +33,13 @@ from .checks import (
 from .class_means import ClassMeans, log_sum
 from .diagnostics import Diagnostics
 from .evaluating import EvaluatingTrainer
-from .labeler import HeadMeans, PseudoLabeler, both_embeds
-from .mixing import MAX_AGREEMENT_LOSS, Mixer, MixtureLabels, merge_mixture, set_weight
+from .labeler import HeadMeans, PseudoLabeler
+from .mixing import MAX_AGREEMENT_LOSS, Mixer, merge_mixture, set_weight
 from .progress import ProgressBar
 from .saving import load_state, remove_incomplete
 from .sharding import make_splittable, release_whole_weights, serve_encoders
 from .training_args import MicroCLIPTrainingArguments
-from .view_datasets import ViewCollator, ViewDataset, ViewSettings, WholeImages, as_views
+from .view_datasets import ViewCollator, ViewDataset, ViewSettings, as_views
 
 
 class MicroCLIPTrainer(EvaluatingTrainer):
@@ -138,9 +138,8 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         self.diagnostics = Diagnostics(model.num_labels)
         self._known_frequencies = self._read_frequencies(class_names)
         self.class_frequencies = self._known_frequencies  # (C,), none where all are equal
-        self.mixer = Mixer(self.args, self.accelerator, model.config.fusion_ratio)
-        self.mixture: ClassMixture | None = None  # the latest that was fitted, by which the model may predict
-        self._first_labels: MixtureLabels | None = None
+        self.mixer = Mixer(self.args, self.accelerator, self.labeler, model.config.fusion_ratio)
+        self.mixture: ClassMixture | None = None  # by which the model predicts, once it does
         self._confidences: torch.Tensor | None = None  # of the latest pseudo-labels, where they are known
         self._checkpoint: str | None = None
         # As the texts made it: a copy, since a checkpoint is loaded into the model's own, and FSDP may split that.
@@ -163,8 +162,14 @@ class MicroCLIPTrainer(EvaluatingTrainer):
             is_fresh = self._checkpoint is None
             self.labeler.keep_prior(self._unwrapped_model, self.train_dataset, self.data_collator, is_fresh)
         if self.args.class_mixture or self.args.class_frequencies == "estimated":
-            self._fit_first()
-        start = {name: weight.detach().cpu().clone() for name, weight in self._trained_weights()}
+            fitted = self.mixer.fit_first(
+                self._unwrapped_model, self.train_dataset, self.data_collator, self._known_frequencies
+            )
+            if self.args.class_frequencies == "estimated":
+                self.class_frequencies = fitted.mixture.frequencies
+        start = {}
+        if self.args.class_mixture:  # as training can be taken back
+            start = {name: weight.detach().cpu().clone() for name, weight in self._trained_weights()}
         try:
             output = super().train(self._checkpoint, **kwargs)
         except (NonFiniteError, RuntimeError) as error:
@@ -254,9 +259,9 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         """
         if self.args.label_refresh == "never":
             index = inputs["index"]
-            self._confidences = self._first_labels.confidences[index]
+            self._confidences = self.mixer.first.confidences[index]
             self.diagnostics.record(pseudo_label_confidence=self._confidences)
-            return self._first_labels.labels[index]
+            return self.mixer.first.labels[index]
         steps = self.args.gradient_accumulation_steps
         batch_number = self.state.global_step * steps + self.class_means.next_part + 1
         pseudo_labels = self.labeler.label(self._unwrapped_model, inputs, batch_number)
@@ -346,65 +351,30 @@ class MicroCLIPTrainer(EvaluatingTrainer):
             raise ValueError(f"class_frequencies {source} needs a model whose classes have names.")
         return torch.tensor(read_class_frequencies(source, class_names), device=self.args.device)
 
-    def _fit_first(self) -> None:
-        """The mixture of the weights that training starts with, which may estimate the classes' frequencies."""
-        self.mixer.reset()
-        self._encode_images()
-        mixture = self.mixer.fit(self._known_frequencies)
-        if self.args.class_frequencies == "estimated":
-            self.class_frequencies = mixture.frequencies
-        self.mixture = mixture
-        self._first_labels = self.mixer.label(mixture)
-
-    def _encode_images(self) -> None:
-        """One more pass of the mixer, with the present weights."""
-        model = self._unwrapped_model
-
-        def encode_parts(pixel_values: torch.Tensor) -> torch.Tensor:
-            parts = pixel_values.split(self.labeler.chunk_size)
-            return torch.cat([both_embeds(model.encode_image(part)) for part in parts])
-
-        def encode(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-            embeds = encode_parts(batch["pixel_values"]).unsqueeze(1)
-            if "crops" in batch:
-                crops = batch["crops"]
-                crop_embeds = self.labeler.encode_views(
-                    lambda pixels: both_embeds(model.encode_image(pixels)), crops.flatten(0, 1)
-                )
-                embeds = torch.cat([embeds, crop_embeds.unflatten(0, crops.shape[:2])], 1)
-            return embeds.mean(1)
-
-        was_training = model.training
-        model.eval()
-        images = WholeImages(self.train_dataset, self.args.num_crops)
-        self.mixer.encode(model, images, self.data_collator, encode)
-        model.train(was_training)
-
     def _adopt_mixture(self, start: dict[str, torch.Tensor]) -> None:
-        """Predict by a mixture over the features that training has led to, or else as before it."""
-        labels = self._first_labels
-        before = labels.agreement
-        metrics = {"mixture_agreement": before}
+        """Predict by a mixture over the features that training has led to, or else by the first one, with the weights
+        of the `start`.
+        """
+        model = self._unwrapped_model
+        fitted = self.mixer.first
+        metrics = {"mixture_agreement": fitted.agreement}
         if self.state.global_step > 0:
-            self._encode_images()
-            last = self.mixer.fit(self._known_frequencies)
-            last_labels = self.mixer.label(last)
-            metrics = {"mixture_agreement": last_labels.agreement, "first_mixture_agreement": before}
-            release_whole_weights(self._unwrapped_model)
-            is_better = last_labels.agreement >= before - MAX_AGREEMENT_LOSS
-            metrics["training_was_kept"] = float(is_better)
-            if is_better:
-                self.mixture = last
-                labels = last_labels
+            last = self.mixer.fit_last(model, self.train_dataset, self.data_collator, self._known_frequencies)
+            release_whole_weights(model)
+            is_kept = last.agreement >= fitted.agreement - MAX_AGREEMENT_LOSS
+            metrics = {"mixture_agreement": last.agreement, "first_mixture_agreement": fitted.agreement}
+            metrics["training_was_kept"] = float(is_kept)
+            if is_kept:
+                fitted = last
             else:
                 for name, weight in self._trained_weights():
                     set_weight(weight, start[name])
-        merge_mixture(self._unwrapped_model, self.mixture)
-        index = (labels.labels >= 0).nonzero().flatten()
-        self.diagnostics.record_labels(labels.labels[index], index, labels.confidences[index])
+        merge_mixture(model, fitted.mixture)
+        self.mixture = fitted.mixture
+        index = (fitted.labels >= 0).nonzero().flatten()
+        self.diagnostics.record_labels(fitted.labels[index], index, fitted.confidences[index])
         self.diagnostics.flush(self.accelerator)
-        metrics["effective_classes"] = count_effective(self.diagnostics.class_counts)
-        self.log(metrics)
+        self.log({**metrics, "effective_classes": count_effective(self.diagnostics.class_counts)})
 
     def _trained_weights(self) -> list[tuple[str, torch.nn.Parameter]]:
         return [named for named in self._unwrapped_model.named_parameters() if named[1].requires_grad]

@@ -50,8 +50,7 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             the mean probability that its head gives the class, over the last 32 batches or so, so that neither head's
             favourite classes take over. The fused head's mean is kept in the model and divides its predictions too
             (`model.logit_adjustment`). Not in the paper. Where classes aren't about as frequent as each other, set
-            `class_frequencies` too.
-            Accumulated batches are aligned part by part.
+            `class_frequencies` too. Accumulated batches are aligned part by part.
         class_mixture (`bool`, defaults to `False`): predict by a mixture of one Gaussian a class over the fused
             features, held to what the texts say (see [`~class_mixture.fit_class_mixture`]; not in the paper). It is
             fitted to all images, by one forward of each and of its `num_crops` crops, before training, and again after
@@ -128,8 +127,6 @@ class MicroCLIPTrainingArguments(TrainingArguments):
     autocast_pseudo_labels: bool = field(
         default=False, metadata={"help": "Label images in the precision of --bf16 or --fp16 too."}
     )
-
-    # Class mixture
 
     # Saving and logging
     output_dir: str | None = field(default=None, metadata={"help": "Folder for the result, checkpoints and logs."})
