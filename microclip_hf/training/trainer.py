@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import BaseImageProcessor, ProgressCallback, TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint, has_length
+from transformers import BaseImageProcessor, ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint, has_length
 
 from ..class_mixture import ClassMixture
 from ..configuration_microclip import MicroCLIPConfig, default_image_processor
@@ -32,6 +32,7 @@ from .checks import (
 )
 from .class_means import ClassMeans, log_sum
 from .diagnostics import Diagnostics
+from .epochs import EpochCallback
 from .evaluating import EvaluatingTrainer
 from .labeler import HeadMeans, PseudoLabeler
 from .mixing import MAX_AGREEMENT_LOSS, Mixer, merge_mixture, set_weight
@@ -126,7 +127,7 @@ class MicroCLIPTrainer(EvaluatingTrainer):
             make_splittable(model)
             # They split the model along with its optimiser; until training each process evaluates with all of it.
             self.deepspeed = self.accelerator.prepare_model(model.to(self.args.device), evaluation_mode=True)
-        self.add_callback(_EpochCallback(self))
+        self.add_callback(EpochCallback(self))
         for callback in list(self.callback_handler.callbacks):
             if type(callback) is ProgressCallback:  # not a notebook's table, nor somebody's own
                 self.remove_callback(callback)
@@ -240,10 +241,10 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         fairness, share = self.class_means.fairness(logits)
         loss = share * student_loss + self.args.fairness_weight * fairness
         self.diagnostics.record(
-            cross_entropy=student_loss.expand(len(logits)),
-            fairness=fairness.expand(len(logits)),
-            student_agreement=logits.argmax(-1) == pseudo_labels,
+            cross_entropy=student_loss.expand(len(logits)), student_agreement=logits.argmax(-1) == pseudo_labels
         )
+        if self.args.fairness_weight > 0:
+            self.diagnostics.record(fairness=fairness.expand(len(logits)))
         self.diagnostics.record_labels(pseudo_labels, inputs.get("index"), self._confidences)
         if "labels" in inputs:
             is_right = (pseudo_labels == inputs["labels"]).float()
@@ -329,6 +330,8 @@ class MicroCLIPTrainer(EvaluatingTrainer):
             if not math.isfinite(logs["loss"]):  # fp16 skips a step that overflows, and goes on
                 self._check_weights()
             logs.update(self.diagnostics.summarize(self.accelerator))
+            if self.args.label_refresh == "never":
+                logs.pop("label_changes", None)  # that these stay says nothing
         super().log(logs, *args, **kwargs)
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
@@ -385,28 +388,6 @@ class MicroCLIPTrainer(EvaluatingTrainer):
 
     def _check_weights(self) -> None:
         check_finite_weights(self.model, self.accelerator, self.state.global_step)
-
-
-class _EpochCallback(TrainerCallback):
-    """Tells the Trainer when its run, and each epoch of it, begins and ends; logs ends of runs and of short epochs."""
-
-    def __init__(self, trainer: MicroCLIPTrainer) -> None:
-        self.trainer = trainer
-        self.epoch = 0  # epochs that were complete as this one began
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.trainer.start_training()
-
-    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.epoch = int(state.epoch or 0)
-        self.trainer.start_epoch(self.epoch)
-
-    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.trainer.finish_epoch()
-        is_logged = any("loss" in entry and entry["epoch"] > self.epoch for entry in state.log_history)
-        is_last = state.global_step >= state.max_steps
-        if args.logging_strategy != IntervalStrategy.NO and (is_last or not is_logged):
-            control.should_log = True
 
 
 def _class_names(config: MicroCLIPConfig) -> list[str] | None:
