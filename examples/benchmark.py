@@ -46,6 +46,7 @@ from microclip_hf import MicroCLIPTrainingArguments
 from microclip_hf.data.class_names import read_class_names
 from microclip_hf.data.sources import load_image_folder
 from microclip_hf.descriptions.files import read_descriptions
+from microclip_hf.recipes import load_recipe
 from microclip_hf.text_heads import DEFAULT_TEMPLATES
 
 
@@ -127,7 +128,7 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
 def settings_of(config: dict[str, Any], method: str) -> dict[str, Any]:
     """What a method of the configuration is run with: the CLIP, `base`, `described`, `config`, `args`, `options`, ...
 
-    A method with `of` differs from that other one in what it names.
+    A method with `of` differs from that other one in what it names, one with `recipe` from the recipe.
 
     Raises:
         ValueError: if there is no such method.
@@ -140,6 +141,9 @@ def settings_of(config: dict[str, Any], method: str) -> dict[str, Any]:
     merged = {**shared, "base": method, "described": True, "args": {} if method in TRAINING_FREE else config["args"]}
     if "of" in own:
         merged = settings_of(config, own["of"])
+    if "recipe" in own:
+        recipe = load_recipe(own["recipe"])
+        merged |= {"base": "microclip", "config": recipe.config, "args": recipe.args}
     merged["described"] = own.get("described", merged["described"])
     if merged["base"] not in (*ADAPTING, *TRAINING_FREE):
         raise ValueError(

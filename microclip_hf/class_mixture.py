@@ -67,6 +67,8 @@ class ClassMixture:
 def balance_text(logits: torch.Tensor, log_mean: torch.Tensor) -> torch.Tensor:
     """Log probabilities q (n, C) of text logits (n, C), each divided by its class's mean over all photos, of which
     `log_mean` (C,) is the log: a text classifier's favourite classes lose their lead.
+
+    Less the log frequencies, where classes aren't equally frequent, the mean is what it is in excess of those.
     """
     return (logits.log_softmax(-1) - log_mean).log_softmax(-1)
 
@@ -74,7 +76,8 @@ def balance_text(logits: torch.Tensor, log_mean: torch.Tensor) -> torch.Tensor:
 def log_mean_probability(
     logits: Callable[[], Iterator[torch.Tensor]], reduce: Reduce = lambda values: values
 ) -> torch.Tensor:
-    """Log of the mean probability (C,) that logits, some (n, C) after others, give each class.
+    """Log of the mean probability (C,) that logits, some (n, C) after others, give each class; as if one photo more of
+    each class had been seen, so that a few photos don't rule classes out.
 
     A process without photos has logits of the shape (0, C).
 
@@ -89,7 +92,8 @@ def log_mean_probability(
     sums = reduce(torch.cat([total, total.new_tensor([num_photos])]))
     if sums[-1] == 0:
         raise ValueError("There are no logits to take a mean of; pass those of one photo or more.")
-    return (sums[:-1] / sums[-1]).clamp(min=torch.finfo(sums.dtype).tiny).log()
+    num_classes = len(sums) - 1
+    return ((sums[:-1] + 1) / (sums[-1] + num_classes)).log()
 
 
 def fit_class_mixture(

@@ -1,16 +1,20 @@
 """The class mixture in a run: what the model predicts by, frequencies, interruptions, and training taken back."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
 from adaptation import DESCRIPTIONS, draw_images
 from conftest import CLASS_NAMES
+from torch.nn.functional import normalize
 from torch.testing import assert_close
 
 from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
-from microclip_hf.class_mixture import balance_text
+from microclip_hf.class_mixture import balance_text, fit_class_mixture
 from microclip_hf.data.class_frequencies import read_class_frequencies
+from microclip_hf.data.sources import load_image_folder
 from microclip_hf.training import trainer as trainer_module
 from microclip_hf.training.run import adapt
 from microclip_hf.training.view_datasets import ViewCollator, WholeImages
@@ -72,7 +76,12 @@ def test_labels_are_those_of_the_mixture_and_the_texts(clip_folder, tmp_path):
     features, cls_embeds, _ = fused_features(trainer)  # of the encoder, which is as it was
     model = make_trainer(clip_folder, tmp_path).model  # before the mixture was merged into it
     logits = model.logit_scale * model.prior_head(cls_embeds)  # both heads are the same there
-    texts = balance_text(logits, logits.softmax(-1).mean(0).log())
+    log_mean = ((logits.softmax(-1).sum(0) + 1) / (NUM_IMAGES + len(CLASS_NAMES))).log()
+    first = fit_class_mixture(
+        lambda: iter([(features, balance_text(logits, log_mean))]),
+        model.logit_scale * normalize(model.classifier.weight, dim=-1),
+    )
+    texts = balance_text(logits, log_mean - first.frequencies.log())
     joint = trainer.mixture.scores(features) + trainer.mixture.text_weight * texts
     top = joint.topk(2).values
     is_clear = top[:, 0] - top[:, 1] > 0.5  # features are kept in half precision
@@ -219,11 +228,87 @@ def test_labels_made_once_teach(clip_folder, tmp_path, monkeypatch):
         make_trainer(clip_folder, tmp_path, label_refresh="never", class_mixture=False)
 
 
-@pytest.mark.parametrize("num_images", [1, 2])
-def test_fewer_images_than_classes(clip_folder, tmp_path, num_images):
-    trainer = make_trainer(clip_folder, tmp_path, num_images)
+def test_few_images(clip_folder, tmp_path):
+    trainer = make_trainer(clip_folder, tmp_path / "few", len(CLASS_NAMES))
     trainer.train()
     assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
+    with pytest.raises(ValueError, match=r"needs as many images as classes, and there are 2 images of 3 classes"):
+        make_trainer(clip_folder, tmp_path / "fewer", len(CLASS_NAMES) - 1)
+
+
+@pytest.mark.parametrize("change", ["images", "architecture", "image processor"])
+def test_features_of_something_else_are_not_used(clip_folder, tmp_path, change):
+    def make(folder):
+        config = {"saliency_affinity": "cosine", "fg_query": "cls"} if change == "architecture" else {}
+        images = draw_images(NUM_IMAGES)
+        images = images.select([*range(1, NUM_IMAGES), 0]) if change == "images" else images
+        trainer = make_trainer(clip_folder, folder, images, config)
+        if change == "image processor":
+            trainer.model.image_processor.image_mean = [0.4, 0.4, 0.4]
+        return trainer
+
+    make_trainer(clip_folder, tmp_path / "used").train()
+    again = make(tmp_path / "used")
+    fresh = make(tmp_path / "fresh")
+    again.train()
+    fresh.train()
+    assert all(value.equal(again.model.state_dict()[name]) for name, value in fresh.model.state_dict().items())
+    assert again.diagnostics.pseudo_labels.equal(fresh.diagnostics.pseudo_labels)
+
+
+def break_image(dataset, position, how):
+    """The same data set in which an image of a file, from now on, can't be read, or can."""
+    path = dataset.dataset[position]["image"]["path"]
+    if how == "break":
+        os.replace(path, path + ".good")
+        Path(path).write_bytes(b"no image")
+    else:
+        os.replace(path + ".good", path)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Images in files, undecoded."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index, example in enumerate(draw_images(NUM_IMAGES)):
+        example["image"].save(folder / f"{index:02}.png")
+    return lambda: load_image_folder(folder, CLASS_NAMES)
+
+
+def test_an_image_that_breaks_while_training_goes_on(clip_folder, tmp_path, files):
+    trainer = make_trainer(clip_folder, tmp_path / "run", files(), num_train_epochs=1)
+    start = trainer.start_training
+    trainer.start_training = lambda: (break_image(trainer.train_dataset, 5, "break"), start())
+    with pytest.warns(UserWarning, match="1 of 24 images can't be read"):
+        trainer.train()
+    assert trainer.mixture is not None and trainer.state.log_history[-1]["mixture_agreement"] <= 1
+
+
+def test_an_image_that_is_repaired_after_the_first_pass_stays_out(clip_folder, tmp_path, files):
+    options = {"num_train_epochs": 1, "label_refresh": "never", "fairness_weight": 0.0}
+    first = make_trainer(clip_folder, tmp_path / "run", files(), **options)
+    break_image(first.train_dataset, 5, "break")
+    first.start_training = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.warns(UserWarning, match="1 of 24 images can't be read"), pytest.raises(KeyboardInterrupt):
+        first.train()
+    break_image(first.train_dataset, 5, "repair")
+    again = make_trainer(clip_folder, tmp_path / "run", files(), **options)
+    with pytest.warns(UserWarning, match="1 of 24 images can't be read"):
+        again.train()
+    assert all(value.isfinite().all() for value in again.model.state_dict().values())
+
+
+def test_equal_frequencies_are_kept_equal(clip_folder, tmp_path):
+    trainer = make_trainer(clip_folder, tmp_path, class_frequencies="equal")
+    trainer.train()
+    assert_close(trainer.mixture.frequencies, torch.full((len(CLASS_NAMES),), 1 / len(CLASS_NAMES)))
+
+
+@pytest.mark.parametrize("options", [{}, {"label_refresh": "never", "num_train_epochs": 1}])
+def test_a_prior_that_nobody_needs_is_refused(clip_folder, tmp_path, options):
+    with pytest.raises(ValueError, match=r"prior_refresh 'never' keeps a prior .* and this run makes none"):
+        make_trainer(clip_folder, tmp_path, prior_refresh="never", **options)
 
 
 def test_what_cannot_be_counted_is_refused(clip_folder, tmp_path):
@@ -250,7 +335,8 @@ def test_files_of_frequencies(tmp_path):
         ("oak,1\nelm,2", "lacks"),
         ("oak,1\nelm,2\nash,3\noka,1", "which is none of the 3 classes"),
         ("oak,1\nelm,2\nash,-1", "expected a number, 0 or more"),
-        ("oak,1\nelm,2\nash", "expected two columns"),
+        ("oak,1\nelm,2\nash", "expected two columns with a comma between"),
+        ("oak,5%\nelm,2\nash,1", "gives 'oak' the share '5%'"),
         ("oak,1\nelm,2\nElm,2\nash,1", "twice"),
         ("oak,0\nelm,0\nash,0", "no share above 0"),
     ):

@@ -16,13 +16,13 @@ from torch.testing import assert_close
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
-from microclip_hf.training.kept_rows import KeptRows
+from microclip_hf.training.kept_rows import COMPLETE_FILE, KeptRows
 from microclip_hf.training.labeler import PRIOR_DIR
 from microclip_hf.training.view_datasets import ViewDataset, ViewSettings
 
 
 def kept_scores(folder):
-    return torch.tensor(np.load(folder / "_prior" / "epoch-0.npy"))
+    return torch.tensor(np.load(folder / "_prior" / COMPLETE_FILE))
 
 
 def scores64(model, num_images=20):

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 NAMES = ["published", "quick", "recommended"]
 UNIFORM = {"prior_weighting": "uniform", "fusion_ratio": 0.75}
 MIXTURE = {"class_mixture": True, "class_frequencies": "estimated"}
-TAUGHT = {"num_train_epochs": 4, "label_refresh": "never", "fairness_weight": 0}
+TAUGHT = {"crop_ratio": [0.85, 1.0], "num_train_epochs": 4, "label_refresh": "never", "fairness_weight": 0}
 
 
 class StoppedError(Exception):

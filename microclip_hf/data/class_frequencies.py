@@ -10,15 +10,16 @@ from ..files import parse_json, read_text
 from ..text_heads import abbreviate, contrast_spellings, name_positions, normalize_name
 
 
-# What a class gets whose share is 0, relative to an equal share: its logarithm has to be finite.
-MIN_SHARE = 1e-6
+# What a class gets whose share is 0, relative to an equal share: its logarithm has to be finite in float32.
+MIN_SHARE = 1e-30
 
 
 def read_class_frequencies(path: str | os.PathLike, class_names: list[str]) -> list[float]:
     """The frequency of each class, in the order of the names; they sum to 1.
 
     The file is JSON, `{"class": share, ...}`, or CSV with lines `class,share`, perhaps after one that names the
-    columns. Shares are numbers from 0 on, photos of each class as well as percents; their sum doesn't matter.
+    columns. Shares are numbers from 0 on, photos of each class as well as percents; their sum doesn't matter. A share
+    of 0 makes a class as good as impossible.
 
     Raises:
         ValueError: if a class has no share, or two, or one that is no such number, or a name is no class.
@@ -29,8 +30,8 @@ def read_class_frequencies(path: str | os.PathLike, class_names: list[str]) -> l
             "JSON file of classes and their shares."
         )
     text = read_text(path)
-    rows = _read_json(path, text) if Path(path).suffix.lower() == ".json" else _read_csv(path, text)
     positions = name_positions(class_names)
+    rows = _read_json(path, text) if Path(path).suffix.lower() == ".json" else _read_csv(path, text, positions)
     shares: dict[int, float] = {}
     for name, share in rows:
         position = positions.get(normalize_name(name))
@@ -57,12 +58,14 @@ def _read_json(path: str | os.PathLike, text: str) -> list[tuple[str, float]]:
     return [(name, _read_share(path, name, share)) for name, share in content.items()]
 
 
-def _read_csv(path: str | os.PathLike, text: str) -> list[tuple[str, float]]:
+def _read_csv(path: str | os.PathLike, text: str, positions: dict[str, int]) -> list[tuple[str, float]]:
     rows = [row for row in csv.reader(io.StringIO(text)) if any(cell.strip() for cell in row)]
     for row in rows:
         if len(row) != 2:
-            raise ValueError(f"{path} holds the line {','.join(row)!r}; expected two columns, 'class,share'.")
-    if rows and not _is_number(rows[0][1]):
+            raise ValueError(
+                f"{path} holds the line {','.join(row)!r}; expected two columns with a comma between, 'class,share'."
+            )
+    if rows and not _is_number(rows[0][1]) and normalize_name(rows[0][0]) not in positions:
         rows = rows[1:]
     return [(name, _read_share(path, name, share)) for name, share in rows]
 

@@ -36,7 +36,7 @@ class Explanation:
         label (`str`): the class of the largest score.
         scores (`np.ndarray` of shape `(num_labels,)`): probabilities, float32, as in `MicroCLIPOutput.logits`.
         cls_scores, fg_scores (`np.ndarray` of shape `(num_labels,)`): probabilities by the [CLS] or [FG] path alone,
-            whose logits are less the model's `logit_adjustment`, as the fused ones, which are their weighted mean.
+            whose logits go through the model's `logit_adjustment`, as the fused ones, which are their weighted mean.
         saliency_mask (`np.ndarray` of shape `(rows, columns)`): the salient patches, bool.
         fg_attention (`np.ndarray` of shape `(rows, columns)`): weight of each patch in the [FG] token, float32.
         null_share (`float`): weight of the null token; with `fg_attention` it sums to 1.

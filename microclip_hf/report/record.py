@@ -165,12 +165,15 @@ def _collect_facts(trainer: Trainer, dataset: Any, root: str | None) -> dict[str
 def _describe_mixture(trainer: Trainer) -> dict[str, Any]:
     """The class mixture's frequencies with their standard errors, and the classes of which there is probably no image;
     nothing where none was fitted.
+
+    Where frequencies were given, they are the mixture's own count all the same.
     """
     mixture = trainer.mixture
     if mixture is None:
         return {}
     class_names = trainer.model.config.class_names
-    pairs = torch.stack([mixture.frequencies, mixture.frequency_errors], -1).tolist()
+    shares = mixture.counts / mixture.counts.sum()
+    pairs = torch.stack([shares, mixture.frequency_errors], -1).tolist()
     absent = [name for name, is_absent in zip(class_names, mixture.is_absent.tolist(), strict=True) if is_absent]
     return {"frequencies": dict(zip(class_names, pairs, strict=True)), "absent": absent}
 

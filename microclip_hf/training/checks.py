@@ -41,6 +41,7 @@ PRIOR_HEAD = "prior_head.weight"
 # Unit vectors of the same texts, encoded on two machines, differ by far less, those of other texts by far more.
 SAME_HEAD = 1e-3
 BYTES = 4  # of a float32
+FEATURE_BYTES = 2  # of a float16
 
 
 def check_unused(folder: str | os.PathLike) -> None:
@@ -111,13 +112,18 @@ def check_training(model: MicroCLIPForImageClassification, args: MicroCLIPTraini
         ) from error
 
 
-def check_countable(dataset: Any, args: MicroCLIPTrainingArguments) -> None:
-    """Whether what is kept for each image can be; an error where the images have no numbers."""
+def check_countable(dataset: Any, args: MicroCLIPTrainingArguments, num_classes: int) -> None:
+    """Whether what is kept for each image can be; an error where the images have no numbers, or are too few."""
     if (args.class_mixture or args.class_frequencies == "estimated") and not isinstance(dataset, ViewDataset):
         raise ValueError(
             "A class mixture is fitted to images that can be counted, which a stream, views or a data_collator of "
             f"one's own aren't (train_dataset is a {type(dataset).__name__}). Pass such images, or set class_mixture "
             "to false and class_frequencies to equal."
+        )
+    if args.class_mixture and len(dataset) < num_classes:
+        raise ValueError(
+            f"A class mixture needs as many images as classes, and there are {len(dataset)} images of {num_classes} "
+            "classes. Pass more images, or leave out the classes that none of them shows."
         )
     if args.prior_refresh == "never" and not isinstance(dataset, ViewDataset):
         raise ValueError(
@@ -158,12 +164,16 @@ def check_room(
     if checkpoint is not None:
         num_kept = min(num_kept, 1)
     needed = weights + num_kept * (weights + (0 if args.save_only_model else moments))
+    if args.class_mixture and num_images is not None:
+        both_embeds = 2 * model.config.clip_config.projection_dim
+        needed += 2 * num_images * FEATURE_BYTES * both_embeds  # before training and after it
     free = shutil.disk_usage(nearest_folder(args.output_dir)).free
     if needed > free:
         fewer = f", lower save_total_limit ({args.save_total_limit}), or use save_strategy='no'" if num_kept else ""
+        features = ", with the features of all images," if args.class_mixture else ""
         raise ValueError(
-            f"The model and {num_kept} checkpoints need about {needed / 1e9:.1f} GB in {args.output_dir}, where "
-            f"{free / 1e9:.1f} GB are free. Make room{fewer}."
+            f"The model and {num_kept} checkpoints{features} need about {needed / 1e9:.1f} GB in {args.output_dir}, "
+            f"where {free / 1e9:.1f} GB are free. Make room{fewer}."
         )
 
 

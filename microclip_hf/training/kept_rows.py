@@ -15,8 +15,7 @@ from ..files import write_whole
 from .saving import turns
 
 
-# As earlier versions called it, whose runs go on.
-COMPLETE_FILE = "epoch-0.npy"
+COMPLETE_FILE = "complete.npy"
 
 
 class KeptRows:
@@ -76,8 +75,11 @@ class KeptRows:
 
     def find_missing(self) -> list[int]:
         """Images whose rows aren't written yet."""
-        rows = np.load(self._incomplete, mmap_mode="r")
-        return np.flatnonzero(np.isnan(rows[:, 0])).tolist()
+        return _find_empty(self._incomplete)
+
+    def find_unreadable(self) -> list[int]:
+        """Images that have no row, though all were tried."""
+        return _find_empty(self._file)
 
     def finish(self) -> None:
         """Give the file its name."""
@@ -86,7 +88,7 @@ class KeptRows:
 
     def remove(self) -> None:
         """Forget the rows of an earlier run."""
-        for file in (self._file, self._incomplete):
+        for file in (self._facts_file, self._file, self._incomplete):
             with contextlib.suppress(FileNotFoundError):
                 os.remove(file)
 
@@ -126,3 +128,7 @@ class KeptRows:
         with contextlib.suppress(FileNotFoundError), open(self._facts_file, encoding="utf-8") as file:
             return file.read()
         return None
+
+
+def _find_empty(file: str) -> list[int]:
+    return np.flatnonzero(np.isnan(np.load(file, mmap_mode="r")[:, 0])).tolist()

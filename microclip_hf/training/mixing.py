@@ -3,7 +3,9 @@
 N images, C classes, E joint embedding width.
 """
 
+import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,8 +19,10 @@ from torch.nn.functional import normalize
 from torch.utils.data import Subset
 
 from ..class_mixture import ClassMixture, balance_text, fit_class_mixture, log_mean_probability
+from ..images import UNREADABLE, decode, to_rgb
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..saliency import check_finite
+from .checks import image_facts
 from .kept_rows import KeptRows
 from .labeler import PseudoLabeler, both_embeds, load_rows
 from .training_args import MicroCLIPTrainingArguments
@@ -27,6 +31,8 @@ from .view_datasets import ViewCollator, ViewDataset, WholeImages
 
 # In the output folder.
 FEATURES_DIR = "_features"
+# So many images, from all over a data set, stand for it, where their files have no names or others' names.
+NUM_SAMPLED = 16
 # Images whose features are in memory at once.
 CHUNK = 8192
 # Training is taken back where it costs more than this share of the images on which the mixture, by their features
@@ -64,7 +70,8 @@ class Mixer:
         self.first: FittedMixture | None = None
         self._kept: KeptRows | None = None  # features before training, (N, 2 E), [CLS] and then [FG]
         self._head: torch.Tensor | None = None  # (C, E), both heads of then, mixed as in pseudo-labels
-        self._log_mean: torch.Tensor | None = None  # (C,), log of the mean probability that it gives each class
+        # (C,), log of the mean probability that it gives each class, less the log frequencies
+        self._log_mean: torch.Tensor | None = None
 
     def fit_first(
         self,
@@ -75,14 +82,22 @@ class Mixer:
     ) -> FittedMixture:
         """The mixture of the weights that training starts with, held to what both heads, mixed as in the
         pseudo-labels, say of [CLS].
+
+        Texts are balanced to the `frequencies`, (C,). Where these aren't known, it is fitted twice: as if all were
+        equal, and with those that were found. Else texts would be pushed to classes of which there are few photos.
         """
         self._kept = self._keep_features(model, dataset, collator, "first")
         classifier = _classifier_of(model)
         prior_head = float(model.logit_scale) * normalize(model.prior_head.weight.float(), dim=-1)
         self._head = self.args.prior_ratio * prior_head + (1 - self.args.prior_ratio) * classifier
-        self._log_mean = log_mean_probability(
-            lambda: (cls_embeds @ self._head.T for _, cls_embeds, _ in self._read(self._kept)), self._sum
+        log_mean = log_mean_probability(
+            lambda: (cls_embeds @ self._head.T for _, ((cls_embeds, _),) in self._read(self._kept)), self._sum
         )
+        self._log_mean = log_mean
+        known = frequencies
+        if known is None:
+            known = self._fit(self._first_rows, classifier, frequencies).frequencies
+        self._log_mean = log_mean - known.log()
         mixture = self._fit(self._first_rows, classifier, frequencies)
         self.first = self._label(mixture, self._first_rows)
         return self.first
@@ -110,8 +125,9 @@ class Mixer:
         args = self.args
         accelerator = self.accelerator
         images = WholeImages(dataset, args.num_crops)
-        facts = {"images": len(images), "weights": _digest(model)}
-        facts |= {name: getattr(args, name) for name in ("num_crops", "crop_ratio", "seed")}
+        facts = {name: getattr(args, name) for name in ("num_crops", "crop_ratio", "seed")}
+        facts |= {"weights": _digest(model), "settings": _digest_settings(model), "sample": _digest_sample(dataset)}
+        facts |= image_facts(dataset)
         shape = (len(images), 2 * model.config.clip_config.projection_dim)
         kept = KeptRows(os.path.join(args.output_dir, FEATURES_DIR, name), shape, facts, np.float16)
         if accelerator.is_local_main_process:
@@ -127,6 +143,8 @@ class Mixer:
         with torch.random.fork_rng(devices=[]):
             kept.fill(load, partial(self._average_views, model), accelerator)
         model.train(was_training)
+        dataset.unreadable[kept.find_unreadable()] = True
+        dataset.gather_unreadable(accelerator)
         return kept
 
     @torch.no_grad()
@@ -177,31 +195,35 @@ class Mixer:
         return FittedMixture(mixture, labels.long() - 1, confidences, num_agreed / num_readable)
 
     def _first_rows(self) -> Iterator[Rows]:
-        for index, cls_embeds, fused in self._read(self._kept):
+        for index, ((cls_embeds, fused),) in self._read(self._kept):
             texts = balance_text(cls_embeds @ self._head.T, self._log_mean)
             yield index, fused, texts, texts
 
     def _last_rows(self, kept: KeptRows) -> Iterator[Rows]:
-        for (index, _, fused), (_, first_fused, texts, _) in zip(self._read(kept), self._first_rows(), strict=True):
+        for index, ((first_cls_embeds, first_fused), (_, fused)) in self._read(self._kept, kept):
+            texts = balance_text(first_cls_embeds @ self._head.T, self._log_mean)
             evidence = self.first.mixture.probabilities(first_fused, texts).clamp(min=MIN_PROBABILITY).log()
             yield index, fused, evidence, texts
 
-    def _read(self, kept: KeptRows) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """The index (n,), unit [CLS] and fused features (n, E) of this process's share of the images that can be read;
-        at least once, perhaps of none.
+    def _read(self, *kept: KeptRows) -> Iterator[tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]]:
+        """CHUNK by CHUNK of this process's share of the images, the index (n,) of those that are in all files, and
+        from each file their unit [CLS] and fused features (n, E); at least once, perhaps of none.
         """
-        num_images = kept.shape[0]
+        num_images = kept[0].shape[0]
         place = self.accelerator.process_index
         count = self.accelerator.num_processes
         first = num_images * place // count
         stop = num_images * (place + 1) // count
         for start in range(first, max(stop, first + 1), CHUNK):
-            rows = torch.from_numpy(kept.read(slice(start, min(start + CHUNK, stop))))
-            is_readable = ~rows[:, 0].isnan()
+            rows = torch.stack([torch.from_numpy(one.read(slice(start, min(start + CHUNK, stop)))) for one in kept])
+            is_readable = ~rows[..., 0].isnan().any(0)
             index = start + is_readable.nonzero().flatten()
-            cls_embeds, fg_embeds = rows[is_readable].to(self.accelerator.device).float().chunk(2, -1)
-            fused = self.fusion_ratio * cls_embeds + (1 - self.fusion_ratio) * fg_embeds
-            yield index.to(self.accelerator.device), normalize(cls_embeds, dim=-1), fused
+            yield index.to(self.accelerator.device), [self._fuse(part) for part in rows[:, is_readable]]
+
+    def _fuse(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        cls_embeds, fg_embeds = rows.to(self.accelerator.device).float().chunk(2, -1)
+        fused = self.fusion_ratio * cls_embeds + (1 - self.fusion_ratio) * fg_embeds
+        return normalize(cls_embeds, dim=-1), fused
 
     def _sum(self, values: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(values, "sum")
@@ -244,4 +266,20 @@ def _digest(model: MicroCLIPForImageClassification) -> str:
     for name, weight in model.state_dict().items():
         if name.startswith(("clip.vision_model.", "clip.visual_projection.", "fg_pooling.")):
             digest.update(name.encode() + _whole(weight).float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _digest_settings(model: MicroCLIPForImageClassification) -> str:
+    """SHA-256 of what else features depend on: the architecture, and how images are prepared."""
+    architecture = {name: vars(model.config)[name] for name in model.config.architecture_names()}
+    text = json.dumps([architecture, model.image_processor.to_dict()], default=str, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest_sample(dataset: ViewDataset) -> str:
+    """SHA-256 of some images' pixels."""
+    digest = hashlib.sha256()
+    for index in range(0, len(dataset), max(1, len(dataset) // NUM_SAMPLED)):
+        with contextlib.suppress(*UNREADABLE):
+            digest.update(to_rgb(decode(dataset.dataset[index]["image"])).tobytes())
     return digest.hexdigest()

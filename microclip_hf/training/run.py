@@ -37,6 +37,7 @@ from ..text_heads import match_descriptions
 from ..verdict import Verdict, judge
 from .checks import check_unused
 from .cost import describe_cost
+from .mixing import FEATURES_DIR
 from .trainer import MicroCLIPTrainer
 from .training_args import MicroCLIPTrainingArguments
 from .view_datasets import ViewDataset, ViewStream
@@ -217,7 +218,11 @@ def _train(trainer: MicroCLIPTrainer, checkpoint: str | None) -> dict[str, float
     except KeyboardInterrupt:
         newest = get_last_checkpoint(folder) if os.path.isdir(folder) else None
         advice = f"with `resume_from_checkpoint` true the same command goes on from {newest}"
-        raise KeyboardInterrupt("there is no checkpoint yet" if newest is None else advice) from None
+        if newest is None:
+            has_features = os.path.isdir(os.path.join(folder, FEATURES_DIR))
+            advice = "there is no checkpoint yet"
+            advice += ", and the same command goes on with the features that are done" if has_features else ""
+        raise KeyboardInterrupt(advice) from None
 
 
 def _save_and_measure(

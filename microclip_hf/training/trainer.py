@@ -109,7 +109,7 @@ class MicroCLIPTrainer(EvaluatingTrainer):
                     size, num_crops, args.crop_ratio, args.seed, args.max_corrupt_share, preparation.resample
                 )
                 train_dataset = as_views(train_dataset, settings, class_names)
-            check_countable(train_dataset, args)
+            check_countable(train_dataset, args, model.num_labels)
 
         # Trainer
         kwargs.setdefault("compute_metrics", compute_metrics)
@@ -164,7 +164,7 @@ class MicroCLIPTrainer(EvaluatingTrainer):
             self.labeler.keep_prior(self._unwrapped_model, self.train_dataset, self.data_collator, is_fresh)
         if self.args.class_mixture or self.args.class_frequencies == "estimated":
             fitted = self.mixer.fit_first(
-                self._unwrapped_model, self.train_dataset, self.data_collator, self._known_frequencies
+                self._unwrapped_model, self.train_dataset, self.data_collator, self._mixture_frequencies
             )
             if self.args.class_frequencies == "estimated":
                 self.class_frequencies = fitted.mixture.frequencies
@@ -209,9 +209,7 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         log_sums = None
         if len(batches) > 1:
             self.model_wrapped.train()
-            with torch.no_grad():
-                views = (self.normalize(batch["strong"].to(device)) for batch in batches)
-                log_sums = [log_sum(self.model_wrapped(pixel_values=pixels)["logits"]) for pixels in views]
+            log_sums = [log_sum(self._predict_strong(batch["strong"].to(device))) for batch in batches]
         self.class_means.start_batch(log_sums)
         return batches, num_items
 
@@ -346,6 +344,13 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         self.accelerator.free_memory()
         self.accelerator.end_training()
 
+    @torch.no_grad()
+    def _predict_strong(self, views: torch.Tensor) -> torch.Tensor:
+        """The student's logits `(B, C)`; without fairness only their number counts."""
+        if self.args.fairness_weight == 0:
+            return torch.zeros(len(views), self.model.num_labels, device=views.device)
+        return self.model_wrapped(pixel_values=self.normalize(views))["logits"]
+
     def _read_frequencies(self, class_names: list[str] | None) -> torch.Tensor | None:
         source = self.args.class_frequencies
         if source in ("equal", "estimated"):
@@ -353,6 +358,14 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         if class_names is None:
             raise ValueError(f"class_frequencies {source} needs a model whose classes have names.")
         return torch.tensor(read_class_frequencies(source, class_names), device=self.args.device)
+
+    @property
+    def _mixture_frequencies(self) -> torch.Tensor | None:
+        """Those (C,) that a mixture takes for known; it estimates them where there are none."""
+        if self.args.class_frequencies != "equal":
+            return self._known_frequencies
+        num_labels = self.model.num_labels
+        return torch.full((num_labels,), 1 / num_labels, device=self.args.device)
 
     def _adopt_mixture(self, start: dict[str, torch.Tensor]) -> None:
         """Predict by a mixture over the features that training has led to, or else by the first one, with the weights
@@ -362,7 +375,7 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         fitted = self.mixer.first
         metrics = {"mixture_agreement": fitted.agreement}
         if self.state.global_step > 0:
-            last = self.mixer.fit_last(model, self.train_dataset, self.data_collator, self._known_frequencies)
+            last = self.mixer.fit_last(model, self.train_dataset, self.data_collator, self._mixture_frequencies)
             release_whole_weights(model)
             is_kept = last.agreement >= fitted.agreement - MAX_AGREEMENT_LOSS
             metrics = {"mixture_agreement": last.agreement, "first_mixture_agreement": fitted.agreement}

@@ -59,9 +59,9 @@ class MicroCLIPTrainingArguments(TrainingArguments):
         label_refresh (`"step"` or `"never"`, defaults to `"step"`): when pseudo-labels are made: with the weights of
             each step, as published; or once, by the class mixture before training, after which a step is the student's
             alone, without crops.
-        class_frequencies (`str`, defaults to `"equal"`): how frequent classes are taken to be, by alignment, fairness
-            and the division of predictions: all equally; `"estimated"`, by a class mixture that is fitted before
-            training; or as a CSV or JSON file of classes and shares says (see
+        class_frequencies (`str`, defaults to `"equal"`): how frequent classes are taken to be, by alignment, fairness,
+            the division of predictions and the class mixture: all equally; `"estimated"`, by a class mixture that is
+            fitted before training; or as a CSV or JSON file of classes and shares says (see
             [`~data.class_frequencies.read_class_frequencies`]).
         fairness_weight (`float`, defaults to 1.0): weight of the loss that keeps every class in use. Lower it where
             classes are known to be rare or absent, and then only with `distribution_alignment`.
@@ -190,6 +190,11 @@ class MicroCLIPTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} is {vars(self)[name]!r}; it must be one of {', '.join(choices)}.")
         if self.label_refresh == "never" and not self.class_mixture:
             raise ValueError("label_refresh 'never' takes the labels of a class mixture; set class_mixture to true.")
+        if self.prior_refresh == "never" and (self.label_refresh == "never" or self._trains_nothing):
+            raise ValueError(
+                "prior_refresh 'never' keeps a prior for the pseudo-labels of each step, and this run makes none. "
+                "Leave it out, or set label_refresh to 'step' and num_train_epochs to more than 0."
+            )
         if self.autocast_pseudo_labels and not (self.bf16 or self.fp16):
             raise ValueError("autocast_pseudo_labels needs bf16 or fp16, the precision to label images in.")
         if self.push_to_hub and self.hub_strategy != "end":
@@ -200,7 +205,7 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             self.lr_scheduler_kwargs = {"min_lr": 2e-6}
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns is True; it must be False, since views are made from the images.")
-        if self.num_train_epochs == 0 and self.max_steps <= 0 and not self.class_mixture:
+        if self._trains_nothing and not self.class_mixture:
             raise ValueError("num_train_epochs is 0, so nothing would be adapted; set it, or class_mixture.")
         has_accelerator = torch.accelerator.is_available() and not self.use_cpu
         if self.dataloader_num_workers is None:  # on a CPU the model itself needs the cores
@@ -221,6 +226,10 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             )
         if self.bf16_full_eval or self.fp16_full_eval:
             raise ValueError("bf16_full_eval and fp16_full_eval cast the weights that are adapted; leave them out.")
+
+    @property
+    def _trains_nothing(self) -> bool:
+        return self.num_train_epochs == 0 and self.max_steps <= 0
 
     def _check_recipe(self) -> None:
         """Refuse an unknown recipe, and one that was only named."""
