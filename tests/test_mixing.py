@@ -1,8 +1,6 @@
 """The class mixture in a run: what the model predicts by, frequencies, interruptions, and training taken back."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +13,7 @@ from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, Micr
 from microclip_hf.class_mixture import balance_text, fit_class_mixture
 from microclip_hf.data.class_frequencies import read_class_frequencies
 from microclip_hf.data.sources import load_image_folder
+from microclip_hf.training import mixing
 from microclip_hf.training import trainer as trainer_module
 from microclip_hf.training.run import adapt
 from microclip_hf.training.view_datasets import ViewCollator, WholeImages
@@ -256,44 +255,36 @@ def test_features_of_something_else_are_not_used(clip_folder, tmp_path, change):
     assert again.diagnostics.pseudo_labels.equal(fresh.diagnostics.pseudo_labels)
 
 
-def break_image(dataset, position, how):
-    """The same data set in which an image of a file, from now on, can't be read, or can."""
-    path = dataset.dataset[position]["image"]["path"]
-    if how == "break":
-        os.replace(path, path + ".good")
-        Path(path).write_bytes(b"no image")
-    else:
-        os.replace(path + ".good", path)
-
-
 @pytest.fixture
-def files(tmp_path):
-    """Images in files, undecoded."""
+def photos(tmp_path):
+    """A folder of images."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for index, example in enumerate(draw_images(NUM_IMAGES)):
         example["image"].save(folder / f"{index:02}.png")
-    return lambda: load_image_folder(folder, CLASS_NAMES)
+    return folder
 
 
-def test_an_image_that_breaks_while_training_goes_on(clip_folder, tmp_path, files):
-    trainer = make_trainer(clip_folder, tmp_path / "run", files(), num_train_epochs=1)
+def test_an_image_that_breaks_while_training_goes_on(clip_folder, tmp_path, photos):
+    trainer = make_trainer(clip_folder, tmp_path / "run", load_image_folder(photos, CLASS_NAMES), num_train_epochs=1)
     start = trainer.start_training
-    trainer.start_training = lambda: (break_image(trainer.train_dataset, 5, "break"), start())
+    trainer.start_training = lambda: ((photos / "05.png").write_bytes(b"no image"), start())
     with pytest.warns(UserWarning, match="1 of 24 images can't be read"):
         trainer.train()
     assert trainer.mixture is not None and trainer.state.log_history[-1]["mixture_agreement"] <= 1
 
 
-def test_an_image_that_is_repaired_after_the_first_pass_stays_out(clip_folder, tmp_path, files):
+def test_an_image_that_is_repaired_after_the_first_pass_stays_out(clip_folder, tmp_path, photos, monkeypatch):
+    monkeypatch.setattr(mixing, "NUM_SAMPLED", 1)  # or the repair would be noticed, and all features made anew
     options = {"num_train_epochs": 1, "label_refresh": "never", "fairness_weight": 0.0}
-    first = make_trainer(clip_folder, tmp_path / "run", files(), **options)
-    break_image(first.train_dataset, 5, "break")
+    content = (photos / "05.png").read_bytes()
+    (photos / "05.png").write_bytes(b"no image")
+    first = make_trainer(clip_folder, tmp_path / "run", load_image_folder(photos, CLASS_NAMES), **options)
     first.start_training = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
     with pytest.warns(UserWarning, match="1 of 24 images can't be read"), pytest.raises(KeyboardInterrupt):
         first.train()
-    break_image(first.train_dataset, 5, "repair")
-    again = make_trainer(clip_folder, tmp_path / "run", files(), **options)
+    (photos / "05.png").write_bytes(content)
+    again = make_trainer(clip_folder, tmp_path / "run", load_image_folder(photos, CLASS_NAMES), **options)
     with pytest.warns(UserWarning, match="1 of 24 images can't be read"):
         again.train()
     assert all(value.isfinite().all() for value in again.model.state_dict().values())
