@@ -194,18 +194,8 @@ def test_by_commands(folder, inputs, tmp_path, capsys):
     adapt_command.main(flags(inputs, output, model_name_or_path=folder, test_dir=test, config_overrides=UNIFORM))
     assert type(MicroCLIPForImageClassification.from_pretrained(output).clip) is MetaClip2Model
     capsys.readouterr()
-    evaluate_command.main(
-        [
-            "--model_name_or_path",
-            str(output),
-            "--clip",
-            str(folder),
-            "--test_dir",
-            str(test),
-            "--output_dir",
-            str(tmp_path),
-        ]
-    )
+    options = {"model_name_or_path": output, "clip": folder, "test_dir": test, "output_dir": tmp_path / "results"}
+    evaluate_command.main([text for name, value in options.items() for text in (f"--{name}", str(value))])
     assert "12 images of all 3 classes." in capsys.readouterr().out
 
 

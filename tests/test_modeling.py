@@ -8,7 +8,7 @@ import torch
 from conftest import CLASS_NAMES
 from decisions import ClearDecisions
 from safetensors.torch import load_file
-from tiny_inputs import LOGIT_SCALE, TOKENIZERS, make_clip
+from tiny_inputs import LOGIT_SCALE, TOKENIZERS, make_clip, save_clip
 from tolerances import assert_gradients_close, within
 from torch.testing import assert_close
 from transformers import AutoModelForImageClassification, CLIPConfig, CLIPVisionModelWithProjection
@@ -273,16 +273,18 @@ def test_offloaded_to_disk(model, pixel_values, tmp_path):
     assert_close(offloaded(pixel_values).logits, expected, **within(LOGIT_SCALE))
 
 
-def test_built_from_a_clip_spread_over_devices(clip_folder, pixel_values, tmp_path):
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_built_from_a_clip_spread_over_devices(kind, pixel_values, tmp_path):
     """The last layer, which gets another class, has a hook that keeps the forward of its first one."""
-    names = ["red disc", "blue bar"]
-    expected = MicroCLIPForImageClassification.from_clip(clip_folder, names, prior_weighting="uniform")(pixel_values)
+    save_clip(tmp_path / "clip", kind=kind)
+    settings = {"class_names": ["red disc", "blue bar"], "prior_weighting": "uniform"}
+    expected = MicroCLIPForImageClassification.from_clip(tmp_path / "clip", **settings)(pixel_values)
     layers = "vision_model.encoder.layers."
     rest = ["text_model", "text_projection", "visual_projection", "logit_scale", "vision_model.embeddings"]
     rest += ["vision_model.pre_layrnorm", "vision_model.post_layernorm", layers + "0"]
     device_map = {**dict.fromkeys(rest, "cpu"), layers + "1": "disk"}
     spread = MicroCLIPForImageClassification.from_clip(
-        clip_folder, names, prior_weighting="uniform", device_map=device_map, offload_folder=tmp_path
+        tmp_path / "clip", **settings, device_map=device_map, offload_folder=tmp_path / "offload"
     )
     assert "_old_forward" in vars(spread.clip.vision_model.encoder.layers[-1])
     assert_close(spread(pixel_values).logits, expected.logits, **within(LOGIT_SCALE))
