@@ -17,10 +17,26 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.dataclasses import strict
 from safetensors import SafetensorError, safe_open
-from transformers import AutoImageProcessor, BaseImageProcessor, CLIPConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    BaseImageProcessor,
+    CLIPConfig,
+    MetaClip2Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 
+# By model_type. Their models have the same towers, whose modules have the same names.
+CLIP_CONFIGS = {kind.model_type: kind for kind in (CLIPConfig, MetaClip2Config)}
+# Why models that are used like CLIPs can't be adapted, by the first word of their model_type.
+OTHER_TOWERS = {
+    "siglip": "SigLIP has no [CLS] token",
+    "siglip2": "SigLIP 2 has no [CLS] token",
+    "tipsv2": "TIPSv2 has a DINOv2 for its vision tower",
+}
 RESNET_ADVICE = (
     "is a CLIP with a ResNet, which has no patch tokens. Take a CLIP with a vision transformer, for example "
     "'openai/clip-vit-base-patch32'."
@@ -33,7 +49,10 @@ WEIGHTS_FILES = (
     *("pytorch_model*.bin", "pytorch_model*.bin.index.json"),
 )
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
+    *("sentencepiece.bpe.model", "spiece.model"),  # of MetaCLIP 2, whose vocabularies are XLM-V's and mT5's
+)
 # Keywords that say which files of the Hub, and how they are loaded.
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 LFS_POINTER = b"version https://git-lfs"
@@ -45,7 +64,8 @@ class MicroCLIPConfig(PreTrainedConfig):
     Configuration of a [`MicroCLIPForImageClassification`] (arXiv:2510.02270): the architecture, not the training.
 
     Args:
-        clip_config (`CLIPConfig` or `dict`, *optional*): the CLIP that is adapted, any ViT size. Defaults to ViT-B/32.
+        clip_config (`CLIPConfig`, `MetaClip2Config` or `dict`, *optional*): the CLIP that is adapted, any ViT size.
+            Defaults to ViT-B/32.
         saliency_affinity (`"dot"` or `"cosine"`, *optional*, defaults to `"dot"`): how two patches are compared, raw
             dot products as published, or cosines as in TokenCut.
         saliency_threshold (`float`, *optional*, defaults to 0.2): two patches are connected if their affinity is more.
@@ -66,10 +86,10 @@ class MicroCLIPConfig(PreTrainedConfig):
     """
 
     model_type = "microclip"
-    sub_configs = {"clip_config": CLIPConfig}
+    sub_configs = {"clip_config": AutoConfig}
     keys_to_ignore_at_inference = ["cls_logits", "fg_logits", "cls_embeds", "fg_embeds"]
 
-    clip_config: dict | CLIPConfig | None = None
+    clip_config: dict | CLIPConfig | MetaClip2Config | None = None
     saliency_affinity: Literal["dot", "cosine"] = "dot"
     saliency_threshold: float | int = 0.2
     saliency_cut: Literal["std", "mean"] = "std"
@@ -87,7 +107,7 @@ class MicroCLIPConfig(PreTrainedConfig):
         if self.clip_config is None or isinstance(self.clip_config, dict):
             clip_config = self.clip_config or {}
             _check_vit_clip(clip_config)
-            self.clip_config = CLIPConfig(**clip_config)
+            self.clip_config = CLIP_CONFIGS[_model_type(clip_config)](**clip_config)
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
@@ -143,13 +163,20 @@ def _wrap_clip(config_dict: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _model_type(config_dict: dict[str, Any]) -> str:
+    return str(config_dict.get("model_type", CLIPConfig.model_type))
+
+
 def _check_vit_clip(config_dict: dict[str, Any]) -> None:
-    model_type = config_dict.get("model_type", CLIPConfig.model_type)
-    if model_type != CLIPConfig.model_type:
+    model_type = _model_type(config_dict)
+    if model_type not in CLIP_CONFIGS:
+        family = model_type.split("_")[0]
+        reason = f"; {OTHER_TOWERS[family]}" if family in OTHER_TOWERS else ""
         raise ValueError(
-            f"This is a checkpoint of model type {model_type!r}, and microCLIP adapts CLIP. Pass one that loads as "
-            "transformers' CLIPModel with both towers (OpenAI, LAION and MetaCLIP conversions do), for example "
-            "'openai/clip-vit-base-patch32'."
+            f"This is a checkpoint of model type {model_type!r}, and microCLIP adapts CLIP{reason}. Pass one that "
+            "loads as transformers' CLIPModel or MetaClip2Model with both towers (OpenAI, LAION and MetaCLIP "
+            "conversions do), for example 'openai/clip-vit-base-patch32', or 'facebook/metaclip-2-worldwide-b32', "
+            "which reads many languages."
         )
     vision = config_dict.get("vision_config") or {}
     if not isinstance(vision, dict):
@@ -265,7 +292,7 @@ def check_source(clip: Any, hub_kwargs: dict[str, Any]) -> str:
     if not isinstance(clip, (str, os.PathLike)):
         raise TypeError(
             f"clip is a {type(clip).__module__}.{type(clip).__name__}; pass a Hub id, a folder, or a transformers "
-            "CLIPModel."
+            "CLIPModel or MetaClip2Model."
         )
     source = os.fspath(clip)
     if re.fullmatch(r"RN\d+(x\d+)?", source):

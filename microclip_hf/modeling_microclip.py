@@ -1,4 +1,4 @@
-"""microCLIP for image classification (arXiv:2510.02270) around transformers' `CLIPModel`.
+"""microCLIP for image classification (arXiv:2510.02270) around transformers' `CLIPModel` or `MetaClip2Model`.
 
 B images, C classes, N patches, D vision width, E joint embedding width.
 """
@@ -19,8 +19,12 @@ from torch import nn
 from torch.nn.functional import normalize, scaled_dot_product_attention, silu
 from transformers import (
     BaseImageProcessor,
+    CLIPConfig,
     CLIPModel,
     CLIPVisionModel,
+    MetaClip2Config,
+    MetaClip2Model,
+    MetaClip2VisionModel,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -28,6 +32,7 @@ from transformers import (
 from transformers import initialization as init
 from transformers.activations import QuickGELUActivation
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from transformers.models.metaclip_2.modeling_metaclip_2 import MetaClip2EncoderLayer
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
@@ -48,6 +53,7 @@ from .configuration_microclip import (
 )
 from .saliency import check_finite, saliency_mask
 from .text_heads import (
+    AnyCLIP,
     check_class_names,
     check_templates,
     encode_heads,
@@ -160,8 +166,8 @@ def _weighted_sum(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     return (weights.unsqueeze(1) @ values).squeeze(1)
 
 
-class MicroCLIPLastLayer(CLIPEncoderLayer):
-    """CLIP's last encoder layer, with the same weights; it can compute what microCLIP needs of it, and no more."""
+class LastLayerTokens(nn.Module):
+    """What microCLIP's last layers add to those of transformers, which the classes below name."""
 
     def forward(
         self,
@@ -193,6 +199,14 @@ class MicroCLIPLastLayer(CLIPEncoderLayer):
             mixed = torch.cat([mixed, values[:, 1:]], 1)
         hidden_states = hidden_states + attention.out_proj(mixed)
         return hidden_states + self.mlp(self.layer_norm2(hidden_states))
+
+
+class MicroCLIPLastLayer(LastLayerTokens, CLIPEncoderLayer):
+    """CLIP's last encoder layer, with the same weights; it can compute what microCLIP needs of it, and no more."""
+
+
+class MicroMetaClip2LastLayer(LastLayerTokens, MetaClip2EncoderLayer):
+    """The same of a MetaCLIP 2."""
 
 
 class QuickGELU(nn.Module):
@@ -254,7 +268,7 @@ class MicroCLIPPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MicroCLIPLastLayer", "MicroCLIPPooling"]
+    _no_split_modules = ["MicroCLIPLastLayer", "MicroMetaClip2LastLayer", "MicroCLIPPooling"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -301,7 +315,7 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         # By default transformers guesses it from the class's name, which a subclass may change.
         self.loss_type = "ForImageClassification"
         self.num_labels = config.num_labels
-        self.clip = with_own_layers(CLIPModel._from_config(config.clip_config))
+        self.clip = with_own_layers(clip_class(config.clip_config)._from_config(config.clip_config))
         self.fg_pooling = MicroCLIPPooling(config)
         embed_dim = config.clip_config.projection_dim
         self.classifier = MicroCLIPHead(config.num_labels, embed_dim)
@@ -492,7 +506,7 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
     @classmethod
     def from_clip(
         cls,
-        clip: str | os.PathLike | CLIPModel,
+        clip: str | os.PathLike | AnyCLIP,
         class_names: Sequence[str],
         templates: str | Sequence[str] | None = None,
         descriptions: Mapping[str, Sequence[str]] | None = None,
@@ -504,7 +518,8 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         """A model ready to adapt: CLIP's weights in float32 and both heads built from the class names' texts.
 
         Args:
-            clip (`str`, `os.PathLike` or `CLIPModel`): a Hub id, a folder, or a model (which is copied, not changed).
+            clip (`str`, `os.PathLike`, `CLIPModel` or `MetaClip2Model`): a Hub id, a folder, or a model (which is
+                copied, not changed).
             class_names (`Sequence[str]`): at least two different names.
             templates (`str` or `Sequence[str]`, *optional*): prompts with `{}`, default "a photo of a {}.".
             descriptions (`Mapping[str, Sequence[str]]`, *optional*): `{class: [sentence, ...]}`. Keys match class
@@ -513,7 +528,7 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
             image_processor (`BaseImageProcessor`, *optional*): saved with the model. Default: the one saved with
                 `clip` (PIL back end), or CLIP's own for the model's image size.
             batch_size (`int`, *optional*, defaults to 256): texts encoded at once.
-            kwargs: fields of [`MicroCLIPConfig`]; others go to `CLIPModel.from_pretrained` (`revision`, `token`, ...).
+            kwargs: fields of [`MicroCLIPConfig`]; others go to the CLIP's `from_pretrained` (`revision`, ...).
 
         Raises:
             TypeError, ValueError: for what doesn't fit, and for damaged files; names and texts are checked before
@@ -619,7 +634,10 @@ def _select(states: tuple[torch.Tensor, ...], selection: bool | int | list[int])
 
 
 def run_tower(
-    vision: CLIPVisionModel, pixel_values: torch.Tensor, interpolate_pos_encoding: bool, **kwargs: Any
+    vision: CLIPVisionModel | MetaClip2VisionModel,
+    pixel_values: torch.Tensor,
+    interpolate_pos_encoding: bool,
+    **kwargs: Any,
 ) -> torch.Tensor:
     """The last layer's input; the inputs of earlier layers aren't kept."""
     hidden_states = vision.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
@@ -629,16 +647,21 @@ def run_tower(
     return hidden_states
 
 
-def with_own_layers(clip: CLIPModel) -> CLIPModel:
+def clip_class(config: CLIPConfig | MetaClip2Config) -> type[AnyCLIP]:
+    """The model that a CLIP's configuration is of."""
+    return MetaClip2Model if isinstance(config, MetaClip2Config) else CLIPModel
+
+
+def with_own_layers(clip: AnyCLIP) -> AnyCLIP:
     """The same weights and numbers, in the layers that are defined here."""
     layers = clip.vision_model.encoder.layers
     last = layers[-1]
     # Its class, and not the layer, is swapped: weights keep their names and devices, hooks and gradient
     # checkpointing stay on, and a layer made anew would need to know how CLIP's configuration was read.
-    last.__class__ = MicroCLIPLastLayer
+    last.__class__ = MicroMetaClip2LastLayer if isinstance(clip, MetaClip2Model) else MicroCLIPLastLayer
     # Accelerate's hook, where a model is spread over devices, calls the `forward` that it found.
     if "_old_forward" in vars(last):
-        last._old_forward = types.MethodType(MicroCLIPLastLayer.forward, last)
+        last._old_forward = types.MethodType(type(last).forward, last)
     for layer in layers:
         if isinstance(layer.mlp.activation_fn, QuickGELUActivation):
             layer.mlp.activation_fn = QuickGELU()
@@ -675,9 +698,9 @@ def _pop_dtype(kwargs: dict[str, Any]) -> torch.dtype | Literal["auto"]:
     return value
 
 
-def _load_clip(clip: Any, dtype: torch.dtype | str, kwargs: dict[str, Any]) -> tuple[CLIPModel, str | None]:
+def _load_clip(clip: Any, dtype: torch.dtype | str, kwargs: dict[str, Any]) -> tuple[AnyCLIP, str | None]:
     """A CLIP with both towers, and where it is from; whatever else is there is refused."""
-    if isinstance(clip, CLIPModel):
+    if isinstance(clip, AnyCLIP):
         if kwargs:
             raise TypeError(f"from_clip got {', '.join(kwargs)}, which only apply when clip is a Hub id or a folder.")
         source = clip.config._name_or_path or None
@@ -691,11 +714,10 @@ def _load_clip(clip: Any, dtype: torch.dtype | str, kwargs: dict[str, Any]) -> t
             f"{source!r} is an adapted microCLIP. Load it with from_pretrained (and change its classes with "
             "set_classes, if its text tower was kept), or start from the CLIP that it was made of."
         )
-    # For its errors, which say what a configuration is of.
-    MicroCLIPConfig.from_pretrained(source, **hub_kwargs)
+    config = MicroCLIPConfig.from_pretrained(source, **hub_kwargs).clip_config
     # Weights of another shape are refused below, by name.
     kwargs = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
     with naming_damaged_file(source, WEIGHTS_FILES, hub_kwargs):
-        clip, report = CLIPModel.from_pretrained(source, dtype=dtype, **kwargs)
+        clip, report = clip_class(config).from_pretrained(source, dtype=dtype, **kwargs)
     check_loading_report(report, source, "pass a CLIP with both of its towers")
     return clip, source

@@ -10,17 +10,19 @@ from typing import Any
 
 import torch
 from torch.nn.functional import normalize
-from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, CLIPModel, MetaClip2Model, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
 from .configuration_microclip import TOKENIZER_FILES, abbreviate, naming_damaged_file
 from .saliency import check_finite
 
 
+AnyCLIP = CLIPModel | MetaClip2Model
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 # A class's name weights are refused if they cancel to less than this share of their magnitudes.
 MIN_WEIGHT_SHARE = 1e-3
-# Old CLIP configurations name this end-of-text id, OpenAI's among them; the tower then pools the largest id.
+# Old CLIP configurations name this end-of-text id, OpenAI's among them; the tower then pools the largest id. Of a
+# MetaCLIP 2 it's the end-of-text id.
 LEGACY_EOS_TOKEN_ID = 2
 
 
@@ -172,7 +174,7 @@ def load_tokenizer(
 
 @torch.no_grad()
 def encode_texts(
-    clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int = 256
+    clip: AnyCLIP, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int = 256
 ) -> torch.Tensor:
     """Projected text features `(len(texts), projection_dim)`, not normalised, float32, on the CPU.
 
@@ -201,7 +203,7 @@ def encode_texts(
     return features
 
 
-def _check_tokens(clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor) -> None:
+def _check_tokens(clip: AnyCLIP, tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor) -> None:
     """A foreign tokenizer gives ids that the tower lacks, or no end-of-text token where the tower pools."""
     config = clip.config.text_config
     advice = f"Pass the tokenizer that was saved with this CLIP; got a {type(tokenizer).__name__}"
@@ -211,7 +213,7 @@ def _check_tokens(clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, input_ids
             f"The tokenizer gave the id {int(input_ids.max())}, but the text tower has {config.vocab_size} tokens. "
             f"{advice}."
         )
-    if config.eos_token_id == LEGACY_EOS_TOKEN_ID:
+    if isinstance(clip, CLIPModel) and config.eos_token_id == LEGACY_EOS_TOKEN_ID:
         pools_the_end = end is not None and (input_ids.amax(-1) == end).all()
     else:
         pools_the_end = (input_ids == config.eos_token_id).any(-1).all()
@@ -294,7 +296,7 @@ def stand_in(
 
 
 def encode_heads(
-    clip: CLIPModel,
+    clip: AnyCLIP,
     tokenizer: PreTrainedTokenizerBase,
     class_names: Sequence[str],
     templates: str | Sequence[str] | None = None,

@@ -27,9 +27,10 @@ from decisions import ClearDecisions
 from packaging.version import Version
 from safetensors.torch import load_file
 from test_invariance import MIXTURE, THREE_BATCHES, assert_same_mixture, assert_same_run
-from tiny_inputs import LOGIT_SCALE
+from tiny_inputs import LOGIT_SCALE, TOKENIZERS, make_clip
 from tolerances import assert_clear, within
 from torch.testing import assert_close
+from transformers import CLIPModel, MetaClip2Model
 
 from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
 from microclip_hf.report.record import write_record
@@ -74,8 +75,15 @@ def test_configuration_says_its_command(path):
     assert f"accelerate launch --config_file examples/accelerate_configs/{path.name} " in comment[-1]
 
 
-def test_fsdp2_splits_layers_and_saves_all_of_them(monkeypatch, model):
-    for name, value in prepare_multi_gpu_env(parse("fsdp2.yaml", "--main_process_port", "0")).items():
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(CLIPModel, []), (MetaClip2Model, ["--fsdp_transformer_layer_cls_to_wrap", "MetaClip2EncoderLayer"])],
+)
+def test_fsdp2_splits_layers_and_saves_all_of_them(monkeypatch, kind, options):
+    tokenizer = TOKENIZERS[kind]()
+    clip = make_clip(tokenizer, kind=kind)
+    model = MicroCLIPForImageClassification.from_clip(clip, CLASS_NAMES, tokenizer=tokenizer)
+    for name, value in prepare_multi_gpu_env(parse("fsdp2.yaml", "--main_process_port", "0", *options)).items():
         monkeypatch.setenv(name, value)
     plugin = FullyShardedDataParallelPlugin()
     assert plugin.fsdp_version == 2

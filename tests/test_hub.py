@@ -162,23 +162,29 @@ print("\\n" + json.dumps(answers))
 """
 
 
-def test_remote_code_without_the_package(saved, tmp_path):
-    """In a process that can't import microclip_hf; a model loaded there and saved again loads, too."""
+def assert_remote_code_works(folder, names, expected, tmp_path):
+    """In a process that can't import microclip_hf; a model loaded there and saved again loads, too.
+
+    `expected` are the scores (C,) of `picture()`.
+    """
     picture().save(tmp_path / "photo.png")
     site = sysconfig.get_paths()["purelib"]
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""}
-    command = [sys.executable, "-S", "-c", REMOTE.format(site=site), str(saved), str(tmp_path / "again")]
+    command = [sys.executable, "-S", "-c", REMOTE.format(site=site), str(folder), str(tmp_path / "again")]
     result = subprocess.run(
         [*command, str(tmp_path / "photo.png")], env=environment, cwd=tmp_path, capture_output=True, text=True
     )
     if result.returncode == 77:
         pytest.skip("microclip_hf is installed in site-packages, not as an editable checkout")
     assert result.returncode == 0, result.stderr
-    expected = expected_scores(saved, [picture()])[0]
     for answer in json.loads(result.stdout.strip().splitlines()[-1]):
-        scores = torch.tensor([{a["label"]: a["score"] for a in answer}[label] for label in CLASS_NAMES])
+        scores = torch.tensor([{a["label"]: a["score"] for a in answer}[name] for name in names])
         torch.testing.assert_close(scores, expected, **within(LOGIT_SCALE / 2))
     assert (tmp_path / "again" / "modeling_microclip.py").exists()
+
+
+def test_remote_code_without_the_package(saved, tmp_path):
+    assert_remote_code_works(saved, CLASS_NAMES, expected_scores(saved, [picture()])[0], tmp_path)
 
 
 def test_modules_that_travel_import_nothing_else_of_ours():

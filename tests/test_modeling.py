@@ -8,16 +8,21 @@ import torch
 from conftest import CLASS_NAMES
 from decisions import ClearDecisions
 from safetensors.torch import load_file
-from tiny_inputs import LOGIT_SCALE, make_clip
+from tiny_inputs import LOGIT_SCALE, TOKENIZERS, make_clip, save_clip
 from tolerances import assert_gradients_close, within
 from torch.testing import assert_close
-from transformers import AutoModelForImageClassification, CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
+from transformers import AutoModelForImageClassification, CLIPConfig, CLIPVisionModelWithProjection
 
 from microclip_hf import MicroCLIPConfig, MicroCLIPForImageClassification, MicroCLIPOutput
-from microclip_hf.modeling_microclip import MicroCLIPPooling
+from microclip_hf.modeling_microclip import MicroCLIPPooling, clip_class
 
 
 pytestmark = pytest.mark.numerical
+
+
+@pytest.fixture(params=TOKENIZERS)
+def any_clip(request):
+    return make_clip(TOKENIZERS[request.param](), kind=request.param)
 
 
 def variant(clip, **kwargs):
@@ -55,12 +60,12 @@ def test_outputs_and_their_shapes(model, pixel_values):
     assert isinstance(model(pixel_values, return_dict=False), tuple)
 
 
-def test_hidden_states_and_attentions_are_the_vision_towers(clip, pixel_values):
-    clip.set_attn_implementation("eager")
-    model = variant(clip)
+def test_hidden_states_and_attentions_are_the_vision_towers(any_clip, pixel_values):
+    any_clip.set_attn_implementation("eager")
+    model = variant(any_clip)
     model.set_attn_implementation("eager")
     kwargs = {"output_hidden_states": True, "output_attentions": True}
-    own, clips = model(pixel_values, **kwargs), clip.vision_model(pixel_values, **kwargs)
+    own, clips = model(pixel_values, **kwargs), any_clip.vision_model(pixel_values, **kwargs)
     for name in ("hidden_states", "attentions"):
         for found, expected in zip(own[name], clips[name], strict=True):
             assert_close(found, expected, **within(expected.abs().max()))
@@ -74,7 +79,7 @@ def test_hidden_states_and_attentions_are_the_vision_towers(clip, pixel_values):
 def reference_fg_token(model, pixel_values):
     """The [FG] token from METHOD's sections 2 and 3, step by step for one image, in float64."""
     config, double = model.config, {name: value.double() for name, value in model.state_dict().items()}
-    clip = CLIPModel(config.clip_config).double()
+    clip = clip_class(config.clip_config)(config.clip_config).double()
     clip.load_state_dict(
         {n.removeprefix("clip."): v for n, v in double.items() if n.startswith("clip.")}, strict=False
     )
@@ -102,8 +107,8 @@ def reference_fg_token(model, pixel_values):
 @pytest.mark.parametrize("query", ["saliency", "cls", "mean"])
 @pytest.mark.parametrize("pooling", ["attention", "masked_mean", "mean"])
 @torch.no_grad()
-def test_ablations_equal_their_definition(clip, pixel_values, query, pooling):
-    model = variant(clip, fg_query=query, fg_pooling=pooling)
+def test_ablations_equal_their_definition(any_clip, pixel_values, query, pooling):
+    model = variant(any_clip, fg_query=query, fg_pooling=pooling)
     expected = torch.stack([reference_fg_token(model, image) for image in pixel_values])
     assert_close(model(pixel_values).fg_embeds.double(), expected, **within())
 
@@ -139,11 +144,11 @@ def test_rows_of_the_classifier_may_have_any_norm(model, pixel_values):
     assert_close(model(pixel_values).logits, expected, **within(LOGIT_SCALE))
 
 
-def test_hidden_states_are_not_stored_for_the_second_path(clip, pixel_values, monkeypatch):
+def test_hidden_states_are_not_stored_for_the_second_path(any_clip, pixel_values, monkeypatch):
     """While the last layer runs, the inputs of the earlier ones are gone."""
     import weakref
 
-    model, inputs, alive = variant(clip), [], []
+    model, inputs, alive = variant(any_clip), [], []
     layers = model.clip.vision_model.encoder.layers
     for layer in layers:
         layer.register_forward_pre_hook(lambda _, args: inputs.append(weakref.ref(args[0])))
@@ -218,10 +223,10 @@ def test_attention_back_ends_agree(clip_folder, pixel_values, attention):
     assert_close(model(pixel_values).logits, expected.logits, **within(LOGIT_SCALE))
 
 
-def test_activation_checkpointing_gives_the_same_gradients(clip, pixel_values):
+def test_activation_checkpointing_gives_the_same_gradients(any_clip, pixel_values):
     gradients = []
     for checkpointing in (False, True):
-        model = variant(clip).train()
+        model = variant(any_clip).train()
         model.freeze_for_adaptation()
         if checkpointing:
             model.gradient_checkpointing_enable()
@@ -241,8 +246,8 @@ def test_torch_compile_without_graph_breaks(clip, pixel_values, query):
         assert_close(compiled(pixel_values).logits, expected, **within(LOGIT_SCALE))
 
 
-def test_torch_export(clip, pixel_values):
-    model = variant(clip)
+def test_torch_export(any_clip, pixel_values):
+    model = variant(any_clip)
     program = torch.export.export(model, (), {"pixel_values": pixel_values}, strict=False)
     with ClearDecisions():
         expected = model(pixel_values).logits
@@ -268,16 +273,18 @@ def test_offloaded_to_disk(model, pixel_values, tmp_path):
     assert_close(offloaded(pixel_values).logits, expected, **within(LOGIT_SCALE))
 
 
-def test_built_from_a_clip_spread_over_devices(clip_folder, pixel_values, tmp_path):
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_built_from_a_clip_spread_over_devices(kind, pixel_values, tmp_path):
     """The last layer, which gets another class, has a hook that keeps the forward of its first one."""
-    names = ["red disc", "blue bar"]
-    expected = MicroCLIPForImageClassification.from_clip(clip_folder, names, prior_weighting="uniform")(pixel_values)
+    save_clip(tmp_path / "clip", kind=kind)
+    settings = {"class_names": ["red disc", "blue bar"], "prior_weighting": "uniform"}
+    expected = MicroCLIPForImageClassification.from_clip(tmp_path / "clip", **settings)(pixel_values)
     layers = "vision_model.encoder.layers."
     rest = ["text_model", "text_projection", "visual_projection", "logit_scale", "vision_model.embeddings"]
     rest += ["vision_model.pre_layrnorm", "vision_model.post_layernorm", layers + "0"]
     device_map = {**dict.fromkeys(rest, "cpu"), layers + "1": "disk"}
     spread = MicroCLIPForImageClassification.from_clip(
-        clip_folder, names, prior_weighting="uniform", device_map=device_map, offload_folder=tmp_path
+        tmp_path / "clip", **settings, device_map=device_map, offload_folder=tmp_path / "offload"
     )
     assert "_old_forward" in vars(spread.clip.vision_model.encoder.layers[-1])
     assert_close(spread(pixel_values).logits, expected.logits, **within(LOGIT_SCALE))
@@ -429,7 +436,7 @@ def test_flops_over_a_plain_clip(clip, pixel_values):
         ({"saliency_threshold": float("nan")}, "finite"),
         ({"fg_query": "centre"}, "expected one of .*'saliency'"),
         ({"keep_text_model": "yes"}, "expected bool"),
-        ({"clip_config": {"model_type": "siglip"}}, "model type 'siglip'"),
+        ({"clip_config": {"model_type": "siglip"}}, "model type 'siglip'.*CLIP; SigLIP has no .CLS. token. Pass one"),
     ],
 )
 def test_bad_configurations(kwargs, message):

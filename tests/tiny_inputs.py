@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTokenizer, MetaClip2Model, PreTrainedTokenizerBase, XLMRobertaTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -27,10 +27,27 @@ def make_tokenizer(max_length: int = 77) -> CLIPTokenizer:
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=max_length)
 
 
-def make_clip(tokenizer: CLIPTokenizer, image_size: int = 32, patch_size: int = 8, width: int = 32) -> CLIPModel:
+def make_world_tokenizer(max_length: int = 77) -> XLMRobertaTokenizer:
+    """A tokenizer of the kind that MetaCLIP 2 has, with one token a letter. Its end of text has the id 2."""
+    letters = [(chr(code), -4.0) for code in (*range(ord("!"), 127), *range(ord("À"), ord("ÿ")))]
+    vocab = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0), *letters, ("<mask>", 0.0)]
+    return XLMRobertaTokenizer(vocab=vocab, model_max_length=max_length)
+
+
+# Of each kind of CLIP.
+TOKENIZERS = {CLIPModel: make_tokenizer, MetaClip2Model: make_world_tokenizer}
+
+
+def make_clip(
+    tokenizer: PreTrainedTokenizerBase,
+    image_size: int = 32,
+    patch_size: int = 8,
+    width: int = 32,
+    kind: type[CLIPModel | MetaClip2Model] = CLIPModel,
+) -> CLIPModel | MetaClip2Model:
     """A CLIP with random weights and two layers in each tower."""
     tower = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = CLIPConfig(
+    config = kind.config_class(
         text_config={
             **tower,
             "vocab_size": len(tokenizer),
@@ -42,13 +59,13 @@ def make_clip(tokenizer: CLIPTokenizer, image_size: int = 32, patch_size: int = 
         projection_dim=width // 2,
     )
     torch.manual_seed(0)
-    return CLIPModel(config).eval()
+    return kind(config).eval()
 
 
-def save_clip(folder: Path, image_size: int = 32) -> None:
-    """The CLIP with its tokenizer and image processor, loadable by `CLIPModel` and `AutoProcessor`."""
-    tokenizer = make_tokenizer()
-    make_clip(tokenizer, image_size).save_pretrained(folder)
+def save_clip(folder: Path, image_size: int = 32, kind: type[CLIPModel | MetaClip2Model] = CLIPModel) -> None:
+    """The CLIP with its tokenizer and image processor, loadable by its class and `AutoProcessor`."""
+    tokenizer = TOKENIZERS[kind]()
+    make_clip(tokenizer, image_size, kind=kind).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     size = {"height": image_size, "width": image_size}
     CLIPImageProcessorPil(size={"shortest_edge": image_size}, crop_size=size).save_pretrained(folder)

@@ -6,8 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 
-from transformers import CLIPConfig
-
+from ..configuration_microclip import MicroCLIPConfig
 from ..model_sources import describe_problem
 from ..text_heads import load_tokenizer, whole_characters
 
@@ -100,7 +99,7 @@ def fits_text_tower(source: str) -> Fits:
     problem = describe_problem(source)
     if problem:
         raise ValueError(problem)
-    max_length = CLIPConfig.from_pretrained(source).text_config.max_position_embeddings
+    max_length = MicroCLIPConfig.from_pretrained(source).clip_config.text_config.max_position_embeddings
     tokenizer = load_tokenizer(source, {}, "Pass a CLIP that was saved with its tokenizer.")
     return lambda text: len(tokenizer(text, verbose=False)["input_ids"]) <= max_length
 
