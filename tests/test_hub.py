@@ -162,7 +162,7 @@ print("\\n" + json.dumps(answers))
 """
 
 
-def test_remote_code_without_the_package(saved, tmp_path):
+def assert_loads_without_the_package(saved, tmp_path):
     """In a process that can't import microclip_hf; a model loaded there and saved again loads, too."""
     picture().save(tmp_path / "photo.png")
     site = sysconfig.get_paths()["purelib"]
@@ -179,6 +179,10 @@ def test_remote_code_without_the_package(saved, tmp_path):
         scores = torch.tensor([{a["label"]: a["score"] for a in answer}[label] for label in CLASS_NAMES])
         torch.testing.assert_close(scores, expected, **within(LOGIT_SCALE / 2))
     assert (tmp_path / "again" / "modeling_microclip.py").exists()
+
+
+def test_remote_code_without_the_package(saved, tmp_path):
+    assert_loads_without_the_package(saved, tmp_path)
 
 
 def test_modules_that_travel_import_nothing_else_of_ours():
