@@ -77,7 +77,9 @@ def read_config(source: str) -> MicroCLIPConfig:
     """The configuration of a saved microCLIP, or of the one that a CLIP becomes, in open_clip's format too."""
     source = source.removeprefix(HUB_PREFIX)
     checkpoint = read_open_clip(source)
-    return MicroCLIPConfig.from_pretrained(source) if checkpoint is None else MicroCLIPConfig(checkpoint.config)
+    if checkpoint is None:
+        return MicroCLIPConfig.from_pretrained(source)
+    return MicroCLIPConfig(clip_config=checkpoint.config)
 
 
 def load_clip(

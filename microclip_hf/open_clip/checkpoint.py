@@ -129,6 +129,7 @@ class OpenClipCheckpoint:
         # Weights of another shape are refused below, by name.
         others |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
         model, report = CLIPModel.from_pretrained(None, config=self.config, state_dict=weights, dtype=dtype, **others)
+        model.config._name_or_path = self.source
         if report["unexpected_keys"]:
             names = abbreviate(sorted(report["unexpected_keys"]))
             raise ValueError(f"{self.source} has the weights {names}, which CLIPModel hasn't. {ADVICE}")

@@ -96,7 +96,7 @@ def make_config(source: str, settings: Mapping[str, Any]) -> CLIPConfig:
     vision = {**VISION_DEFAULTS, **settings["vision_cfg"]}
     text = {**TEXT_DEFAULTS, **settings["text_cfg"]}
     end = text["vocab_size"] - 1
-    config = CLIPConfig(
+    return CLIPConfig(
         vision_config={
             **_tower_config(settings, vision, vision["width"] // vision["head_width"]),
             **{name: _side(source, name, vision[name]) for name in ("image_size", "patch_size")},
@@ -108,8 +108,6 @@ def make_config(source: str, settings: Mapping[str, Any]) -> CLIPConfig:
         },
         projection_dim=settings["embed_dim"],
     )
-    config._name_or_path = source
-    return config
 
 
 def _tower_config(settings: Mapping[str, Any], tower: Mapping[str, Any], heads: int) -> dict[str, Any]:
