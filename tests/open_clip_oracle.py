@@ -62,7 +62,7 @@ def answer(case, texts, photos, clip_tokenizer, folder):
             "logit_scale": model.logit_scale.exp(),
         }
     open_clip.model.set_model_preprocess_cfg(model, vars(preprocessing))
-    save_for_hf(model, HFTokenizer(named or clip_tokenizer), settings, folder, safe_serialization="both")
+    save_for_hf(model, HFTokenizer(named or clip_tokenizer), settings, folder, safe_serialization=True)
     save_file(answers, folder / "answers.safetensors")
 
 
