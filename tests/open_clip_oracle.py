@@ -19,6 +19,8 @@ except RuntimeError:
     operators = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    for name in [name for name in sys.modules if name.startswith("torchvision.")]:  # half imported
+        del sys.modules[name]
 
 import open_clip
 from open_clip.push_to_hf_hub import save_for_hf

@@ -63,8 +63,8 @@ class AdaptArguments(ImageOptions):
 
     TEST_SPLIT: ClassVar[str] = "test_split"
     model_name_or_path: str = HfArg(
-        help="The CLIP to start from: Hub id or folder, in transformers' format or open_clip's (OpenAI, LAION, DFN, "
-        "MetaCLIP, BioCLIP, GeoRSCLIP, RemoteCLIP, ...)."
+        help="The CLIP to start from: Hub id or folder. It is in transformers' format or open_clip's, as OpenAI's, "
+        "LAION's, DFN, MetaCLIP, BioCLIP, GeoRSCLIP and RemoteCLIP are."
     )
     train_dir: str | None = HfArg(
         default=None,

@@ -17,8 +17,8 @@ class ConvertArguments:
 
     quick_gelu: bool | None = HfArg(
         default=None,
-        help="Whether the model has OpenAI's activation; of a bare file alone, where nothing else says it. It is true "
-        "for models that began as OpenAI's (GeoRSCLIP, RemoteCLIP), false for most that open_clip trained.",
+        help="Of a bare file, where nothing else says it: the model's activation. It is true if its authors load the "
+        "file into OpenAI's model, or into one called -quickgelu, and else false.",
     )
     tokenizer: str | None = HfArg(
         default=None, help="Hub id or folder. Default: the checkpoint's own, or else OpenAI's."

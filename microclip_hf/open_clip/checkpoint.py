@@ -232,9 +232,9 @@ def _read_bare_file(file: str, quick_gelu: bool | None) -> OpenClipCheckpoint:
     weights = load_weights(Path(file), file)
     if quick_gelu is None:
         raise ValueError(
-            f"{file} doesn't tell the model's activation. Say it to from_clip with quick_gelu=True, or make a folder "
-            f"of the file: microclip convert {file} FOLDER --quick_gelu true. It is true for models that began as "
-            "OpenAI's, as GeoRSCLIP and RemoteCLIP did, and false for most that open_clip trained."
+            f"{file} doesn't tell the model's activation. Say it to from_clip with quick_gelu=True or False, or make "
+            f"a folder of it: microclip convert {file} FOLDER --quick_gelu true. It is true if its authors load "
+            "the file into OpenAI's model, or into one called -quickgelu, and else false."
         )
     try:
         settings = infer_settings({name: weight.shape for name, weight in weights.items()})
@@ -245,15 +245,14 @@ def _read_bare_file(file: str, quick_gelu: bool | None) -> OpenClipCheckpoint:
 
 def _find_config(source: str, hub_kwargs: Mapping[str, Any]) -> Path | None:
     """Open_clip's configuration; `None` where there is one of transformers', or none. An `OSError` without the Hub."""
-    unreachable, own = None, {}
+    # Transformers gives timm's configurations this type; the CLIP beside them is open_clip's.
+    unreachable, timms = None, "timm_wrapper"
     try:
         with naming_damaged_file(source, CONFIG_FILES, dict(hub_kwargs)):
-            own = PreTrainedConfig.get_config_dict(source, **hub_kwargs)[0]
+            if PreTrainedConfig.get_config_dict(source, **hub_kwargs)[0].get("model_type", timms) != timms:
+                return None
     except OSError as error:  # the cache may lack this file of a repository, and have the other
         unreachable = error
-    # Transformers gives timm's configurations this type; the CLIP beside them is open_clip's.
-    if own.get("model_type", "timm_wrapper") != "timm_wrapper":
-        return None
     try:
         return _find_file(source, OPEN_CLIP_CONFIG, hub_kwargs)
     except OSError as error:
