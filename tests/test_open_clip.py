@@ -27,6 +27,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from microclip_hf import MicroCLIPForImageClassification
 from microclip_hf.commands import adapt, evaluate
 from microclip_hf.commands import convert as convert_command
+from microclip_hf.descriptions.sentences import fits_text_tower
 from microclip_hf.loading import load_adapted, load_clip, read_config, read_model_type
 from microclip_hf.open_clip import checkpoint as checkpoints
 from microclip_hf.open_clip import convert, read_open_clip
@@ -319,6 +320,8 @@ def test_what_reads_a_configuration_reads_open_clips(tiny):
     assert read_config(str(tiny)).clip_config.vision_config.image_size == 32
     model, heads = load_clip(str(tiny), {"class_names": CLASS_NAMES, "templates": None}, {})
     assert heads["zero_shot"].shape == (3, 512) and model.image_processor.crop_size["height"] == 32
+    fits = fits_text_tower(str(tiny))
+    assert fits("word " * 75) and not fits("word " * 76)  # with both ends 77 tokens
 
 
 def change_config(folder, change, file="open_clip_config.json"):
