@@ -19,6 +19,8 @@ $(LOWEST_STAMP): constraints-lowest.txt
 	@echo "more where PyTorch brings CUDA. It takes minutes, mostly of download, and prints nothing meanwhile."
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip install -q -c $(filter %.txt,$^) -e ".[$(EXTRAS)]"
+	@$(@D)/bin/python -m pip install -q --no-deps --upgrade -c $(filter %.txt,$^) --target $(@D)/oracles \
+		$$(sed -n '/^open_clip =/,/^$$/s/^    //p' setup.cfg)
 	@touch $@
 
 demo: $(STAMP)  ## adapt a small CLIP to unlabelled rendered birds, without any download (minutes)

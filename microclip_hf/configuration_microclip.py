@@ -55,6 +55,8 @@ TOKENIZER_FILES = (
 )
 # Keywords that say which files of the Hub, and how they are loaded.
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+HUB_PREFIX = "hf-hub:"  # as open_clip marks ids of the Hub
+PICKLES = (".bin", ".pt", ".pth")
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -141,7 +143,7 @@ class MicroCLIPConfig(PreTrainedConfig):
             if "model_type" not in config_dict:
                 raise ValueError(
                     "There is no config.json with a 'model_type', as transformers writes it. Pass a CLIP or microCLIP "
-                    "checkpoint in transformers' format."
+                    "checkpoint in transformers' format, or a CLIP in open_clip's."
                 )
         return _wrap_clip(config_dict), kwargs
 
@@ -244,7 +246,7 @@ def _describe_damage(file: Path) -> str | None:
                 return None
         except SafetensorError as error:
             return f"is damaged, for example an incomplete download ({error})"
-    if file.suffix == ".bin":
+    if file.suffix in PICKLES:
         try:
             torch.load(file, map_location="meta", weights_only=True)
         except Exception:  # whose text advises to run what is in the file
@@ -294,7 +296,7 @@ def check_source(clip: Any, hub_kwargs: dict[str, Any]) -> str:
             f"clip is a {type(clip).__module__}.{type(clip).__name__}; pass a Hub id, a folder, or a transformers "
             "CLIPModel or MetaClip2Model."
         )
-    source = os.fspath(clip)
+    source = os.fspath(clip).removeprefix(HUB_PREFIX)
     if re.fullmatch(r"RN\d+(x\d+)?", source):
         raise ValueError(f"{source!r} {RESNET_ADVICE}")
     missing = describe_missing(source, hub_kwargs)
@@ -314,7 +316,7 @@ def check_loading_report(report: dict[str, Any], source: str, advice: str) -> No
         raise ValueError(f"{source!r} lacks the weights {abbreviate(sorted(report['missing_keys']))}; {advice}.")
     for name, saved, expected in sorted(report["mismatched_keys"]):
         raise ValueError(
-            f"{source!r} has the weight {name!r} of shape {tuple(saved)}, where its config.json asks for "
+            f"{source!r} has the weight {name!r} of shape {tuple(saved)}, where its configuration asks for "
             f"{tuple(expected)}: they belong to different models; {advice}."
         )
 

@@ -5,11 +5,18 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedConfig
+from transformers import CLIPConfig, PreTrainedConfig
 
-from .configuration_microclip import CONFIG_FILES, MicroCLIPConfig, load_image_processor, naming_damaged_file
+from .configuration_microclip import (
+    CONFIG_FILES,
+    HUB_PREFIX,
+    MicroCLIPConfig,
+    load_image_processor,
+    naming_damaged_file,
+)
 from .model_sources import announce_download, describe_problem
 from .modeling_microclip import MicroCLIPForImageClassification, check_loading_report, check_weights
+from .open_clip import OPEN_CLIP_CONFIG, is_bare_file, read_open_clip
 from .preparation import Preparation
 from .text_heads import encode_heads
 
@@ -42,11 +49,17 @@ def load_adapted(source: str) -> MicroCLIPForImageClassification:
 
 
 def read_model_type(source: str) -> str:
-    """The `model_type` of a saved model's configuration ("microclip", "clip", ...); an error if there is none."""
-    problem = describe_problem(source)
+    """The `model_type` of a saved model's configuration ("microclip", "clip", ...); an error if there is none.
+
+    A CLIP in open_clip's format is of type "clip".
+    """
+    source = source.removeprefix(HUB_PREFIX)
+    problem = None if is_bare_file(source) else describe_problem(source)
     if problem:
         raise ValueError(f"{source} can't be loaded: {problem}")
     try:
+        if read_open_clip(source) is not None:
+            return CLIPConfig.model_type
         with naming_damaged_file(source, CONFIG_FILES, {}):
             model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
     except OSError as error:
@@ -54,10 +67,19 @@ def read_model_type(source: str) -> str:
         raise ValueError(f"{source} can't be loaded: {where}{error}") from error
     if model_type is None:
         raise ValueError(
-            f"{source} holds no model: there is no config.json with a 'model_type', as transformers writes it. Pass a "
-            "CLIP or microCLIP in transformers' format."
+            f"{source} holds no model: there is no config.json with a 'model_type', as transformers writes it, and no "
+            f"{OPEN_CLIP_CONFIG}. Pass a CLIP or microCLIP in one of these formats, or a file of open_clip's."
         )
     return model_type
+
+
+def read_config(source: str) -> MicroCLIPConfig:
+    """The configuration of a saved microCLIP, or of the one that a CLIP becomes, in open_clip's format too."""
+    source = source.removeprefix(HUB_PREFIX)
+    checkpoint = read_open_clip(source)
+    if checkpoint is None:
+        return MicroCLIPConfig.from_pretrained(source)
+    return MicroCLIPConfig(clip_config=checkpoint.config)
 
 
 def load_clip(
@@ -69,9 +91,11 @@ def load_clip(
     [`MicroCLIPConfig`]. The heads `(num_classes, embed_dim)` are `zero_shot`, of the templates, and with descriptions
     `cupl` too. An error if files are damaged, or the image processor isn't as [`Preparation`] expects.
     """
+    source = source.removeprefix(HUB_PREFIX)
     announce_download(source)
-    config = MicroCLIPConfig.from_pretrained(source)
-    processor = load_image_processor(source, config, {})
+    config = read_config(source)
+    checkpoint = read_open_clip(source)
+    processor = load_image_processor(source, config, {}) if checkpoint is None else checkpoint.image_processor
     Preparation.of(processor, config.clip_config.vision_config.image_size)
     # The text tower has a second head to make before it is dropped.
     settings = {**overrides, "keep_text_model": True}

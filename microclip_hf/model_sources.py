@@ -8,14 +8,16 @@ from huggingface_hub import HfApi, ModelInfo, constants, is_offline_mode, try_to
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from .configuration_microclip import CONFIG_FILES, PROCESSOR_FILES, TOKENIZER_FILES, checkpoint_files, describe_missing
+from .open_clip import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 
 
 # The first of these that a repository has are its weights.
 WEIGHTS = (
     *("model.safetensors", "model-?????-of-?????.safetensors"),
     *("pytorch_model.bin", "pytorch_model-?????-of-?????.bin"),
+    *OPEN_CLIP_WEIGHTS,
 )
-OTHERS = (*CONFIG_FILES, *PROCESSOR_FILES, *TOKENIZER_FILES)
+OTHERS = (*CONFIG_FILES, OPEN_CLIP_CONFIG, *PROCESSOR_FILES, *TOKENIZER_FILES)
 TIMEOUT = 10.0  # seconds
 
 
@@ -25,7 +27,8 @@ def describe_problem(source: str) -> str | None:
     if missing or os.path.isdir(source) or checkpoint_files(source, CONFIG_FILES, {}):
         return missing
     try:
-        _ask_hub(source)
+        if not _is_cached(source, OPEN_CLIP_CONFIG):
+            _ask_hub(source)
     except (HfHubHTTPError, ValueError):  # which whoever loads it explains
         return None
     except HTTPError as error:
@@ -38,7 +41,7 @@ def describe_problem(source: str) -> str | None:
 
 def announce_download(source: str) -> None:
     """Print to stderr, in the first process, what will be downloaded, where that is a model's weights."""
-    if os.path.isdir(source) or os.environ.get("RANK", "0") != "0":
+    if os.path.exists(source) or os.environ.get("RANK", "0") != "0":
         return
     try:
         is_here = any(_is_cached(source, name) for name in WEIGHTS)

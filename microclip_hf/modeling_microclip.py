@@ -5,6 +5,7 @@ B images, C classes, N patches, D vision width, E joint embedding width.
 
 import copy
 import difflib
+import importlib
 import os
 import random
 import types
@@ -513,13 +514,14 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         tokenizer: PreTrainedTokenizerBase | None = None,
         image_processor: BaseImageProcessor | None = None,
         batch_size: int = 256,
+        quick_gelu: bool | None = None,
         **kwargs: Any,
     ) -> "MicroCLIPForImageClassification":
         """A model ready to adapt: CLIP's weights in float32 and both heads built from the class names' texts.
 
         Args:
             clip (`str`, `os.PathLike`, `CLIPModel` or `MetaClip2Model`): a Hub id, a folder, or a model (which is
-                copied, not changed).
+                copied, not changed); in open_clip's format too, then also a file of weights.
             class_names (`Sequence[str]`): at least two different names.
             templates (`str` or `Sequence[str]`, *optional*): prompts with `{}`, default "a photo of a {}.".
             descriptions (`Mapping[str, Sequence[str]]`, *optional*): `{class: [sentence, ...]}`. Keys match class
@@ -528,6 +530,8 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
             image_processor (`BaseImageProcessor`, *optional*): saved with the model. Default: the one saved with
                 `clip` (PIL back end), or CLIP's own for the model's image size.
             batch_size (`int`, *optional*, defaults to 256): texts encoded at once.
+            quick_gelu (`bool`, *optional*): of a bare file of open_clip's, whose weights don't tell: whether the model
+                has OpenAI's activation.
             kwargs: fields of [`MicroCLIPConfig`]; others go to the CLIP's `from_pretrained` (`revision`, ...).
 
         Raises:
@@ -540,7 +544,12 @@ class MicroCLIPForImageClassification(MicroCLIPPreTrainedModel):
         _check_keywords(kwargs)
         dtype = _pop_dtype(kwargs)
         config_kwargs = {f.name: kwargs.pop(f.name) for f in fields(MicroCLIPConfig) if f.name in kwargs}
-        clip, source = _load_clip(clip, dtype, kwargs)
+        checkpoint = _read_open_clip(clip, quick_gelu, kwargs)
+        if checkpoint is None:
+            clip, source = _load_clip(clip, dtype, kwargs)
+        else:
+            clip, tokenizer = checkpoint.load(dtype, tokenizer, **kwargs)
+            source, image_processor = checkpoint.source, image_processor or checkpoint.image_processor
         check_weights(clip)
         keep_text_model = config_kwargs.pop("keep_text_model", False)
         config_kwargs |= {"clip_config": copy.deepcopy(clip.config), "keep_text_model": True, "dtype": clip.dtype}
@@ -696,6 +705,23 @@ def _pop_dtype(kwargs: dict[str, Any]) -> torch.dtype | Literal["auto"]:
     if value != "auto" and not (isinstance(value, torch.dtype) and value.is_floating_point):
         raise ValueError(f'dtype is {dtype!r}; pass "float32", "bfloat16", "float16", as a torch.dtype, or "auto".')
     return value
+
+
+def _read_open_clip(clip: Any, quick_gelu: bool | None, kwargs: dict[str, Any]) -> Any:
+    """What is in open_clip's format, as the package's `OpenClipCheckpoint`; `None` for anything else.
+
+    Imported by name, and only where the package is: this module travels to the Hub with every adapted model, which
+    needs no conversion any more, and transformers would copy, or ask for, what an import statement names.
+    """
+    if isinstance(clip, (str, os.PathLike)):
+        try:
+            open_clip = importlib.import_module(".open_clip", __package__)
+        except ModuleNotFoundError:
+            return None
+        return open_clip.read_open_clip(clip, quick_gelu, pick_hub_kwargs(kwargs))
+    if quick_gelu is not None:
+        raise TypeError("from_clip got quick_gelu, which only applies when clip is a file of open_clip's.")
+    return None
 
 
 def _load_clip(clip: Any, dtype: torch.dtype | str, kwargs: dict[str, Any]) -> tuple[AnyCLIP, str | None]:

@@ -33,6 +33,7 @@ COMMANDS = {
     "predict": ("label a folder of photos, as a CSV file", "train"),
     "explain": ("show where a model looked in a photo, and what it said", "train"),
     "push": ("upload an adapted model to the Hub", "train"),
+    "convert": ("write a CLIP of open_clip's as transformers does", "train"),
     "export": ("write an adapted model as one ONNX file", "onnx"),
 }
 

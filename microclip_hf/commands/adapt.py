@@ -11,7 +11,7 @@ import yaml
 from datasets import Dataset, IterableDataset
 from transformers.hf_argparser import HfArg
 
-from ..configuration_microclip import MicroCLIPConfig
+from ..configuration_microclip import HUB_PREFIX, MicroCLIPConfig
 from ..data.class_names import read_class_names
 from ..descriptions.files import load_descriptions
 from ..files import read_text
@@ -62,7 +62,10 @@ class AdaptArguments(ImageOptions):
     """The model to start from, the images and the texts."""
 
     TEST_SPLIT: ClassVar[str] = "test_split"
-    model_name_or_path: str = HfArg(help="The CLIP to start from: Hub id or folder.")
+    model_name_or_path: str = HfArg(
+        help="The CLIP to start from: Hub id or folder. It is in transformers' format or open_clip's, as OpenAI's, "
+        "LAION's, DFN, MetaCLIP, BioCLIP, GeoRSCLIP and RemoteCLIP are."
+    )
     train_dir: str | None = HfArg(
         default=None,
         help="Folder of images to adapt to. It may hold Arrow, Parquet or WebDataset (.tar) files; with a preset the "
@@ -96,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     model, heads = load_clip(options.model_name_or_path, texts, overrides)
     images = options.train_dir or options.dataset_name
     facts = CardFacts(
-        base_model=options.model_name_or_path,
+        base_model=options.model_name_or_path.removeprefix(HUB_PREFIX),
         dataset=images,
         license=options.license,
         test_dataset=options.test_dir or images,

@@ -30,7 +30,7 @@ from ..evaluation.results import EvaluationFacts, make_report
 from ..hub.card_evaluation import add_results, read_card
 from ..hub.model_card import hub_id
 from ..images import NUM_CROPS
-from ..loading import choose_device, load_adapted, load_clip, read_model_type
+from ..loading import choose_device, load_adapted, load_clip, read_config, read_model_type
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..text_heads import encode_heads
 from . import command_frame, read_options
@@ -128,7 +128,7 @@ def _check_options(options: EvaluateArguments) -> torch.device:
 def _read_classes(options: EvaluateArguments, is_adapted: bool) -> list[str] | None:
     """The class names (`None`: the preset's); options that such a model doesn't take are refused."""
     source = options.model_name_or_path
-    config = MicroCLIPConfig.from_pretrained(source)
+    config = read_config(source)
     if is_adapted:
         refused = {"class_names": "its classes are its own", "config_overrides": "its architecture is its own"}
         without_clip = "only a CLIP reads them; pass it with --clip, to compare with"
@@ -144,7 +144,7 @@ def _read_classes(options: EvaluateArguments, is_adapted: bool) -> list[str] | N
             raise ValueError(f"--{name} doesn't go with {source}, {kind}: {reason}.")
     if options.clip is not None:  # it is loaded late, and checked here
         read_model_type(options.clip)
-        MicroCLIPConfig.from_pretrained(options.clip)
+        read_config(options.clip)
     if is_adapted:
         return config.class_names
     if options.class_names is not None:

@@ -6,8 +6,9 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 
-from ..configuration_microclip import MicroCLIPConfig
+from ..configuration_microclip import HUB_PREFIX, MicroCLIPConfig
 from ..model_sources import describe_problem
+from ..open_clip import is_bare_file, read_open_clip
 from ..text_heads import load_tokenizer, whole_characters
 
 
@@ -96,11 +97,15 @@ def fits_text_tower(source: str) -> Fits:
     """Whether a text fits the positions of a CLIP's text tower, by its own tokenizer; an `OSError` or `ValueError` if
     `source`, a Hub id or a folder, has no CLIP, or no tokenizer with it.
     """
-    problem = describe_problem(source)
+    source = source.removeprefix(HUB_PREFIX)
+    problem = None if is_bare_file(source) else describe_problem(source)
     if problem:
         raise ValueError(problem)
-    max_length = MicroCLIPConfig.from_pretrained(source).clip_config.text_config.max_position_embeddings
-    tokenizer = load_tokenizer(source, {}, "Pass a CLIP that was saved with its tokenizer.")
+    checkpoint = read_open_clip(source)
+    config = MicroCLIPConfig.from_pretrained(source).clip_config if checkpoint is None else checkpoint.config
+    advice = "Pass a CLIP that was saved with its tokenizer."
+    tokenizer = load_tokenizer(source, {}, advice) if checkpoint is None else checkpoint.load_tokenizer()
+    max_length = config.text_config.max_position_embeddings
     return lambda text: len(tokenizer(text, verbose=False)["input_ids"]) <= max_length
 
 
