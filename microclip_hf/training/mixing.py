@@ -83,8 +83,9 @@ class Mixer:
         """The mixture of the weights that training starts with, held to what both heads, mixed as in the
         pseudo-labels, say of [CLS].
 
-        Texts are balanced to the `frequencies`, (C,). Where these aren't known, it is fitted twice: as if all were
-        equal, and with those that were found. Else texts would be pushed to classes of which there are few photos.
+        Texts are balanced to the `frequencies`, (C,), or where these aren't known, as if all were equal. (To balance
+        them to those that the mixture has found, and fit it again, helps where few classes are there, but costs more
+        where frequencies are as in most data.)
         """
         self._kept = self._keep_features(model, dataset, collator, "first")
         classifier = _classifier_of(model)
@@ -93,11 +94,7 @@ class Mixer:
         log_mean = log_mean_probability(
             lambda: (cls_embeds @ self._head.T for _, ((cls_embeds, _),) in self._read(self._kept)), self._sum
         )
-        self._log_mean = log_mean
-        known = frequencies
-        if known is None:
-            known = self._fit(self._first_rows, classifier, frequencies).frequencies
-        self._log_mean = log_mean - known.log()
+        self._log_mean = log_mean if frequencies is None else log_mean - frequencies.log()
         mixture = self._fit(self._first_rows, classifier, frequencies)
         self.first = self._label(mixture, self._first_rows)
         return self.first
