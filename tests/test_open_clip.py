@@ -557,14 +557,6 @@ def test_without_a_hub_the_tokenizer_can_be_named(tiny, clip_tokenizer, tmp_path
     assert len(AutoTokenizer.from_pretrained(tmp_path / "converted")) == 49408
 
 
-@pytest.mark.parametrize("model_type", ["siglip", "siglip2", "tipsv2"])
-def test_transformers_own_other_models_are_refused(tmp_path, model_type):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
-    with pytest.raises(ValueError, match=f"model type '{model_type}', and microCLIP adapts CLIP. Pass one") as error:
-        from_clip(tmp_path)
-    assert "\n" not in str(error.value)
-
-
 FROM_THE_HUB = """
 import contextlib, io, pathlib, shutil
 from huggingface_hub import constants
