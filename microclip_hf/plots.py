@@ -49,7 +49,7 @@ HUES = {False: ("#0b62b8", "#b8500b", "#2b7a37", "#8a3fa0"), True: ("#6cb2ff", "
 
 def plot_adaptation(
     path: str | os.PathLike,
-    log_history: Sequence[dict[str, float]],
+    log_history: Sequence[dict[str, float]] | None,
     accuracies: dict[str, float],
     before: Sequence[Explanation] = (),
     after: Sequence[Explanation] = (),
@@ -59,23 +59,33 @@ def plot_adaptation(
 
     Of the images it shows what [`explain`] says by the model before and after: what isn't salient is dimmed, and the
     predicted class has a tick on blue or a cross on orange, right or wrong, where `labels` holds the true class index
-    (not -1 or `None`).
+    (not -1 or `None`). Where nothing was trained, `log_history` is `None`, and there are no curves; where then nothing
+    else is to be shown, there is no file.
     """
-    figure = Figure(figsize=(max(12, 1.7 * len(before)), 7 if before else 3), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(2, 3)) if before else (figure, None)
-    logged = set().union(*log_history)
-    panels = [panel for panel in SUMMARY_PANELS if not logged.isdisjoint(panel[0])] or SUMMARY_PANELS[:1]
+    panels = [] if log_history is None else _choose_panels(log_history)
     heights = {title: 100 * accuracies[name] for name, title in SHORT_ACCURACIES.items() if name in accuracies}
-    axes = above.subplots(1, len(panels) + bool(heights), squeeze=False)[0]
+    num_panels = len(panels) + bool(heights)
+    parts = [2.8] * bool(num_panels) + [4.2] * bool(before)  # inches
+    if not parts:
+        return
+    figure = Figure(figsize=(max(12, 1.7 * len(before)), sum(parts)), layout="constrained")
+    subfigures = figure.subfigures(len(parts), 1, height_ratios=parts, squeeze=False)[:, 0]
+    axes = subfigures[0].subplots(1, num_panels, squeeze=False)[0] if num_panels else []
     for position, (names, label) in enumerate(panels):
         _plot_curves(axes[position], log_history, names, label)
     if heights:
         axes[-1].bar_label(axes[-1].bar(list(heights), list(heights.values())), fmt="%.1f")
         axes[-1].set(ylabel="test accuracy (%)", ylim=(0, 100))
     if before:
-        _plot_images(below, before, after, labels or [None] * len(before))
+        _plot_images(subfigures[-1], before, after, labels or [None] * len(before))
     with whole_file(path) as incomplete:
         figure.savefig(incomplete, format="png", dpi=100)
+
+
+def _choose_panels(log_history: Sequence[dict[str, float]]) -> Sequence[tuple[tuple[str, ...], str]]:
+    """Those of which anything was logged, or else the first, which says that nothing was."""
+    logged = set().union(*log_history)
+    return [panel for panel in SUMMARY_PANELS if not logged.isdisjoint(panel[0])] or SUMMARY_PANELS[:1]
 
 
 def plot_curves(

@@ -29,10 +29,10 @@ def make_trainer(clip_folder, folder, num_images=NUM_IMAGES, config=None, **opti
         **{"prior_weighting": "uniform", "fusion_ratio": 0.75, **(config or {})},
     )
     defaults = {"num_train_epochs": 0, "class_mixture": True, "class_frequencies": "estimated", "num_crops": 0}
+    defaults |= {"disable_tqdm": True}
     args = MicroCLIPTrainingArguments(
         str(folder),
         use_cpu=True,
-        disable_tqdm=True,
         report_to="none",
         per_device_train_batch_size=8,
         **{**defaults, **options},
@@ -313,6 +313,24 @@ def test_a_whole_run(clip_folder, tmp_path):
     assert facts["frequencies"].keys() == set(CLASS_NAMES) and isinstance(facts["absent"], list)
     card = (tmp_path / "README.md").read_text()
     assert "class_mixture" in card and "class_frequencies" in card
+    assert "learning_rate" not in card and "![Accuracies, and images before and after](adaptation.png)" in card
+    page = (tmp_path / "report.html").read_text()
+    assert 'id="curves"' not in page and 'id="changed"' not in page and "Frequencies with standard errors" in page
+
+
+def find_bars(text):
+    return {line.split(":")[0] for line in text.replace("\r", "\n").split("\n") if "it/s]" in line or "%|" in line}
+
+
+@pytest.mark.parametrize(
+    ("epochs", "bars"),
+    [(0, {"Features of the images"}), (1, {"Features before training", "Adapting", "Features after training"})],
+)
+def test_bars_say_what_is_under_way(clip_folder, tmp_path, capsys, epochs, bars):
+    trainer = make_trainer(clip_folder, tmp_path, num_train_epochs=epochs, save_strategy="no", disable_tqdm=False)
+    capsys.readouterr()
+    trainer.train()
+    assert find_bars(capsys.readouterr().err) == bars
 
 
 def test_files_of_frequencies(tmp_path):

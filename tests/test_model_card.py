@@ -71,6 +71,26 @@ def test_without_results(model, args):
     assert "\n\n\n" not in card.text
 
 
+@pytest.mark.parametrize(
+    ("results", "caption"), [({}, "Images before and after"), (RESULTS, "Accuracies, and images before and after")]
+)
+def test_a_run_without_training(model, tmp_path, results, caption):
+    """Settings of training had no effect, and the picture has no curves."""
+    (tmp_path / "adaptation.png").write_bytes(b"")
+    trained, fitted = (
+        MicroCLIPTrainingArguments(str(tmp_path), class_mixture=True, use_cpu=True, num_train_epochs=epochs)
+        for epochs in (1, 0)
+    )
+    settings = []
+    for args, text in ((trained, "Curves of the training, and images before and after"), (fitted, caption)):
+        write_model_card(model.config, args, CardFacts(results=results), 12)
+        assert f"![{text}](adaptation.png)" in read(args).text
+        settings.append(set(re.findall(r"^- (\w+): ", read(args).text, re.M)))
+    assert {"learning_rate", "fairness_weight", "prior_refresh", "weight_decay"} <= settings[0] - settings[1]
+    assert {"num_train_epochs", "num_crops", "prior_ratio", "class_mixture", "class_frequencies"} <= settings[1]
+    assert settings[1] < settings[0]
+
+
 def test_what_lies_beside_it_is_told(model, args):
     for name in ("descriptions.json", "adaptation.png"):
         with open(os.path.join(args.output_dir, name), "w") as file:

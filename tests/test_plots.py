@@ -52,6 +52,19 @@ def test_too_few_points_are_told(figures, tmp_path, history):
     assert all("Fewer than 2 values were logged" in axes.texts[0].get_text() for axes in panels)
 
 
+def test_no_curves_where_nothing_was_trained(figures, model, tmp_path):
+    """Accuracies and images, as far as there are any, and no file where there is neither."""
+    explanations = explain(model, [Image.new("RGB", (32, 32))] * 2)
+    accuracies = {"adapted_accuracy": 0.5}
+    for measured, shown, labels in ((accuracies, (), 1), (accuracies, explanations, 1), ({}, explanations, 0)):
+        plots.plot_adaptation(tmp_path / "a.png", None, measured, shown, shown)
+        panels = figures.pop().axes
+        assert [axes.get_ylabel() for axes in panels].count("test accuracy (%)") == labels
+        assert len(panels) == labels + 2 * len(shown) and not any(axes.texts and not labels for axes in panels)
+    plots.plot_adaptation(tmp_path / "b.png", None, {})
+    assert not (tmp_path / "b.png").exists()
+
+
 def count_pixels(path, color):
     wanted = np.round(np.array(to_rgb(color)) * 255)
     return int((np.asarray(Image.open(path).convert("RGB")) == wanted).all(-1).sum())

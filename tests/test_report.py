@@ -84,11 +84,11 @@ def write_csv(path, rows):
         csv.writer(file).writerows(rows)
 
 
-def write_run(folder, names, rows, swaps=(), history=(), noise=None, **facts):
+def write_run(folder, names, rows, swaps=(), history=(), noise=None, steps=9, **facts):
     """A run's folder by hand; `rows` are file, label, confidence, changes and perhaps the true class."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"id2label": dict(enumerate(names))}))
-    (folder / "trainer_state.json").write_text(json.dumps({"log_history": list(history)}))
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": list(history), "global_step": steps}))
     columns = ["file", "label", "confidence", "changes", "truth"][: len(rows[0])]
     write_csv(folder / "pseudo_labels.csv", [columns, *rows])
     write_csv(folder / "report" / "swaps.csv", [["old", "new", "count"], *swaps])
@@ -141,8 +141,9 @@ def test_what_the_page_says(tmp_path):
     }
     assert "Without any image: fox ." in page.words
     alts = [attrs["alt"] for attrs in page.all("img")]
-    changed = [alt for alt in alts if "changes" in alt and "labelled" in alt]
+    changed = [alt for alt in alts if "change" in alt and "labelled" in alt]
     assert [alt.split(",")[0] for alt in changed] == ["b.png", "d.png", "c.png"]
+    assert changed[-1].endswith(" 1 change, now 70 %") and changed[1].endswith(" 2 changes, now 40 %")
     assert "Curve over epochs: cross entropy goes from 2.5 to 1.5." in alts
     assert sum("Curve over epochs" in alt for alt in alts) == 5
     start = page.words.index("Images of each class Look at the most")
@@ -174,6 +175,66 @@ def test_the_page_begins_with_what_is_known(tmp_path, truth, results, history, k
     assert ("Without labels" in opening) == (not truth and not results)
     has_curves = "Look at the classes in use first" in page.words
     assert has_curves == bool(history) and ("too little for curves" in opening) == (not history)
+
+
+FREQUENCIES = {"cat": [0.25, 0.0312], "<b>dog</b>": [0.75, 0.04], "fox": [0.0, 0.0]}
+
+
+def write_mixture_run(folder, swaps=(), history=(), changes=0, frequencies=FREQUENCIES, **facts):
+    """A run's folder by hand, whose labels are a mixture's."""
+    rows = [["a.png", name, confidence, changes] for name, confidence in zip(frequencies, (0.25, 1), strict=False)]
+    facts["settings"] = list({"class_frequencies": "estimated", **facts.pop("settings", {})}.items())
+    write_run(folder, [*frequencies], rows, swaps, history, frequencies=frequencies, absent=["fox"], **facts)
+    write_report(folder)
+    return read_page(folder)
+
+
+def test_a_run_without_training(tmp_path):
+    """Nothing on curves, nor on labels that change, which can't; the mean of both confidences, 0.25 and 1."""
+    page = write_mixture_run(tmp_path, history=[{"epoch": 0, "effective_classes": 1.8}], steps=0)
+    assert [attrs["href"] for attrs in page.all("a")] == ["#sizes", "#classes", "#settings"]
+    assert {attrs["id"] for tag, attrs in page.tags if tag == "h2"} == {"sizes", "classes", "settings"}
+    assert not any(words in page.words for words in ("logging_steps", "too little", "while it learned"))
+    assert "Nothing was trained" in page.words and "Mean confidence at the end 62 %" in page.words
+    assert page.words.count("A class mixture's probabilities are too sure") == 2  # where it is explained and used
+
+
+def test_labels_that_were_made_once(tmp_path):
+    """They can change once, from the first mixture to the last one, where training was kept; so the panels say."""
+    history = [{name: value for name, value in entry.items() if name != "label_changes"} for entry in HISTORY]
+    settings = {"label_refresh": "never"}
+    page = write_mixture_run(tmp_path / "kept", [["cat", "fox", 1]], history, 1, settings=settings)
+    assert "Each of these changed from the first mixture, before training, to the last one." in page.words
+    assert "2 images changed their label. All are in" in page.words and "Classes that swap most often" in page.words
+    assert "These labels were made once" in page.words and page.words.count("The labels were made once, so") == 2
+    assert "Labels that still change" not in page.words and "if neither line moves" not in page.words
+    history += [{"training_was_kept": 0.0, "epoch": 1.5}]
+    page = write_mixture_run(tmp_path / "taken back", [], history, settings=settings)
+    assert {"#changed", "#swaps"}.isdisjoint(attrs["href"] for attrs in page.all("a"))
+    assert "#curves" in [attrs["href"] for attrs in page.all("a")]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("estimated", "as the mixture estimated it. It counts"),
+        ("equal", "The mixture took all classes for equally frequent"),
+        ("my <i>shares</i>.csv", "You gave the frequencies (class_frequencies: my <i>shares</i>.csv);"),
+    ],
+)
+def test_frequencies_of_a_mixture(tmp_path, source, words):
+    page = write_mixture_run(tmp_path, settings={"class_frequencies": source})
+    assert words in page.words
+    assert "<b>dog</b> 75.0 % ± 4.0 cat 25.0 % ± 3.1 fox (probably absent) 0.0 % ± 0.0" in page.words
+    assert "are left out; all are in" not in page.words
+
+
+def test_frequencies_of_many_classes(tmp_path):
+    frequencies = {f"species {index}": [index / 4950, 0.01] for index in range(100)}
+    page = write_mixture_run(tmp_path, frequencies=frequencies)
+    assert "40 classes that are rarer are left out; all are in report/run.json" in page.words
+    assert "species 99 2.0 % ± 1.0 species 98" in page.words and "species 40 0.8 %" in page.words
+    assert "species 39 0.8 %" not in page.words
 
 
 def test_file_names_keep_their_folder(tmp_path):
@@ -255,6 +316,7 @@ def test_what_is_not_there_is_left_out(tmp_path, capsys):
         (f"file,label,confidence,changes\n{'a' * 200_000},cat,0.5,0\n", "field larger than"),
         ({"trainer_state.json": {}}, "isn't as the run left it: KeyError.'log_history'"),
         ({"trainer_state.json": {"log_history": None}}, "isn't as the run left it"),
+        ({"trainer_state.json": {"log_history": []}}, "isn't as the run left it: KeyError.'global_step'"),
         ({"config.json": []}, "config.json holds a list"),
         ({"config.json": {"id2label": {"a": "b"}}}, "isn't as the run left it"),
         ({"report/run.json": {"results": {}}}, "run.json lacks finished, images, "),

@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import TrainingArguments
 
 from .. import __version__
 from ..configuration_microclip import MicroCLIPConfig
 from ..files import write_whole
 from ..run_names import ACCURACIES
+from ..training.training_args import MicroCLIPTrainingArguments
 
 
 METRIC_TITLES = {
@@ -49,6 +49,20 @@ SETTINGS = (
     "fairness_weight",
     "seed",
 )
+# Those of training, which have no effect on a class mixture.
+TRAINING_SETTINGS = {
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "world_size",
+    "learning_rate",
+    "weight_decay",
+    "label_fusion_ratio",
+    "prior_refresh",
+    "distribution_alignment",
+    "label_refresh",
+    "fairness_weight",
+}
 HUB_ID = r"[\w.-]+(/[\w.-]+)?"
 CARD = "README.md"
 PICTURE = "adaptation.png"
@@ -73,7 +87,7 @@ class CardFacts:
 
 
 def write_model_card(
-    config: MicroCLIPConfig, args: TrainingArguments, facts: CardFacts, num_images: int | None
+    config: MicroCLIPConfig, args: MicroCLIPTrainingArguments, facts: CardFacts, num_images: int | None
 ) -> None:
     """Write `README.md` into the output folder, with a picture that lies there; of a stream `num_images` is `None`."""
     folder = Path(args.output_dir)
@@ -98,6 +112,7 @@ def write_model_card(
         results=rows,
         metrics=", ".join(metrics),
         picture=PICTURE if (folder / PICTURE).exists() else None,
+        caption=_caption(args, rows),
         settings=_settings(config, args, facts),
     )
     save_card(card, folder)
@@ -115,7 +130,7 @@ def save_card(card: ModelCard, folder: Path) -> None:
     write_whole(folder / CARD, str(card))
 
 
-def _metadata(facts: CardFacts, model_id: str, args: TrainingArguments) -> ModelCardData:
+def _metadata(facts: CardFacts, model_id: str, args: MicroCLIPTrainingArguments) -> ModelCardData:
     dataset = hub_id(facts.dataset)
     measured_on = hub_id(facts.test_dataset)
     prefix = "adapted_"
@@ -145,17 +160,25 @@ def eval_results(metrics: Mapping[str, float], **dataset: Any) -> list[EvalResul
     ]
 
 
-def run_settings(config: MicroCLIPConfig, args: TrainingArguments) -> list[tuple[str, Any]]:
-    """Those of training, and of architecture where they aren't the defaults."""
-    settings = {name: getattr(args, name) for name in SETTINGS}
+def run_settings(config: MicroCLIPConfig, args: MicroCLIPTrainingArguments) -> list[tuple[str, Any]]:
+    """Those of the run, and of architecture where they aren't the defaults."""
+    left_out = set(TRAINING_SETTINGS) if args.trains_nothing else set()
     if args.recipe is None:
-        del settings["recipe"]
+        left_out.add("recipe")
     if args.max_steps < 0:
-        del settings["max_steps"]  # epochs are counted in its place
+        left_out.add("max_steps")  # epochs are counted in its place
+    settings = {name: getattr(args, name) for name in SETTINGS if name not in left_out}
     default = MicroCLIPConfig()
     architecture = {name: getattr(config, name) for name in config.architecture_names()}
     changed = {name: value for name, value in architecture.items() if value != getattr(default, name)}
     return [*settings.items(), *changed.items()]
+
+
+def _caption(args: MicroCLIPTrainingArguments, accuracies: Sequence[Any]) -> str:
+    """What the picture shows."""
+    if not args.trains_nothing:
+        return "Curves of the training, and images before and after"
+    return "Accuracies, and images before and after" if accuracies else "Images before and after"
 
 
 def versions() -> str:
@@ -163,7 +186,7 @@ def versions() -> str:
     return f"microclip_hf {__version__}, transformers {transformers.__version__}, torch {torch.__version__}"
 
 
-def _settings(config: MicroCLIPConfig, args: TrainingArguments, facts: CardFacts) -> list[tuple[str, Any]]:
+def _settings(config: MicroCLIPConfig, args: MicroCLIPTrainingArguments, facts: CardFacts) -> list[tuple[str, Any]]:
     settings = run_settings(config, args)
     if facts.dataset:
         settings.append(("images", _link(facts.dataset, "https://huggingface.co/datasets/")))

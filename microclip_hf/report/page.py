@@ -19,7 +19,7 @@ from PIL import Image
 from ..evaluation.results import classes_to_draw, confused_pairs
 from ..files import write_whole
 from ..plots import plot_class_sizes, plot_confusion, plot_curves
-from ..run_names import ACCURACIES, LABELS, REPORT, REPORT_DIR
+from ..run_names import ACCURACIES, FACTS, LABELS, REPORT, REPORT_DIR
 from ..verdict import Verdict, judge
 from .record import ImageLabel, RunRecord, read_record
 from .thumbnails import Thumbnails, data_uri, percent, truncate
@@ -82,13 +82,14 @@ def write_report(folder: str | os.PathLike, dataset: Any = None) -> int:
         curves=list(filter(None, (_draw_panel(pictures, record, panel) for panel in PANELS))),
         accuracy_curve=_draw_panel(pictures, record, ACCURACY_PANEL),
         sizes=_count_classes(pictures, record),
+        frequencies=_list_frequencies(record),
         changed=_show_changed(record.images, thumbnails),
         swaps=_show_swaps(record, thumbnails),
         classes=_show_classes(record.images, thumbnails),
         accuracies=[(title, record.results[name]) for name, title in ACCURACIES.items() if name in record.results],
         measured=_measure_labels(pictures, record),
         num_missing=len(thumbnails.missing),
-        files={"labels": LABELS, "folder": REPORT_DIR},
+        files={"labels": LABELS, "folder": REPORT_DIR, "facts": FACTS},
     )
     # A page that shows more than can be shown now isn't lost; of several the first.
     if thumbnails.missing and (folder / REPORT).exists() and not (folder / EARLIER).exists():
@@ -129,7 +130,10 @@ def _list_facts(record: RunRecord) -> list[tuple[str, str]]:
     if record.facts.get("absent"):
         facts["Probably absent"] = ", ".join(record.facts["absent"])
     facts["Epochs"] = f"{last.get('epoch', 0):g}"
-    if "pseudo_label_confidence" in last:
+    if record.has_mixture:  # which labels anew at the end
+        confidences = [image.confidence for image in record.images if image.label]
+        facts["Mean confidence at the end"] = percent(float(np.mean(confidences or [math.nan])))
+    elif "pseudo_label_confidence" in last:
         facts["Mean confidence at the end"] = percent(last["pseudo_label_confidence"])
     if "label_changes" in last:
         facts["Labels that still change"] = percent(last["label_changes"])
@@ -195,6 +199,19 @@ def _count_classes(folder: Path, record: RunRecord) -> dict[str, Any] | None:
     }
 
 
+def _list_frequencies(record: RunRecord) -> dict[str, Any] | None:
+    """The share that the mixture gives each class, with its standard error, the largest first."""
+    if not record.has_mixture:
+        return None
+    shares = record.facts["frequencies"]
+    rows = [(name, *shares[name]) for name in sorted(shares, key=lambda name: (-shares[name][0], name))]
+    return {
+        "rows": rows[:NUM_ROWS],
+        "num_left_out": max(0, len(rows) - NUM_ROWS),
+        "source": record.settings.get("class_frequencies"),
+    }
+
+
 def _show_changed(images: Sequence[ImageLabel], thumbnails: Thumbnails) -> dict[str, Any] | None:
     """The images whose label changed most often, the least confident first."""
     changed = [index for index, image in enumerate(images) if image.changes]
@@ -202,10 +219,14 @@ def _show_changed(images: Sequence[ImageLabel], thumbnails: Thumbnails) -> dict[
         return None
     changed.sort(key=lambda index: (-images[index].changes, images[index].confidence, index))
     entries = [
-        thumbnails.show(index, f"{images[index].changes} changes, now {percent(images[index].confidence)}")
+        thumbnails.show(index, f"{_count_changes(images[index])}, now {percent(images[index].confidence)}")
         for index in changed[:NUM_CHANGED]
     ]
     return {"shown": entries, "num": len(changed), "num_left_out": max(0, len(changed) - NUM_CHANGED)}
+
+
+def _count_changes(image: ImageLabel) -> str:
+    return "1 change" if image.changes == 1 else f"{image.changes} changes"
 
 
 def _show_swaps(record: RunRecord, thumbnails: Thumbnails) -> dict[str, Any] | None:

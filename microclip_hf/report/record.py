@@ -58,6 +58,30 @@ class RunRecord:
     # By `FACT_NAMES`, and what earlier versions didn't write: `undescribed`, `frequencies` and `absent`. `root` is of
     # the images' relative paths, `None` where they aren't files.
     facts: dict[str, Any]
+    num_steps: int  # of training
+
+    @property
+    def has_mixture(self) -> bool:
+        """Whether the labels at the end are a class mixture's."""
+        return "frequencies" in self.facts
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """By name, as the page shows them; empty where the folder has no record of them."""
+        return dict(self.facts.get("settings", ()))
+
+    @property
+    def has_fixed_labels(self) -> bool:
+        """Whether the labels that taught were made once, before training."""
+        return self.num_steps > 0 and self.settings.get("label_refresh") == "never"
+
+    @property
+    def can_change(self) -> bool:
+        """Whether an image's label could become another: not without training, and labels that were made once change
+        only where training was kept.
+        """
+        was_taken_back = any(entry.get("training_was_kept") == 0 for entry in self.log_history)
+        return self.num_steps > 0 and not (self.has_fixed_labels and was_taken_back)
 
 
 def write_record(trainer: Trainer, tested: PredictionOutput | None = None) -> None:
@@ -110,7 +134,9 @@ def read_record(folder: str | os.PathLike) -> RunRecord:
     try:
         id2label = _read_json(folder / CONFIG_NAME)["id2label"]
         class_names = [id2label[key] for key in sorted(id2label, key=int)]
-        log_history = [dict(entry) for entry in _read_json(folder / TRAINER_STATE_NAME)["log_history"]]
+        state = _read_json(folder / TRAINER_STATE_NAME)
+        log_history = [dict(entry) for entry in state["log_history"]]
+        num_steps = int(state["global_step"])
         facts = _read_json(folder / FACTS)
         results = {name: float(value) for name, value in facts["results"].items()} if facts else {}
         missing = set(FACT_NAMES) - facts.keys()
@@ -126,6 +152,7 @@ def read_record(folder: str | os.PathLike) -> RunRecord:
         tests=_read_labels(folder / TEST_LABELS, class_names),
         swaps=[(old, new, int(count)) for old, new, count in _read_csv(folder / SWAPS, SWAP_COLUMNS)],
         facts=facts,
+        num_steps=num_steps,
     )
 
 

@@ -31,6 +31,8 @@ from .view_datasets import ViewCollator, ViewDataset, WholeImages
 
 # In the output folder.
 FEATURES_DIR = "_features"
+# Of the bars of a run that trains, by the files in that folder.
+TITLES = {"first": "Features before training", "last": "Features after training"}
 # So many images, from all over a data set, stand for it, where their files have no names or others' names.
 NUM_SAMPLED = 16
 # Images whose features are in memory at once.
@@ -131,8 +133,10 @@ class Mixer:
             kept.remove_others()
         accelerator.wait_for_everyone()
 
+        title = "Features of the images" if args.trains_nothing else TITLES[name]
+
         def load(missing: list[int]) -> Iterable[dict[str, torch.Tensor]]:
-            return load_rows(Subset(images, missing), collator, args, accelerator, "Features of the images")
+            return load_rows(Subset(images, missing), collator, args, accelerator, title)
 
         was_training = model.training
         model.eval()

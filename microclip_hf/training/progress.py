@@ -23,10 +23,12 @@ class ProgressBar(ProgressCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """As in the base class, with a name."""
+        """As in the base class, with a name, and no bar where there is no step to take."""
         self.current_step = 0
         if state.is_world_process_zero:
-            self.training_bar = tqdm(total=state.max_steps, desc="Adapting", dynamic_ncols=True)
+            self.training_bar = tqdm(
+                total=state.max_steps, desc="Adapting", dynamic_ncols=True, disable=state.max_steps == 0
+            )
 
     def on_log(
         self,

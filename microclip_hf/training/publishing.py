@@ -24,8 +24,13 @@ class PublishingTrainer(SavingTrainer):
         self.card_facts = CardFacts(base_model=self.model.clip.config._name_or_path or None)
         self._card: bytes | None = None  # as this Trainer wrote it
 
+    @property
+    def curves(self) -> list[dict[str, float]] | None:
+        """What was logged, for [`plot_adaptation`]; `None` where nothing is trained."""
+        return None if self.args.trains_nothing else self.state.log_history
+
     def create_model_card(self, finetuned_from: str | None = None, **kwargs: Any) -> None:
-        """Write the card and, where there is none yet, a picture of the curves; for the results see `card_facts`.
+        """Write the card and, where there is none yet, a picture of the run; for the results see `card_facts`.
 
         A Trainer that has neither trained nor evaluated keeps the card that it finds; otherwise one that it didn't
         write itself is kept as `README.old.md`.
@@ -48,7 +53,7 @@ class PublishingTrainer(SavingTrainer):
             self.card_facts.results |= split_results(results)
         picture = os.path.join(self.args.output_dir, PICTURE)
         if self.state.log_history and not os.path.exists(picture):
-            plot_adaptation(picture, self.state.log_history, self.card_facts.results)
+            plot_adaptation(picture, self.curves, self.card_facts.results)
         num_images = len(self.train_dataset) if has_length(self.train_dataset) else None
         write_model_card(self.model.config, self.args, self.card_facts, num_images)
         self._card = card.read_bytes()

@@ -281,7 +281,7 @@ def _show(
     adapted = MicroCLIPForImageClassification.from_pretrained(folder)
     after = explain(adapted, [explanation.image for explanation in before])
     labels = [example.get("label") for example in examples]
-    plot_adaptation(picture, trainer.state.log_history, trainer.card_facts.results, before, after, labels)
+    plot_adaptation(picture, trainer.curves, trainer.card_facts.results, before, after, labels)
     trainer.create_model_card()
     try:
         write_record(trainer, tested)

@@ -190,7 +190,7 @@ class MicroCLIPTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} is {vars(self)[name]!r}; it must be one of {', '.join(choices)}.")
         if self.label_refresh == "never" and not self.class_mixture:
             raise ValueError("label_refresh 'never' takes the labels of a class mixture; set class_mixture to true.")
-        if self.prior_refresh == "never" and (self.label_refresh == "never" or self._trains_nothing):
+        if self.prior_refresh == "never" and (self.label_refresh == "never" or self.trains_nothing):
             raise ValueError(
                 "prior_refresh 'never' keeps a prior for the pseudo-labels of each step, and this run makes none. "
                 "Leave it out, or set label_refresh to 'step' and num_train_epochs to more than 0."
@@ -205,7 +205,7 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             self.lr_scheduler_kwargs = {"min_lr": 2e-6}
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns is True; it must be False, since views are made from the images.")
-        if self._trains_nothing and not self.class_mixture:
+        if self.trains_nothing and not self.class_mixture:
             raise ValueError("num_train_epochs is 0, so nothing would be adapted; set it, or class_mixture.")
         has_accelerator = torch.accelerator.is_available() and not self.use_cpu
         if self.dataloader_num_workers is None:  # on a CPU the model itself needs the cores
@@ -228,7 +228,8 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             raise ValueError("bf16_full_eval and fp16_full_eval cast the weights that are adapted; leave them out.")
 
     @property
-    def _trains_nothing(self) -> bool:
+    def trains_nothing(self) -> bool:
+        """Whether the run takes no step, so that a class mixture is all that it fits."""
         return self.num_train_epochs == 0 and self.max_steps <= 0
 
     def _check_recipe(self) -> None:
