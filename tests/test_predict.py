@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import CLASS_NAMES
 from PIL import Image
 from tiny_inputs import LOGIT_SCALE, draw_shape
@@ -20,7 +21,7 @@ from transformers import pipeline
 
 from microclip_hf import MicroCLIPForImageClassification
 from microclip_hf.commands import predict
-from microclip_hf.prediction import Prediction, find_photos, predict_photos
+from microclip_hf.prediction import Classifier, find_photos, predict_photos
 
 
 pytestmark = pytest.mark.numerical
@@ -113,11 +114,16 @@ def test_without_a_file_the_rows_alone_are_printed(adapted, photos, capsys):
 @pytest.mark.parametrize(("counts", "is_told"), [((45, 5), False), ((46, 4), True), ((49, 0), False)])
 def test_one_label_for_nearly_all_photos_is_told(adapted, photos, monkeypatch, capsys, counts, is_told):
     """Of 50 photos or more, and only where it is over 90 % of them."""
-    labels = [label for label, count in zip(CLASS_NAMES, counts, strict=False) for _ in range(count)]
-    predictions = [Prediction(label, 0.9, "blue bar", 0.1) for label in labels]
+    labels = [label for label, count in zip(CLASS_NAMES[:2], counts, strict=True) for _ in range(count)]
+    classes = iter(labels)
     for index in range(7, len(labels) - 4):  # four lie in a sub-folder
         shutil.copy(photos / "0.png", photos / f"{index}.png")
-    monkeypatch.setattr(predict, "predict_photos", lambda model, files, batch_size: iter(predictions))
+
+    def answer(self, pixel_values):
+        best = [[self.class_names.index(next(classes)), 1] for _ in pixel_values]
+        return torch.tensor([[0.9, 0.1]] * len(best)), torch.tensor(best)
+
+    monkeypatch.setattr(Classifier, "__call__", answer)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         assert run("photos", "--model", adapted) == 0
@@ -198,28 +204,27 @@ def test_errors_say_what_to_do_and_leave_files_alone(adapted, clip_folder, photo
     assert Path("old.csv").read_text() == "old"
 
 
-def test_interrupted_there_is_no_file_by_the_final_name(adapted, photos, monkeypatch, capsys):
-    """What was labelled before is kept under another, and doesn't hinder the next run."""
-    forward, batches = MicroCLIPForImageClassification.forward, []
+def test_interrupted_the_same_command_goes_on(adapted, photos, monkeypatch, capsys):
+    """No photo is classified twice, and the file is that of a run that wasn't interrupted."""
+    forward, sizes = MicroCLIPForImageClassification.forward, []
 
     def interrupted(self, **kwargs):
-        batches.append(kwargs)
-        if len(batches) == 3:
+        sizes.append(len(kwargs["pixel_values"]))
+        if len(sizes) == 3:
             raise KeyboardInterrupt
         return forward(self, **kwargs)
 
-    options = ["photos", "--model", adapted, "--output", "labels.csv", "--batch_size", 2]
-    with monkeypatch.context() as patch:
-        patch.setattr(MicroCLIPForImageClassification, "forward", interrupted)
-        assert run(*options) == 128 + signal.SIGINT
+    options = ["photos", "--model", adapted, "--batch_size", 2, "--output"]
+    assert run(*options, "whole.csv") == 0
+    monkeypatch.setattr(MicroCLIPForImageClassification, "forward", interrupted)
+    assert run(*options, "labels.csv") == 128 + signal.SIGINT
     printed = capsys.readouterr()
-    assert printed.out == "" and "_incomplete_labels.csv" in printed.err
-    assert not Path("labels.csv").exists()
-    rows = read(Path("_incomplete_labels.csv").read_text(encoding="utf-8"))
-    assert list(rows) == ["0.png", "1.png", "2.png", "3.png"]
-    assert run(*options) == 0
-    assert len(read(Path("labels.csv").read_text(encoding="utf-8"))) == 11
-    assert not Path("_incomplete_labels.csv").exists()
+    assert "microclip predict: interrupted; the same command goes on" in printed.err
+    assert not Path("labels.csv").exists() and Path("labels.csv.parts").is_dir()
+    assert run(*options, "labels.csv") == 0
+    assert sizes == [2, 2, 2, 2, 2, 2, 1]  # the third batch twice
+    assert Path("labels.csv").read_bytes() == Path("whole.csv").read_bytes()
+    assert {path.name for path in Path().iterdir()} == {"photos", "whole.csv", "labels.csv"}
 
 
 def test_a_pipe_that_closes_ends_it_quietly(adapted, photos, monkeypatch, capsys):

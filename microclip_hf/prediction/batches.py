@@ -1,0 +1,177 @@
+"""Photos as pixel values in batches, shared out among processes, prepared by threads or workers ahead of the model."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers import BaseImageProcessor
+
+from ..data.photo_sources import Photo, PhotoSource
+from ..images import UNREADABLE, cut_strip, decode, draft, to_rgb
+from ..machine import num_cores
+from ..row_parts import WrittenRows
+
+
+# Rows that are written at once, or the least multiple of the batch size above.
+BLOCK = 256
+
+
+class PixelReader:
+    """Prepares photos as a model's image processor does.
+
+    Unless `exact`, a JPEG at least twice as large as the processor resizes it to is decoded at 1/2, 1/4 or 1/8.
+    """
+
+    def __init__(self, processor: BaseImageProcessor, exact: bool = False) -> None:
+        self.processor = processor
+        sizes = [value for value in (processor.to_dict().get("size") or {}).values() if isinstance(value, int)]
+        self.size = max(sizes) if sizes and not exact else None
+
+    def __call__(self, image: Any) -> torch.Tensor | Exception:
+        """Pixels `(num_channels, height, width)` of what [`decode`] takes, or why it can't be read."""
+        try:
+            with decode(image, lazy=True) as opened:
+                if self.size is not None:
+                    draft(opened, min(opened.size), self.size)
+                pixels = to_rgb(opened)
+        except UNREADABLE as error:
+            return error
+        return self.processor(cut_strip(pixels), return_tensors="pt")["pixel_values"][0]
+
+
+class RowBatch(NamedTuple):
+    """Photos that follow each other in a shard, from the row `first` on, of a block that is written at once.
+
+    `pixel_values` `(n, num_channels, height, width)` are those of photos without a problem; `end` is the shard's
+    number of rows, once that is known, in a batch without photos.
+    """
+
+    shard: int
+    block: tuple[int, int]
+    first: int
+    names: list[str | None]
+    problems: list[str | None]
+    pixel_values: torch.Tensor | None
+    is_last_of_block: bool
+    end: int | None
+
+
+class RawBatch(NamedTuple):
+    """A [`RowBatch`] before its photos are read."""
+
+    shard: int
+    block: tuple[int, int]
+    first: int
+    photos: list[Photo]
+    is_last_of_block: bool
+    end: int | None
+
+    def images(self) -> list[Any]:
+        """What is to be read."""
+        return [photo.image for photo in self.photos]
+
+    def finish(self, pixels: Sequence[torch.Tensor | Exception]) -> RowBatch:
+        """The batch with what was read of each photo."""
+        readable = [item for item in pixels if isinstance(item, torch.Tensor)]
+        names = [photo.name for photo in self.photos]
+        problems = [
+            None if isinstance(item, torch.Tensor) else f"{photo.place} can't be read: {item}"
+            for photo, item in zip(self.photos, pixels, strict=True)
+        ]
+        stacked = torch.stack(readable) if readable else None
+        return RowBatch(self.shard, self.block, self.first, names, problems, stacked, self.is_last_of_block, self.end)
+
+
+class RowBatches(IterableDataset):
+    """The batches that are missing in `written`, of this process's share, each process's workers sharing that.
+
+    Every process has whole shards; what is left over, as a single one, is shared out in blocks.
+    """
+
+    def __init__(
+        self, source: PhotoSource, written: WrittenRows, reader: PixelReader, batch_size: int, place: tuple[int, int]
+    ) -> None:
+        self.source = source
+        self.written = written
+        self.reader = reader
+        self.batch_size = batch_size
+        self.block = batch_size * -(-BLOCK // batch_size)
+        self.place = place  # number of this process, and of all
+
+    def __iter__(self) -> Iterator[RowBatch]:
+        worker = get_worker_info()
+        if worker is None:
+            for raw, pixels in read_ahead(self._raw_batches(*self.place), RawBatch.images, self.reader):
+                yield raw.finish(pixels)
+            return
+        process, num_processes = self.place
+        place = process * worker.num_workers + worker.id, num_processes * worker.num_workers
+        for raw in self._raw_batches(*place):
+            yield raw.finish(list(map(self.reader, raw.images())))
+
+    def load(self, num_workers: int, pin_memory: bool) -> Iterable[RowBatch]:
+        """The batches; `num_workers` processes prepare them, or with 0 threads of this one."""
+        if num_workers == 0:
+            return self
+        return DataLoader(
+            self, None, num_workers=num_workers, pin_memory=pin_memory, collate_fn=_same, prefetch_factor=2
+        )
+
+    def _raw_batches(self, reader: int, num_readers: int) -> Iterator[RawBatch]:
+        num_whole = self.source.num_shards - self.source.num_shards % num_readers
+        for shard in range(self.source.num_shards):
+            is_whole = shard < num_whole
+            if not is_whole:
+                yield from self._read_shard(shard, reader, num_readers)
+            elif shard % num_readers == reader:
+                yield from self._read_shard(shard, 0, 1)
+
+    def _read_shard(self, shard: int, reader: int, num_readers: int) -> Iterator[RawBatch]:
+        gaps = list(self.written.gaps(shard))
+        if not gaps:
+            return
+        rows = self.source.open(shard, gaps[0][0])
+        for first, stop in itertools.islice(self._blocks(gaps, rows.end), reader, None, num_readers):
+            for start in range(first, stop, self.batch_size):
+                photos = rows.take(start, min(start + self.batch_size, stop))
+                is_last = start + self.batch_size >= stop or len(photos) < self.batch_size
+                yield RawBatch(shard, (first, stop), start, photos, is_last, None)
+                if is_last:
+                    break
+            if rows.end is not None and stop >= rows.end:
+                break
+        if rows.end is not None:
+            yield RawBatch(shard, (rows.end, rows.end), rows.end, [], True, rows.end)
+
+    def _blocks(self, gaps: list[tuple[int, int | None]], end: int | None) -> Iterator[tuple[int, int]]:
+        """The missing rows in blocks, which go on for ever where the end isn't known."""
+        for first, stop in gaps:
+            stop = end if stop is None else stop
+            starts = itertools.count(first, self.block) if stop is None else range(first, stop, self.block)
+            for start in starts:
+                yield start, start + self.block if stop is None else min(start + self.block, stop)
+
+
+def read_ahead(
+    batches: Iterator[Any], items: Callable[[Any], list[Any]], read: Callable[[Any], Any]
+) -> Iterator[tuple[Any, list[Any]]]:
+    """Each batch with what threads have read of its items, while the batch before was worked on."""
+    with ThreadPoolExecutor(1) as taker, ThreadPoolExecutor(num_cores() + 1) as pool:
+
+        def take() -> tuple[Any, list[Any]] | None:
+            batch = next(batches, None)
+            return None if batch is None else (batch, [pool.submit(read, item) for item in items(batch)])
+
+        ahead = taker.submit(take)
+        while (taken := ahead.result()) is not None:
+            batch, futures = taken
+            # Before this batch is waited for, so that the threads are busy meanwhile.
+            ahead = taker.submit(take)
+            yield batch, [future.result() for future in futures]
+
+
+def _same(batch: RowBatch) -> RowBatch:
+    return batch
