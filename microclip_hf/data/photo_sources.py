@@ -21,6 +21,9 @@ from .sources import BUILDERS, table_files
 from .tables import read_files, read_repository, read_saved, select_columns
 
 
+AT_ONCE = 16  # rows that are taken of a stream
+
+
 @dataclass(frozen=True)
 class Photo:
     """A photo that isn't decoded yet."""
@@ -77,7 +80,7 @@ class PhotoList(PhotoSource, Reader):
     def take(self, first: int, stop: int) -> list[Photo]:
         """As in the base class, in any order."""
         if self._dataset is not None:
-            return [_photo(image) for image in self._dataset[first : min(stop, self.total)]["image"]]
+            return list(map(_photo, self._dataset[first : min(stop, self.total)]["image"]))
         rows = zip(self._names[first:stop], self._paths[first:stop], strict=True)
         return [Photo(name, {"path": path, "bytes": None}) for name, path in rows]
 
@@ -101,17 +104,19 @@ class StreamReader(Reader):
 
     def __init__(self, stream: IterableDataset, first: int) -> None:
         self.end = None
-        self._rows = iter(stream.skip(first) if first else stream)
+        # By `iter`, since a data loader's worker that loops over a stream gets what `datasets` deems its share.
+        batches = (stream.skip(first) if first else stream).iter(AT_ONCE)
+        self._images = (image for batch in batches for image in batch["image"])
         self._position = first
 
     def take(self, first: int, stop: int) -> list[Photo]:
         """As in the base class."""
-        self._position += sum(1 for _ in itertools.islice(self._rows, first - self._position))
-        rows = list(itertools.islice(self._rows, stop - first))
-        self._position += len(rows)
+        self._position += sum(1 for _ in itertools.islice(self._images, first - self._position))
+        images = list(itertools.islice(self._images, stop - first))
+        self._position += len(images)
         if self._position < stop:
             self.end = self._position
-        return [_photo(row["image"]) for row in rows]
+        return list(map(_photo, images))
 
 
 def find_photos(sources: Sequence[str]) -> dict[str, Path]:

@@ -193,7 +193,8 @@ def _write_parts(
         for batch in batches:
             block = (batch.shard, batch.block)
             if batch.names:
-                blocks.setdefault(block, []).append((batch.first, _label(classify, batch, settings)))
+                table = _label(classify, batch, settings)
+                blocks.setdefault(block, []).append((batch.first, table))
                 bar.update(len(batch.names))
             is_due = batch.is_last_of_block or time.monotonic() - last > MOST_SECONDS
             if is_due and block in blocks:
