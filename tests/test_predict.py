@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -179,6 +180,67 @@ def test_names_that_are_no_text_are_written(adapted, tmp_path, capsys):
     assert list(read((tmp_path / "labels.csv").read_text(encoding="utf-8"))) == ["\\udcff.png"]
 
 
+def pipeline_scores(adapted, folder):
+    """Of each photo the classes with their probabilities, best first."""
+    model = MicroCLIPForImageClassification.from_pretrained(adapted)
+    classify = pipeline("image-classification", model=str(adapted), image_processor=model.image_processor)
+    return {
+        path.relative_to(folder).as_posix(): [(best["label"], best["score"]) for best in classify(str(path))]
+        for path in Path(folder).rglob("*.*")
+        if path.suffix.lower() in (".png", ".jpg") and not path.name.startswith(".")
+    }
+
+
+def test_top_k_names_as_many_classes(adapted, photos):
+    for top_k, columns in ((1, HEADER[:3]), (3, [*HEADER, "label_3", "score_3"])):
+        assert run("photos", "--model", adapted, "--top_k", top_k, "--output", f"{top_k}.csv") == 0
+        with open(f"{top_k}.csv", encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file)
+        assert header == columns
+        expected = pipeline_scores(adapted, photos)
+        assert {row[0] for row in rows} == set(expected)
+        for name, *found in rows:
+            assert found[::2] == [label for label, _ in expected[name][:top_k]]
+            assert [*map(float, found[1::2])] == pytest.approx([s for _, s in expected[name][:top_k]], abs=CLOSE)
+
+
+def test_some_classes_share_the_whole(adapted, photos, capsys):
+    """Their probabilities among all classes, divided by the sum of those; names match as everywhere."""
+    Path("names.json").write_text('["BAR, \\"blue\\"", "Red_Disc"]')
+    assert run("photos", "--model", adapted, "--classes", "names.json") == 0
+    rows = read(capsys.readouterr().out)
+    expected = pipeline_scores(adapted, photos)
+    assert rows.keys() == expected.keys()
+    for name, (label, score, runner_up, runner_up_score) in rows.items():
+        left = [(known, share) for known, share in expected[name] if known != "green square"]
+        total = sum(share for _, share in left)
+        assert [label, runner_up] == [known for known, _ in left]
+        # A sum of 0.1 or more magnifies an error tenfold at most.
+        assert total > 0.1
+        shares = [share / total for _, share in left]
+        assert [float(score), float(runner_up_score)] == pytest.approx(shares, abs=20 * CLOSE)
+
+
+def test_bfloat16_gives_scores_that_are_near(adapted, photos, capsys):
+    """It keeps 8 bits of each number, and the logit scale and the heads all 24."""
+    assert run("photos", "--model", adapted, "--precision", "bfloat16", "--top_k", 3) == 0
+    _, *rows = csv.reader(io.StringIO(capsys.readouterr().out, newline=""))
+    expected = pipeline_scores(adapted, photos)
+    scores = {row[0]: dict(zip(row[1::2], map(float, row[2::2]), strict=True)) for row in rows}
+    differences = [abs(scores[name][label] - score) for name in expected for label, score in expected[name]]
+    # Cosines that are 2^-8 off, times the logit scale, times the slope of a softmax, which is at most 1 / 2.
+    assert 0 < max(differences) < LOGIT_SCALE * 2**-8
+
+
+def test_of_several_processes_what_cannot_be_shared_is_refused(adapted, photos, monkeypatch):
+    state = SimpleNamespace(num_processes=2, device=torch.device("cuda:1"), is_main_process=True)
+    monkeypatch.setattr(predict, "PartialState", lambda **kwargs: state)
+    assert "2 processes need an --output to write to" in run("photos", "--model", adapted)
+    monkeypatch.setattr(predict, "choose_device", lambda name, option: torch.device(name))
+    error = run("photos", "--model", adapted, "--output", "labels.csv", "--device", "cuda:0")
+    assert "--device cuda:0 is one; of 2 processes each has its own" in error
+
+
 ERRORS = {  # Arguments, and what the error says.
     "a plain CLIP": ("photos --model {clip}", "is a model of type 'clip'; pass a microCLIP, which brings its class"),
     "no model": ("photos --model ./nowhere", "nowhere"),
@@ -189,6 +251,22 @@ ERRORS = {  # Arguments, and what the error says.
     "no photos": ("empty --model {adapted}", "empty holds no image files"),
     "no source": ("photo --model {adapted}", "photo is no file or folder here"),
     "no match": ("photos/*.gif --model {adapted}", "photos/*.gif is no file or folder here, and no file matches"),
+    "no photos at all": ("--model {adapted}", "Pass the photos, or their folder, or --dataset_name"),
+    "twice": ("photos --dataset_name repo --model {adapted}", "Pass the photos, or their folder, or --dataset_name"),
+    "workers": ("photos --model {adapted} --num_workers -1", "--num_workers is -1; pass 0 or more"),
+    "split of a folder": ("photos --model {adapted} --dataset_split test", "--dataset_split only goes with"),
+    "stream of a folder": ("photos --model {adapted} --streaming true", "--streaming only goes with --dataset_name"),
+    "column of files": (
+        "photos --model {adapted} --image_column image",
+        "files have no column; leave --image_column",
+    ),
+    "a table and photos": ("photos/0.png t.parquet --model {adapted}", "Pass photos, or tables of one kind; got"),
+    "two kinds of tables": ("t.parquet t.tar --model {adapted}", "Pass photos, or tables of one kind; got t.parquet"),
+    "no table": ("t.parquet --model {adapted}", "t.parquet can't be read"),
+    "no classes": ("photos --model {adapted} --classes names.txt", "--classes names.txt: there is no such file"),
+    "other classes": ("photos --model {adapted} --classes old.csv", "'red disk' are none of the model's 3 classes."),
+    "too many": ("photos --model {adapted} --top_k 4", "--top_k is 4; pass a number from 1 to 3, the classes"),
+    "none": ("photos --model {adapted} --top_k 0", "--top_k is 0; pass a number from 1 to 3, the classes"),
     "two folders": ("photos empty --model {adapted}", "photos is a folder, and not the only source"),
 }
 
@@ -196,12 +274,14 @@ ERRORS = {  # Arguments, and what the error says.
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors_say_what_to_do_and_leave_files_alone(adapted, clip_folder, photos, name):
     Path("empty").mkdir()
-    Path("old.csv").write_text("old")
+    Path("old.csv").write_text("red disk\ngreen square")
+    for table in ("t.parquet", "t.tar"):
+        Path(table).write_text("no table")
     arguments, message = ERRORS[name]
     error = run(*arguments.format(clip=clip_folder, adapted=adapted).split())
     assert error.startswith("microclip predict: ") and message in error
-    assert {path.name for path in Path().iterdir()} == {"photos", "empty", "old.csv"}
-    assert Path("old.csv").read_text() == "old"
+    assert {path.name for path in Path().iterdir()} == {"photos", "empty", "old.csv", "t.parquet", "t.tar"}
+    assert Path("old.csv").read_text() == "red disk\ngreen square"
 
 
 def test_interrupted_the_same_command_goes_on(adapted, photos, monkeypatch, capsys):
