@@ -19,6 +19,7 @@ from ..prediction.labelling import LabelCounts, LabelSettings, column_names, lab
 from ..prediction.predictions import Classifier
 from . import command_frame, naming_options, read_options
 from .options import AdaptedOptions, check_files
+from .parser import missing_error
 
 
 COLUMNS = tuple(column_names(2))
@@ -110,8 +111,10 @@ def _check(options: PredictArguments, photos: list[str]) -> None:
         value = vars(options)[name]
         if value is not None and value < lowest:
             raise ValueError(f"--{name} is {value}; pass {lowest} or more.")
-    if bool(photos) == (options.dataset_name is not None):
-        raise ValueError("Pass the photos, or their folder, or --dataset_name for a data set of the Hub.")
+    if not photos and options.dataset_name is None:
+        raise missing_error("microclip predict", ["photos"])
+    if photos and options.dataset_name is not None:
+        raise ValueError("Pass either photos, or --dataset_name for a data set of the Hub.")
     names = ("dataset_config", "dataset_revision", "dataset_split", "streaming")
     lost = [f"--{name}" for name in names if vars(options)[name] and options.dataset_name is None]
     if lost:

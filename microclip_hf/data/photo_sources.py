@@ -153,9 +153,7 @@ def open_photos(sources: Sequence[str], image_column: str | None = None) -> Phot
     files = [file for source in sources for file in table_files(source)]
     if not files:
         if image_column is not None:
-            raise ValueError(
-                f"There are no columns in photos that are files; leave `image_column` ({image_column}) out."
-            )
+            raise ValueError(f"Photos that are files have no column; leave `image_column` ({image_column}) out.")
         return PhotoList(find_photos(sources))
     kinds = {next(kind for ending, kind in BUILDERS.items() if file.endswith(ending)) for file in files}
     others = [source for source in sources if not table_files(source)]

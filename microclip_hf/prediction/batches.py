@@ -15,6 +15,9 @@ from ..machine import num_cores
 from ..row_parts import WrittenRows
 
 
+# A drafted JPEG is at least so many times as large as what it is resized to. With 1, a real model changed its mind on
+# 0.5 to 3 % of photos, with 2 on 0.5 % at most.
+MARGIN = 2
 # Rows that are written at once, or the least multiple of the batch size above.
 BLOCK = 256
 
@@ -22,7 +25,8 @@ BLOCK = 256
 class PixelReader:
     """Prepares photos as a model's image processor does.
 
-    Unless `exact`, a JPEG at least twice as large as the processor resizes it to is decoded at 1/2, 1/4 or 1/8.
+    Unless `exact`, a JPEG is decoded at 1/2, 1/4 or 1/8 where it is then still `MARGIN` times as large as what the
+    processor resizes it to.
     """
 
     def __init__(self, processor: BaseImageProcessor, exact: bool = False) -> None:
@@ -35,7 +39,7 @@ class PixelReader:
         try:
             with decode(image, lazy=True) as opened:
                 if self.size is not None:
-                    draft(opened, min(opened.size), self.size)
+                    draft(opened, min(opened.size), MARGIN * self.size)
                 pixels = to_rgb(opened)
         except UNREADABLE as error:
             return error
