@@ -33,19 +33,27 @@ class WrittenRows:
 
     @property
     def num_rows(self) -> int:
-        """Rows in all parts."""
-        return sum(stop - first for parts in self.parts.values() for first, stop in parts)
+        """Rows that are there."""
+        return sum(stop - first for shard in list(self.parts) for first, stop in self._covered(shard))
 
     def gaps(self, shard: int) -> Iterator[tuple[int, int | None]]:
         """Rows of a shard that are missing, `first` to `stop`, which is `None` where the end isn't known."""
         position = 0
-        for first, stop in sorted(self.parts[shard]):
+        for first, stop in self._covered(shard):
             if first > position:
                 yield position, first
             position = stop
         end = self.ends.get(shard)
         if end is None or position < end:
             yield position, end
+
+    def _covered(self, shard: int) -> Iterator[tuple[int, int]]:
+        """Rows of a shard that are there, once; processes that outlived a launch may have written some again."""
+        position = 0
+        for first, stop in sorted(self.parts[shard]):
+            if stop > position:
+                yield max(first, position), stop
+                position = stop
 
 
 class RowParts:
@@ -105,19 +113,21 @@ class RowParts:
         (self.folder / f"{shard:06d}-{end:012d}.end").touch()
 
     def read(self, num_shards: int) -> Iterator[pa.Table]:
-        """All rows in their order, part by part; an error where one is missing or there twice."""
+        """All rows in their order, part by part, each once; an error where one is missing."""
         found = self.find()
         for shard in range(num_shards):
             position = 0
             for first, stop in sorted(found.parts[shard]):
-                if first != position:
+                if first > position:
                     break
-                yield pq.read_table(self.folder / f"{shard:06d}-{first:012d}-{stop:012d}.parquet")
-                position = stop
+                if stop > position:
+                    rows = pq.read_table(self.folder / f"{shard:06d}-{first:012d}-{stop:012d}.parquet")
+                    yield rows.slice(position - first)
+                    position = stop
             if position != found.ends.get(shard):
                 raise ValueError(
-                    f"{self.folder} has no row {position} of shard {shard}, or has it twice. Give the same command "
-                    "again, which computes what is missing; if that doesn't help, remove that folder."
+                    f"{self.folder} lacks the row {position} of shard {shard}. Give the same command again, which "
+                    "computes what is missing."
                 )
 
     def remove(self) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -51,11 +50,11 @@ def label(adapted, tmp_path, monkeypatch):
 
 
 def launch(log, *arguments):
-    """`torchrun` in a process group of its own."""
+    """`torchrun`, whose processes are its children."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-m", "torch.distributed.run", *map(str, arguments)]
     with open(log, "a") as file:
-        return subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=file)
 
 
 def finish(log, *launches):
@@ -77,13 +76,13 @@ def kill_later(run, rng):
         time.sleep(0.002)
     time.sleep(rng.uniform(0, 0.1))
     assert run.poll() is None, "the run ended before it was killed"
-    if rng.random() < 0.5:
-        os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
-        return
-    children = psutil.Process(run.pid).children()
-    rng.choice(children).kill()
-    assert run.wait(timeout=300) != 0  # torchrun ends the others
+    launcher = psutil.Process(run.pid)
+    children = launcher.children()
+    killed = [launcher, *children] if rng.random() < 0.5 else [rng.choice(children)]
+    for process in killed:
+        process.kill()
+    assert run.wait(timeout=300) != 0  # of one process torchrun ends the others
+    psutil.wait_procs(children)
 
 
 def kill_often(options, num_kills):

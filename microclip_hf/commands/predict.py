@@ -4,7 +4,6 @@ import sys
 import warnings
 from collections import Counter
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Literal
 
 import torch
@@ -15,7 +14,15 @@ from ..data.class_names import read_class_names
 from ..data.photo_sources import PhotoSource, open_hub_photos, open_photos
 from ..files import check_new_file
 from ..loading import choose_device, load_adapted
-from ..prediction.labelling import LabelCounts, LabelSettings, column_names, label_photos, print_aside, print_labels
+from ..prediction.labelling import (
+    LabelCounts,
+    LabelSettings,
+    column_names,
+    join_processes,
+    label_photos,
+    print_aside,
+    print_labels,
+)
 from ..prediction.predictions import Classifier
 from . import command_frame, naming_options, read_options
 from .options import AdaptedOptions, check_files
@@ -28,8 +35,6 @@ NUM_PRINTED = 5  # labels
 # A warning tells of a label that more than this share of at least so many photos got.
 SUSPICIOUS_SHARE = 0.9
 FEW_PHOTOS = 50
-# How long processes wait for the slowest one.
-PATIENCE = timedelta(days=30)
 
 
 @dataclass
@@ -127,7 +132,7 @@ def _check(options: PredictArguments, photos: list[str]) -> None:
 def _start(options: PredictArguments) -> tuple[PartialState, torch.device]:
     """The processes of this launch, and this one's device: of one process any, of several a GPU each, or the CPU."""
     device = choose_device(options.device, "--device")
-    state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+    state = join_processes(device)
     if state.num_processes == 1:
         return state, device
     if options.output is None:

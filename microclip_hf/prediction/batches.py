@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import BaseImageProcessor
 
-from ..data.photo_sources import Photo, PhotoSource
+from ..data.photo_sources import Photo, PhotoSource, PhotoStream
 from ..images import UNREADABLE, cut_strip, decode, draft, to_rgb
 from ..machine import num_cores
 from ..row_parts import WrittenRows
@@ -107,22 +107,19 @@ class RowBatches(IterableDataset):
 
     def __iter__(self) -> Iterator[RowBatch]:
         worker = get_worker_info()
-        if worker is None:
-            for raw, pixels in read_ahead(self._raw_batches(*self.place), RawBatch.images, self.reader):
-                yield raw.finish(pixels)
-            return
+        number, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         process, num_processes = self.place
-        place = process * worker.num_workers + worker.id, num_processes * worker.num_workers
-        for raw in self._raw_batches(*place):
-            yield raw.finish(list(map(self.reader, raw.images())))
+        raw_batches = self._raw_batches(process * num_workers + number, num_processes * num_workers)
+        for raw, pixels in read_ahead(raw_batches, RawBatch.images, self.reader, num_cores() // num_workers + 1):
+            yield raw.finish(pixels)
 
     def load(self, num_workers: int, pin_memory: bool) -> Iterable[RowBatch]:
         """The batches; `num_workers` processes prepare them, or with 0 threads of this one."""
         if num_workers == 0:
             return self
-        return DataLoader(
-            self, None, num_workers=num_workers, pin_memory=pin_memory, collate_fn=_same, prefetch_factor=2
-        )
+        if isinstance(self.source, PhotoStream):  # a shard that workers share is read by each of them
+            num_workers = min(num_workers, max(1, self.source.num_shards // self.place[1]))
+        return DataLoader(self, None, num_workers=num_workers, pin_memory=pin_memory, collate_fn=_same)
 
     def _raw_batches(self, reader: int, num_readers: int) -> Iterator[RawBatch]:
         num_whole = self.source.num_shards - self.source.num_shards % num_readers
@@ -160,10 +157,10 @@ class RowBatches(IterableDataset):
 
 
 def read_ahead(
-    batches: Iterator[Any], items: Callable[[Any], list[Any]], read: Callable[[Any], Any]
+    batches: Iterator[Any], items: Callable[[Any], list[Any]], read: Callable[[Any], Any], num_threads: int
 ) -> Iterator[tuple[Any, list[Any]]]:
     """Each batch with what threads have read of its items, while the batch before was worked on."""
-    with ThreadPoolExecutor(1) as taker, ThreadPoolExecutor(num_cores() + 1) as pool:
+    with ThreadPoolExecutor(1) as taker, ThreadPoolExecutor(num_threads) as pool:
 
         def take() -> tuple[Any, list[Any]] | None:
             batch = next(batches, None)

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TextIO
 
 import numpy as np
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from ..data.photo_sources import PhotoSource
 from ..files import whole_file
-from ..machine import num_workers
+from ..machine import MAX_WORKERS, num_workers
 from ..row_parts import RowParts, WrittenRows
 from .batches import PixelReader, RowBatch, RowBatches
 from .predictions import Classifier
@@ -29,8 +30,15 @@ PARTS = ".parts"  # added to the output's name
 PARQUET = ".parquet"
 # Of work that a kill may cost, about, where a block takes longer.
 MOST_SECONDS = 60
+# How long processes wait for the slowest one.
+PATIENCE = timedelta(days=30)
 # Rows of a group of a Parquet file.
 GROUP = 2**16
+
+
+def join_processes(device: torch.device) -> PartialState:
+    """The processes of this launch, which on CPUs find each other too."""
+    return PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
 
 
 def print_aside(text: str) -> None:
@@ -107,7 +115,7 @@ def label_photos(
     Raises:
         ValueError: if the folder holds parts of another model, other classes, photos or settings.
     """
-    state = PartialState()
+    state = join_processes(classify.model.device)
     settings = settings or LabelSettings()
     facts = {"exact_pixels": str(settings.exact_pixels), **source.facts, **classify.facts()}
     parts = RowParts(f"{output}{PARTS}", facts)
@@ -140,13 +148,13 @@ def print_labels(
     counts = LabelCounts()
 
     def tables() -> Iterator[pa.Table]:
-        # Of several workers each would read shards of its own.
+        # Several workers would take turns.
         for batch in _load(batches, settings, classify.model.device, most_workers=1):
             if batch.names:
                 yield _label(classify, batch, settings)
                 bar.update(len(batch.names))
 
-    with _progress(source, WrittenRows(), PartialState()) as bar:
+    with _progress(source, WrittenRows(), join_processes(classify.model.device)) as bar:
         _write_rows(file, counts.follow(tables()), classify.top_k)
     return counts
 
@@ -159,13 +167,12 @@ def _batches(
 
 
 def _load(
-    batches: RowBatches, settings: LabelSettings, device: torch.device, most_workers: int | None = None
+    batches: RowBatches, settings: LabelSettings, device: torch.device, most_workers: int = MAX_WORKERS
 ) -> Iterable[RowBatch]:
-    has_device = device.type != "cpu"
     workers = settings.num_workers
     if workers is None:  # on a CPU the model itself needs the cores
-        workers = num_workers() if has_device else 0
-    return batches.load(workers if most_workers is None else min(workers, most_workers), device.type == "cuda")
+        workers = 0 if device.type == "cpu" else num_workers()
+    return batches.load(min(workers, most_workers), pin_memory=device.type == "cuda")
 
 
 def _progress(source: PhotoSource, written: WrittenRows, state: PartialState) -> tqdm:

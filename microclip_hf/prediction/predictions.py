@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from ..machine import num_cores
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..text_heads import abbreviate, contrast_spellings, name_positions, normalize_name
 from .batches import PixelReader, read_ahead
@@ -121,7 +122,7 @@ def predict_photos(
     reader = PixelReader(model.image_processor, exact=True)
     files = ({"path": os.fspath(photo), "bytes": None} for photo in photos)
     batches = iter(lambda: list(itertools.islice(files, batch_size)), [])
-    for _, batch in read_ahead(batches, list, reader):
+    for _, batch in read_ahead(batches, list, reader, num_cores() + 1):
         readable = [pixels for pixels in batch if isinstance(pixels, torch.Tensor)]
         predictions = iter(_predictions(classify, torch.stack(readable)) if readable else ())
         yield from (next(predictions) if isinstance(pixels, torch.Tensor) else pixels for pixels in batch)
