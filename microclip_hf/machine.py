@@ -13,6 +13,11 @@ def num_cores() -> int:
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
+def num_threads(num_workers: int = 1) -> int:
+    """How many threads read images in each of so many workers of a process."""
+    return min(MAX_WORKERS, num_cores() // num_workers + 1)
+
+
 def num_workers() -> int:
     """How many processes read images for one that feeds a device: its share of the cores, less the one that it needs
     itself; none where processes are spawned, which a script without `if __name__ == "__main__"` doesn't survive.

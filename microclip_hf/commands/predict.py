@@ -17,13 +17,12 @@ from ..loading import choose_device, load_adapted
 from ..prediction.labelling import (
     LabelCounts,
     LabelSettings,
-    column_names,
     join_processes,
     label_photos,
     print_aside,
     print_labels,
 )
-from ..prediction.predictions import Classifier
+from ..prediction.predictions import Classifier, column_names
 from . import command_frame, naming_options, read_options
 from .options import AdaptedOptions, check_files
 from .parser import missing_error

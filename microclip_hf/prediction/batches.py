@@ -11,7 +11,7 @@ from transformers import BaseImageProcessor
 
 from ..data.photo_sources import Photo, PhotoSource, PhotoStream
 from ..images import UNREADABLE, cut_strip, decode, draft, to_rgb
-from ..machine import num_cores
+from ..machine import num_threads
 from ..row_parts import WrittenRows
 
 
@@ -110,7 +110,7 @@ class RowBatches(IterableDataset):
         number, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         process, num_processes = self.place
         raw_batches = self._raw_batches(process * num_workers + number, num_processes * num_workers)
-        for raw, pixels in read_ahead(raw_batches, RawBatch.images, self.reader, num_cores() // num_workers + 1):
+        for raw, pixels in read_ahead(raw_batches, RawBatch.images, self.reader, num_threads(num_workers)):
             yield raw.finish(pixels)
 
     def load(self, num_workers: int, pin_memory: bool) -> Iterable[RowBatch]:

@@ -23,7 +23,7 @@ from ..files import whole_file
 from ..machine import MAX_WORKERS, num_workers
 from ..row_parts import RowParts, WrittenRows
 from .batches import PixelReader, RowBatch, RowBatches
-from .predictions import Classifier
+from .predictions import Classifier, column_names
 
 
 PARTS = ".parts"  # added to the output's name
@@ -83,13 +83,6 @@ class LabelCounts:
             self.num_photos += len(table)
             self.labels.update(label for label in table["label"].to_pylist() if label is not None)
             yield table.set_column(0, "file", pa.array(names))
-
-
-def column_names(top_k: int) -> list[str]:
-    """The columns of the labels: the photo, and name and score of each class."""
-    titles = ["label", "runner_up", *(f"label_{rank}" for rank in range(3, top_k + 1))][:top_k]
-    scores = ["score", "runner_up_score", *(f"score_{rank}" for rank in range(3, top_k + 1))]
-    return ["file", *(name for pair in zip(titles, scores, strict=False) for name in pair)]
 
 
 def label_photos(

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from ..machine import num_cores
+from ..machine import num_threads
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..text_heads import abbreviate, contrast_spellings, name_positions, normalize_name
 from .batches import PixelReader, read_ahead
@@ -90,6 +90,13 @@ class Classifier:
         }
 
 
+def column_names(top_k: int) -> list[str]:
+    """The columns of the labels: the photo, and name and score of each class."""
+    titles = ["label", "runner_up", *(f"label_{rank}" for rank in range(3, top_k + 1))][:top_k]
+    scores = ["score", "runner_up_score", *(f"score_{rank}" for rank in range(3, top_k + 1))]
+    return ["file", *(name for pair in zip(titles, scores, strict=False) for name in pair)]
+
+
 def predict_photos(
     model: MicroCLIPForImageClassification, photos: Iterable[str | os.PathLike], batch_size: int = 32
 ) -> Iterator[Prediction | Exception]:
@@ -122,7 +129,7 @@ def predict_photos(
     reader = PixelReader(model.image_processor, exact=True)
     files = ({"path": os.fspath(photo), "bytes": None} for photo in photos)
     batches = iter(lambda: list(itertools.islice(files, batch_size)), [])
-    for _, batch in read_ahead(batches, list, reader, num_cores() + 1):
+    for _, batch in read_ahead(batches, list, reader, num_threads()):
         readable = [pixels for pixels in batch if isinstance(pixels, torch.Tensor)]
         predictions = iter(_predictions(classify, torch.stack(readable)) if readable else ())
         yield from (next(predictions) if isinstance(pixels, torch.Tensor) else pixels for pixels in batch)
