@@ -70,7 +70,7 @@ class PredictArguments(AdaptedOptions):
     image_column: str | None = HfArg(default=None, help="Column of photos in a table. Default: the only one.")
 
 
-@command_frame("predict", "the same command goes on, where it writes to a file")
+@command_frame("predict", "give the same command again")
 def main(arguments: list[str] | None = None) -> None:
     """Label the photos; of one process the exit code is 3 if some can't be read, whose rows then have no label."""
     description = (

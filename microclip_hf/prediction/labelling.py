@@ -202,10 +202,11 @@ def _write_parts(
                 last = time.monotonic()
             if batch.end is not None:
                 parts.write_end(batch.shard, batch.end)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         for block in list(blocks):
             write(block)
-        raise
+        message = f"the labels so far are in {parts.folder}, and the same command goes on"
+        raise KeyboardInterrupt(message) from interrupt
 
 
 def _label(classify: Classifier, batch: RowBatch, settings: LabelSettings) -> pa.Table:
