@@ -20,10 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from tiny_inputs import draw_shape
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from microclip_hf import MicroCLIPForImageClassification
 from microclip_hf.commands import predict
 from microclip_hf.data.photo_sources import PhotoList, PhotoStream
+from microclip_hf.images import cut_strip
 from microclip_hf.prediction import batches, labelling
 from microclip_hf.prediction.batches import PixelReader, RowBatches
 from microclip_hf.row_parts import RowParts, WrittenRows
@@ -348,6 +350,22 @@ def test_workers_give_the_same_rows(adapted, place, rows):
         assert Path(f"{source}2.csv").read_bytes() == Path(f"{source}0.csv").read_bytes()
 
 
+@settings(max_examples=60)
+@given(st.tuples(*[st.integers(1, 300)] * 2), st.sampled_from(Image.Resampling), st.integers(0, 99))
+def test_pixels_are_the_processors(size, resample, seed):
+    """To the last bit, whatever the picture's shape and the processor's filter."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file := io.BytesIO(), "png")
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}, resample=resample
+    )
+    expected = processor(cut_strip(Image.fromarray(pixels)), return_tensors="pt")["pixel_values"][0]
+    for exact in (True, False):
+        reader = PixelReader(processor, exact)
+        assert reader.edge == 36
+        assert reader({"path": None, "bytes": file.getvalue()}).equal(expected)
+
+
 def test_large_jpegs_are_decoded_smaller(adapted, tmp_path):
     """As little as still holds what the model sees, turned or not; and whole where that is asked for."""
     smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8))
@@ -370,6 +388,7 @@ def test_large_jpegs_are_decoded_smaller(adapted, tmp_path):
         reader = PixelReader(processor)
         assert reader.size == 32
         reader.processor = process
+        reader.edge = None
         # In standard deviations of colours, which are about a quarter of white: of a smooth picture it is little.
         assert (reader(image) - exact).abs().max() < 0.2
     assert sizes == [(100, 75), (75, 100)]

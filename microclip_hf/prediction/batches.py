@@ -6,8 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import BaseImageProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from ..data.photo_sources import Photo, PhotoSource, PhotoStream
 from ..images import UNREADABLE, cut_strip, decode, draft, to_rgb
@@ -31,8 +33,12 @@ class PixelReader:
 
     def __init__(self, processor: BaseImageProcessor, exact: bool = False) -> None:
         self.processor = processor
-        sizes = [value for value in (processor.to_dict().get("size") or {}).values() if isinstance(value, int)]
-        self.size = max(sizes) if sizes and not exact else None
+        settings = processor.to_dict()
+        sizes = {name: value for name, value in (settings.get("size") or {}).items() if isinstance(value, int)}
+        self.size = max(sizes.values()) if sizes and not exact else None
+        # Of transformers' own processor it is known what it does first, and to small pictures it does it faster.
+        is_known = type(processor) is CLIPImageProcessorPil and sizes.keys() == {"shortest_edge"}
+        self.edge = sizes["shortest_edge"] if is_known and settings["do_resize"] else None
 
     def __call__(self, image: Any) -> torch.Tensor | Exception:
         """Pixels `(num_channels, height, width)` of what [`decode`] takes, or why it can't be read."""
@@ -43,7 +49,14 @@ class PixelReader:
                 pixels = to_rgb(opened)
         except UNREADABLE as error:
             return error
-        return self.processor(cut_strip(pixels), return_tensors="pt")["pixel_values"][0]
+        return self.processor(self._resize(cut_strip(pixels)), return_tensors="pt")["pixel_values"][0]
+
+    def _resize(self, image: Image.Image) -> Image.Image:
+        """The picture as the processor resizes it, which then changes nothing more."""
+        if self.edge is None:
+            return image
+        size = tuple(int(self.edge * side / min(image.size)) for side in image.size)
+        return image.resize(size, self.processor.resample)
 
 
 class RowBatch(NamedTuple):
