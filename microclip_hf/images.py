@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image, ImageOps, features
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
 
@@ -71,6 +72,18 @@ def decode(image: Any, lazy: bool = False) -> Image.Image:
     if lazy and os.path.isfile(image["path"] or ""):
         return Image.open(image["path"])
     return datasets.Image().decode_example(image)
+
+
+def draft(image: Image.Image, side: int, size: int) -> int:
+    """Have an opened JPEG decoded at 1/2, 1/4 or 1/8, the least at which `side` pixels of it are `size` or more.
+
+    The scale is 8, 4, 2, or 1 where the image is decoded whole, as all that isn't a grey or RGB JPEG.
+    """
+    if not isinstance(image, JpegImageFile) or image.mode not in ("L", "RGB"):
+        return 1
+    scale = next((scale for scale in (8, 4, 2) if side >= scale * size), 1)
+    width, height = image.size
+    return scale if scale > 1 and image.draft(None, (width // scale, height // scale)) else 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -16,6 +16,7 @@ from chat_server import ChatServer
 from datasets import concatenate_datasets
 from hub_server import HubServer
 
+from microclip_hf import MicroCLIPForImageClassification
 from microclip_hf.commands import main as microclip
 from microclip_hf.data.sources import load_image_folder
 
@@ -30,8 +31,13 @@ STAND_INS = {
     "me/birds": "user/birds",
 }
 ADAPT = """ --config_overrides '{"prior_weighting": "uniform"}' --num_train_epochs """
-PAGES = [("README.md", 14), ("docs/training.md", 9), ("docs/descriptions.md", 2)]
-PUSHED = {"README.md": {"user/birds"}, "docs/training.md": {"user/shapes"}, "docs/descriptions.md": set()}
+PAGES = [("README.md", 14), ("docs/training.md", 9), ("docs/descriptions.md", 2), ("docs/prediction.md", 7)]
+PUSHED = {
+    "README.md": {"user/birds"},
+    "docs/training.md": {"user/shapes"},
+    "docs/descriptions.md": set(),
+    "docs/prediction.md": set(),
+}
 PLACES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/birdworld/README.md", "examples/space/README.md")
 APART = ("trust_remote_code", "--push_to_hub", "microclip push", "OPENAI_API_KEY")
 
@@ -94,6 +100,9 @@ def test_every_code_block(workplace, page, count, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", workplace / "hf")
     monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", workplace / "hf")
     first = blocks[1][1] if page == "README.md" else None
+    if page == "docs/prediction.md":
+        names = list(tiny_inputs.DESCRIPTIONS)
+        MicroCLIPForImageClassification.from_clip("clip", names, prior_weighting="uniform").save_pretrained("adapted")
     with HubServer() as hub, ChatServer() as chat:
         for language, block in blocks:
             is_apart = block == first or any(text in block for text in APART)
@@ -114,12 +123,13 @@ def test_every_code_block(workplace, page, count, monkeypatch):
                 block = re.sub(
                     r"accelerate launch --config_file \S+", "torchrun --standalone --nproc_per_node 2", block
                 )
-                run_block_apart(language, f"{block.rstrip()} --use_cpu true\n", hub, workplace)
+                on_cpu = "--device cpu" if "predict.py" in block else "--use_cpu true"
+                run_block_apart(language, f"{block.rstrip()} {on_cpu}\n", hub, workplace)
             elif is_apart:
                 run_block_apart(language, block, hub, workplace)
             else:
                 run_block(language, block, monkeypatch)
-        assert hub.repos.keys() == PUSHED[page]
+        assert hub.repos.keys() == PUSHED.get(page, set())
     if page == "README.md":
         assert (workplace / "by_python" / "model.safetensors").exists()
         assert len((workplace / "labels.csv").read_text().splitlines()) == 1 + 48

@@ -9,9 +9,11 @@ import sys
 import warnings
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import CLASS_NAMES
 from PIL import Image
 from tiny_inputs import LOGIT_SCALE, draw_shape
@@ -20,7 +22,7 @@ from transformers import pipeline
 
 from microclip_hf import MicroCLIPForImageClassification
 from microclip_hf.commands import predict
-from microclip_hf.prediction import Prediction, find_photos, predict_photos
+from microclip_hf.prediction import Classifier, find_photos, predict_photos
 
 
 pytestmark = pytest.mark.numerical
@@ -113,11 +115,16 @@ def test_without_a_file_the_rows_alone_are_printed(adapted, photos, capsys):
 @pytest.mark.parametrize(("counts", "is_told"), [((45, 5), False), ((46, 4), True), ((49, 0), False)])
 def test_one_label_for_nearly_all_photos_is_told(adapted, photos, monkeypatch, capsys, counts, is_told):
     """Of 50 photos or more, and only where it is over 90 % of them."""
-    labels = [label for label, count in zip(CLASS_NAMES, counts, strict=False) for _ in range(count)]
-    predictions = [Prediction(label, 0.9, "blue bar", 0.1) for label in labels]
+    labels = [label for label, count in zip(CLASS_NAMES[:2], counts, strict=True) for _ in range(count)]
+    classes = iter(labels)
     for index in range(7, len(labels) - 4):  # four lie in a sub-folder
         shutil.copy(photos / "0.png", photos / f"{index}.png")
-    monkeypatch.setattr(predict, "predict_photos", lambda model, files, batch_size: iter(predictions))
+
+    def answer(self, pixel_values):
+        best = [[self.class_names.index(next(classes)), 1] for _ in pixel_values]
+        return torch.tensor([[0.9, 0.1]] * len(best)), torch.tensor(best)
+
+    monkeypatch.setattr(Classifier, "__call__", answer)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         assert run("photos", "--model", adapted) == 0
@@ -173,6 +180,67 @@ def test_names_that_are_no_text_are_written(adapted, tmp_path, capsys):
     assert list(read((tmp_path / "labels.csv").read_text(encoding="utf-8"))) == ["\\udcff.png"]
 
 
+def pipeline_scores(adapted, folder):
+    """Of each photo the classes with their probabilities, best first."""
+    model = MicroCLIPForImageClassification.from_pretrained(adapted)
+    classify = pipeline("image-classification", model=str(adapted), image_processor=model.image_processor)
+    return {
+        path.relative_to(folder).as_posix(): [(best["label"], best["score"]) for best in classify(str(path))]
+        for path in Path(folder).rglob("*.*")
+        if path.suffix.lower() in (".png", ".jpg") and not path.name.startswith(".")
+    }
+
+
+def test_top_k_names_as_many_classes(adapted, photos):
+    for top_k, columns in ((1, HEADER[:3]), (3, [*HEADER, "label_3", "score_3"])):
+        assert run("photos", "--model", adapted, "--top_k", top_k, "--output", f"{top_k}.csv") == 0
+        with open(f"{top_k}.csv", encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file)
+        assert header == columns
+        expected = pipeline_scores(adapted, photos)
+        assert {row[0] for row in rows} == set(expected)
+        for name, *found in rows:
+            assert found[::2] == [label for label, _ in expected[name][:top_k]]
+            assert [*map(float, found[1::2])] == pytest.approx([s for _, s in expected[name][:top_k]], abs=CLOSE)
+
+
+def test_some_classes_share_the_whole(adapted, photos, capsys):
+    """Their probabilities among all classes, divided by the sum of those; names match as everywhere."""
+    Path("names.json").write_text('["BAR, \\"blue\\"", "Red_Disc"]')
+    assert run("photos", "--model", adapted, "--classes", "names.json") == 0
+    rows = read(capsys.readouterr().out)
+    expected = pipeline_scores(adapted, photos)
+    assert rows.keys() == expected.keys()
+    for name, (label, score, runner_up, runner_up_score) in rows.items():
+        left = [(known, share) for known, share in expected[name] if known != "green square"]
+        total = sum(share for _, share in left)
+        assert [label, runner_up] == [known for known, _ in left]
+        # A sum of 0.1 or more magnifies an error tenfold at most.
+        assert total > 0.1
+        shares = [share / total for _, share in left]
+        assert [float(score), float(runner_up_score)] == pytest.approx(shares, abs=20 * CLOSE)
+
+
+def test_bfloat16_gives_scores_that_are_near(adapted, photos, capsys):
+    """It keeps 8 bits of each number, and the logit scale and the heads all 24."""
+    assert run("photos", "--model", adapted, "--precision", "bfloat16", "--top_k", 3) == 0
+    _, *rows = csv.reader(io.StringIO(capsys.readouterr().out, newline=""))
+    expected = pipeline_scores(adapted, photos)
+    scores = {row[0]: dict(zip(row[1::2], map(float, row[2::2]), strict=True)) for row in rows}
+    differences = [abs(scores[name][label] - score) for name in expected for label, score in expected[name]]
+    # Cosines that are 2^-8 off, times the logit scale, times the slope of a softmax, which is at most 1 / 2.
+    assert 0 < max(differences) < LOGIT_SCALE * 2**-8
+
+
+def test_of_several_processes_what_cannot_be_shared_is_refused(adapted, photos, monkeypatch):
+    state = SimpleNamespace(num_processes=2, device=torch.device("cuda:1"), is_main_process=True)
+    monkeypatch.setattr(predict, "join_processes", lambda device: state)
+    assert "2 processes need an --output to write to" in run("photos", "--model", adapted)
+    monkeypatch.setattr(predict, "choose_device", lambda name, option: torch.device(name))
+    error = run("photos", "--model", adapted, "--output", "labels.csv", "--device", "cuda:0")
+    assert "--device cuda:0 is one; of 2 processes each has its own" in error
+
+
 ERRORS = {  # Arguments, and what the error says.
     "a plain CLIP": ("photos --model {clip}", "is a model of type 'clip'; pass a microCLIP, which brings its class"),
     "no model": ("photos --model ./nowhere", "nowhere"),
@@ -183,6 +251,21 @@ ERRORS = {  # Arguments, and what the error says.
     "no photos": ("empty --model {adapted}", "empty holds no image files"),
     "no source": ("photo --model {adapted}", "photo is no file or folder here"),
     "no match": ("photos/*.gif --model {adapted}", "photos/*.gif is no file or folder here, and no file matches"),
+    "twice": ("photos --dataset_name repo --model {adapted}", "Pass either photos, or --dataset_name"),
+    "workers": ("photos --model {adapted} --num_workers -1", "--num_workers is -1; pass 0 or more"),
+    "split of a folder": ("photos --model {adapted} --dataset_split test", "--dataset_split only goes with"),
+    "stream of a folder": ("photos --model {adapted} --streaming true", "--streaming only goes with --dataset_name"),
+    "column of files": (
+        "photos --model {adapted} --image_column image",
+        "files have no column; leave --image_column",
+    ),
+    "a table and photos": ("photos/0.png t.parquet --model {adapted}", "Pass photos, or tables of one kind; got"),
+    "two kinds of tables": ("t.parquet t.tar --model {adapted}", "Pass photos, or tables of one kind; got t.parquet"),
+    "no table": ("t.parquet --model {adapted}", "t.parquet can't be read"),
+    "no classes": ("photos --model {adapted} --classes names.txt", "--classes names.txt: there is no such file"),
+    "other classes": ("photos --model {adapted} --classes old.csv", "'red disk' are none of the model's 3 classes."),
+    "too many": ("photos --model {adapted} --top_k 4", "--top_k is 4; pass a number from 1 to 3, the classes"),
+    "none": ("photos --model {adapted} --top_k 0", "--top_k is 0; pass a number from 1 to 3, the classes"),
     "two folders": ("photos empty --model {adapted}", "photos is a folder, and not the only source"),
 }
 
@@ -190,36 +273,37 @@ ERRORS = {  # Arguments, and what the error says.
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors_say_what_to_do_and_leave_files_alone(adapted, clip_folder, photos, name):
     Path("empty").mkdir()
-    Path("old.csv").write_text("old")
+    Path("old.csv").write_text("red disk\ngreen square")
+    for table in ("t.parquet", "t.tar"):
+        Path(table).write_text("no table")
     arguments, message = ERRORS[name]
     error = run(*arguments.format(clip=clip_folder, adapted=adapted).split())
     assert error.startswith("microclip predict: ") and message in error
-    assert {path.name for path in Path().iterdir()} == {"photos", "empty", "old.csv"}
-    assert Path("old.csv").read_text() == "old"
+    assert {path.name for path in Path().iterdir()} == {"photos", "empty", "old.csv", "t.parquet", "t.tar"}
+    assert Path("old.csv").read_text() == "red disk\ngreen square"
 
 
-def test_interrupted_there_is_no_file_by_the_final_name(adapted, photos, monkeypatch, capsys):
-    """What was labelled before is kept under another, and doesn't hinder the next run."""
-    forward, batches = MicroCLIPForImageClassification.forward, []
+def test_interrupted_the_same_command_goes_on(adapted, photos, monkeypatch, capsys):
+    """No photo is classified twice, and the file is that of a run that wasn't interrupted."""
+    forward, sizes = MicroCLIPForImageClassification.forward, []
 
     def interrupted(self, **kwargs):
-        batches.append(kwargs)
-        if len(batches) == 3:
+        sizes.append(len(kwargs["pixel_values"]))
+        if len(sizes) == 3:
             raise KeyboardInterrupt
         return forward(self, **kwargs)
 
-    options = ["photos", "--model", adapted, "--output", "labels.csv", "--batch_size", 2]
-    with monkeypatch.context() as patch:
-        patch.setattr(MicroCLIPForImageClassification, "forward", interrupted)
-        assert run(*options) == 128 + signal.SIGINT
+    options = ["photos", "--model", adapted, "--batch_size", 2, "--output"]
+    assert run(*options, "whole.csv") == 0
+    monkeypatch.setattr(MicroCLIPForImageClassification, "forward", interrupted)
+    assert run(*options, "labels.csv") == 128 + signal.SIGINT
     printed = capsys.readouterr()
-    assert printed.out == "" and "_incomplete_labels.csv" in printed.err
-    assert not Path("labels.csv").exists()
-    rows = read(Path("_incomplete_labels.csv").read_text(encoding="utf-8"))
-    assert list(rows) == ["0.png", "1.png", "2.png", "3.png"]
-    assert run(*options) == 0
-    assert len(read(Path("labels.csv").read_text(encoding="utf-8"))) == 11
-    assert not Path("_incomplete_labels.csv").exists()
+    assert "interrupted; the labels so far are in labels.csv.parts, and the same command goes on.\n" in printed.err
+    assert not Path("labels.csv").exists() and Path("labels.csv.parts").is_dir()
+    assert run(*options, "labels.csv") == 0
+    assert sizes == [2, 2, 2, 2, 2, 2, 1]  # the third batch twice
+    assert Path("labels.csv").read_bytes() == Path("whole.csv").read_bytes()
+    assert {path.name for path in Path().iterdir()} == {"photos", "whole.csv", "labels.csv"}
 
 
 def test_a_pipe_that_closes_ends_it_quietly(adapted, photos, monkeypatch, capsys):

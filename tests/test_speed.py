@@ -19,8 +19,8 @@ from microclip_hf import (
     MicroCLIPTrainingArguments,
     modeling_microclip,
 )
+from microclip_hf.machine import MAX_WORKERS
 from microclip_hf.modeling_microclip import QuickGELU
-from microclip_hf.training.training_args import MAX_WORKERS
 
 
 pytestmark = pytest.mark.numerical

@@ -29,7 +29,6 @@ from PIL import ImageOps
 from safetensors import SafetensorError
 
 from microclip_hf import MicroCLIPForImageClassification
-from microclip_hf.commands.predict import COLUMNS
 from microclip_hf.data.class_names import read_class_names
 from microclip_hf.descriptions.files import read_descriptions
 from microclip_hf.explain.explanation import Explanation, explain, overlay
@@ -37,6 +36,7 @@ from microclip_hf.explain.patch_grid import PatchGrid
 from microclip_hf.files import parse_json, read_text
 from microclip_hf.loading import load_adapted
 from microclip_hf.prediction import Prediction, predict_photos
+from microclip_hf.prediction.predictions import column_names
 from microclip_hf.run_names import FACTS
 
 
@@ -48,6 +48,7 @@ BIRD_MODEL = "rendered birds (built in)"
 MODELS = [*filter(None, map(str.strip, os.environ.get("MICROCLIP_MODELS", "").split(","))), BIRD_MODEL]
 VIEWS = {"[FG] attention": "fg_attention", "salient patches": "saliency_mask"}
 NUM_BARS = 5
+COLUMNS = column_names(2)
 MAX_FILES = 200
 MAX_FILE_SIZE = "50mb"
 # Pixels of the longer side of the overlay.

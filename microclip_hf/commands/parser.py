@@ -94,7 +94,7 @@ class OptionParser(HfArgumentParser):
             raise UsageError(self._refuse(unknown[0]))
         missing = [_name(action) for action in self.required if vars(namespace)[action.dest] is None]
         if missing:
-            raise UsageError(f"Missing: {', '.join(missing)}. Pass what is missing; {self.prog} --help explains it.")
+            raise missing_error(self.prog, missing)
         return namespace, unknown
 
     def format_help(self) -> str:
@@ -139,6 +139,11 @@ class _ShowAll(Action):
     def __call__(self, parser: ArgumentParser, *_: Any) -> None:
         print(parser.format_full_help(), end="")
         parser.exit()
+
+
+def missing_error(program: str, names: Sequence[str]) -> UsageError:
+    """What is raised where a program was given less than it needs."""
+    return UsageError(f"Missing: {', '.join(names)}. Pass what is missing; {program} --help explains it.")
 
 
 def _name(action: Action) -> str:

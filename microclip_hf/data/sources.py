@@ -71,7 +71,7 @@ def open_dataset(
     """
     if not hub and os.path.exists(os.path.join(source, "dataset_dict.json")):
         raise ValueError(f"{source} holds several splits; pass the folder of one of them, such as {source}/train.")
-    files = [] if hub else _table_files(source)
+    files = [] if hub else table_files(source)
     if hub:
         dataset = read_repository(source, config_name, split=split, revision=revision, streaming=streaming)
     elif files:
@@ -139,7 +139,7 @@ def _number_labels(
     return align_labels(dataset, class_names) if required else align_or_leave_out(dataset, class_names, str(source))
 
 
-def _table_files(source: str) -> list[str]:
+def table_files(source: str) -> list[str]:
     """The files of the first kind of `BUILDERS` that lie in a folder, or that a pattern stands for."""
     is_folder = os.path.isdir(source)
     # What `save_to_disk` wrote is read as a whole.

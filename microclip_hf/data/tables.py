@@ -56,22 +56,25 @@ def read_saved(source: str, streaming: bool) -> Dataset | IterableDataset:
 
 
 def select_columns(
-    dataset: DataSource, source: str, image_column: str | None, label_column: str, labels_required: bool
+    dataset: DataSource, source: str, image_column: str | None, label_column: str | None, labels_required: bool
 ) -> DataSource:
-    """Only `image` and, where there is one, `label`, of a data set whose features are known; see `open_dataset`."""
+    """Only `image` and, where there is one and `label_column` isn't `None`, `label`, of a data set whose features are
+    known; see `open_dataset`.
+    """
     image_column = _find_images(dataset.features, source, image_column)
     if has_type(dataset.features[image_column], PATHS):
         _check_paths(dataset, source, image_column)
     if image_column == label_column:
         raise ValueError(f"{source}: image_column and label_column are both {label_column!r}; say which is which.")
-    problem = _label_problem(dataset.features, source, label_column)
+    wants_labels = label_column is not None
+    problem = _label_problem(dataset.features, source, label_column) if wants_labels else None
     if problem and labels_required:
         raise ValueError(f"{problem} Say which one with label_column.")
     if problem and label_column in dataset.features:
         warn_left_out(source, problem)
     dataset = undecoded(as_images(dataset, image_column), image_column)  # whatever maps a stream decodes it
     names = {image_column: "image"}
-    if not problem:
+    if wants_labels and not problem:
         dataset = _with_field(dataset, label_column)
         names[label_column] = "label"
     dataset = dataset.select_columns(list(names))

@@ -1,7 +1,6 @@
 """Settings of optimisation and pseudo-labelling; the defaults are the published ones (arXiv:2510.02270, section 4)."""
 
 import math
-import multiprocessing
 import os
 import warnings
 from dataclasses import dataclass, field
@@ -11,10 +10,10 @@ import torch
 from transformers import TrainingArguments
 
 from ..images import CROP_RATIO, NUM_CROPS
+from ..machine import num_workers
 from ..recipes import list_recipes, load_recipe
 
 
-MAX_WORKERS = 16
 PriorRefresh = Literal["step", "never"]
 LabelRefresh = Literal["step", "never"]
 RECIPES = "; ".join(f"{name} ({load_recipe(name).title})" for name in list_recipes())
@@ -209,7 +208,7 @@ class MicroCLIPTrainingArguments(TrainingArguments):
             raise ValueError("num_train_epochs is 0, so nothing would be adapted; set it, or class_mixture.")
         has_accelerator = torch.accelerator.is_available() and not self.use_cpu
         if self.dataloader_num_workers is None:  # on a CPU the model itself needs the cores
-            self.dataloader_num_workers = _num_workers() if has_accelerator else 0
+            self.dataloader_num_workers = num_workers() if has_accelerator else 0
         if self.accelerator_config is None and has_accelerator:
             self.accelerator_config = {"non_blocking": self.dataloader_pin_memory}
         # Without an accelerator there is nothing to pin memory for, and torch would warn at every epoch.
@@ -261,13 +260,3 @@ class MicroCLIPTrainingArguments(TrainingArguments):
                 stacklevel=3,
             )
             self._n_gpu = 1
-
-
-def _num_workers() -> int:
-    """A process's share of the machine's cores, less the one that it needs itself; none where processes are spawned,
-    which a script without `if __name__ == "__main__"` doesn't survive.
-    """
-    if (multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]) != "fork":
-        return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MAX_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))

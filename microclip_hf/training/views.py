@@ -13,6 +13,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 from transformers.image_utils import OPENAI_CLIP_MEAN
 
+from .. import images
 from ..images import ORIENTATION, Box, channels_first, crop_box, cut_square, cut_squares, place_box, to_rgb
 
 
@@ -33,14 +34,11 @@ def draft(image: Image.Image, size: int, crop_ratio: Sequence[float]) -> int:
 
     The scale is 8, 4, 2, or 1 where the image is decoded whole, as all that isn't an upright grey or RGB JPEG.
     """
-    is_plain = isinstance(image, JpegImageFile) and image.mode in ("L", "RGB")
-    if not is_plain or image.getexif().get(ORIENTATION, 1) != 1:
+    if isinstance(image, JpegImageFile) and image.getexif().get(ORIENTATION, 1) != 1:
         return 1
     width, height = image.size
     strong_side = math.sqrt(STRONG_SCALE[0] * STRONG_RATIO[0] * width * height)
-    smallest_side = math.floor(min(crop_ratio[0] * min(width, height), strong_side))
-    scale = next((scale for scale in (8, 4, 2) if smallest_side >= scale * size), 1)
-    return scale if scale > 1 and image.draft(None, (width // scale, height // scale)) else 1
+    return images.draft(image, math.floor(min(crop_ratio[0] * min(width, height), strong_side)), size)
 
 
 def weak_box(width: int, height: int, size: int, rng: np.random.Generator) -> Box:
