@@ -5,7 +5,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +18,10 @@ from .images import UNREADABLE, cut_strip, to_rgb
 from .modeling_microclip import MicroCLIPForImageClassification
 
 
+# Of a table of predictions, a row for each photo.
+COLUMNS = ("file", "label", "score", "runner_up", "runner_up_score")
+
+
 @dataclass(frozen=True)
 class Prediction:
     """The names of the two best classes of a photo, and their probabilities among all classes."""
@@ -26,6 +30,14 @@ class Prediction:
     score: float
     runner_up: str
     runner_up_score: float
+
+
+def table_row(name: str, prediction: Prediction | None) -> list[str]:
+    """A photo's row under `COLUMNS`; without a prediction it has no label."""
+    if prediction is None:
+        return [name, *[""] * (len(COLUMNS) - 1)]
+    values = astuple(prediction)
+    return [name, *(f"{value:.6f}" if isinstance(value, float) else value for value in values)]
 
 
 def find_photos(sources: Sequence[str]) -> dict[str, Path]:

@@ -14,10 +14,11 @@ k of stratum h have the probabilities
 
     p_hk ~ b_hk / (1 - theta_h y_k),    theta_h = u_h / (1 + |u_h|),    u_h = u N_h / n_h,
 
-y being x scaled to [-1, 1], with u such that the mean is m: of one stratum these are the most likely ones that have this mean. `b_hk` are the
-observed shares after each stratum got one more photo, of the outcomes that all strata have (each counting half a photo
-more), so that strata in which all labels are alike aren't taken for certain. Of one stratum and two outcomes this is
-Wilson's interval, with the finite population's correction and `t` of n - H degrees of freedom.
+y being x scaled to [-1, 1], with u such that the mean is m. Of one stratum these are the most likely ones that have
+this mean; of several, those of which a label stands for more photos give way further. `b_hk` are the observed shares
+after each stratum got one more photo, of the outcomes that all strata have (each counting half a photo more), so that
+strata in which all labels are alike aren't taken for certain. Of one stratum and two outcomes this is Wilson's
+interval, with the finite population's correction and `t` of n - H degrees of freedom.
 
 No interval reaches beyond what the photos without a label allow; where all have one it has no width.
 """

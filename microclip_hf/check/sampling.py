@@ -54,14 +54,15 @@ def draw_photos(differs: np.ndarray, scores: np.ndarray, num_labels: int, seed: 
     differs = np.asarray(differs, dtype=bool)
     planned = {True: DIFFER_SHARE * num_labels, False: (1 - DIFFER_SHARE) * num_labels}
     strata = np.empty(len(differs), dtype=int)
-    kinds: list[bool] = []
+    kinds = []
     for kind, most, signs in ((True, NUM_DIFFER, (1, -1)), (False, NUM_AGREE, (1, 1))):
         members = np.flatnonzero(differs == kind)
         if len(members):
             count = int(np.clip(min(planned[kind], len(members)) // MIN_LABELS, 1, most))
             strata[members] = len(kinds) + _equal_groups(scores[members] @ signs, count)
             kinds += [kind] * count
-    return Draw(_order(strata, np.array(kinds, dtype=bool), np.random.default_rng(seed)), strata, np.array(kinds, bool))
+    kinds = np.array(kinds, dtype=bool)
+    return Draw(_order(strata, kinds, np.random.default_rng(seed)), strata, kinds)
 
 
 def _equal_groups(values: np.ndarray, count: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -17,12 +17,11 @@ from transformers.hf_argparser import HfArg
 from ..files import check_new_file, whole_file
 from ..loading import choose_device, load_adapted
 from ..modeling_microclip import MicroCLIPForImageClassification
-from ..prediction import find_photos, predict_photos
+from ..prediction import COLUMNS, find_photos, predict_photos, table_row
 from . import command_frame, read_options
 from .options import AdaptedOptions
 
 
-COLUMNS = ("file", "label", "score", "runner_up", "runner_up_score")
 SOME_UNREADABLE = 3  # the exit code if some photos couldn't be read
 NUM_PRINTED = 5  # labels
 # A warning tells of a label that more than this share of at least so many photos got.
@@ -109,11 +108,10 @@ def _write_labels(
     for name, result in zip(photos, tqdm(results, "Photos", len(photos), unit="photo"), strict=True):
         if isinstance(result, Exception):
             tqdm.write(f"microclip predict: {photos[name]} can't be read: {result}", file=sys.stderr)
-            writer.writerow([name, *[""] * (len(COLUMNS) - 1)])
+            writer.writerow(table_row(name, None))
         else:
             counts[result.label] += 1
-            values = (f"{value:.6f}" if isinstance(value, float) else value for value in astuple(result))
-            writer.writerow([name, *values])
+            writer.writerow(table_row(name, result))
     return counts
 
 
