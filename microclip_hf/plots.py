@@ -164,24 +164,26 @@ def plot_check(
     left, right = figure.subplots(1, 2)
     for row, estimate in enumerate(known.values()):
         _plot_interval(left, row, estimate, HUES[False][row])
-    left.set_yticks(range(len(known)), list(known))
-    left.set(xlabel="right (%)", xlim=(0, 100), ylim=(-0.6, max(1, len(known)) - 0.4))
-    left.invert_yaxis()
+    texts = [f"{title}\n{_describe_interval(estimate, '.1f')}" for title, estimate in known.items()]
+    left.set_yticks(range(len(known)), texts)
+    left.set(xlabel="right (%)", xlim=(0, 100), ylim=(len(known) - 0.5, -0.5))
     _plot_interval(right, 0, difference, HUES[False][2])
     right.axvline(0, color=INK[False], linestyle="--", linewidth=1)
     right.set_yticks([])
-    right.set(xlabel="difference (points); right of 0, adapting helped", ylim=(-1, 1))
+    right.set_title(f"adapted less CLIP: {_describe_interval(difference, '+.1f')}", fontsize=10)
+    right.set(xlabel="points; above 0, adapting helped", ylim=(-1, 1))
     with whole_file(path) as incomplete:
         figure.savefig(incomplete, format="png", dpi=100)
 
 
 def _plot_interval(axes: Axes, row: int, estimate: Mapping[str, float], color: str) -> None:
-    value, low, high = (100 * estimate[name] for name in ("value", "low", "high"))
-    axes.plot([low, high], [row, row], color=color, linewidth=2)
-    axes.plot([value], [row], "o", color=color, markersize=8)
-    axes.annotate(
-        f"{value:.1f} ({low:.1f} to {high:.1f})", (value, row), (0, 9), textcoords="offset points", ha="center"
-    )
+    axes.plot([100 * estimate["low"], 100 * estimate["high"]], [row, row], color=color, linewidth=2)
+    axes.plot([100 * estimate["value"]], [row], "o", color=color, markersize=8)
+
+
+def _describe_interval(estimate: Mapping[str, float], form: str) -> str:
+    value, low, high = (format(100 * estimate[name], form) for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
 
 
 def _plot_images(

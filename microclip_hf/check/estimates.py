@@ -64,10 +64,12 @@ def stratified_estimate(counts: np.ndarray, values: np.ndarray, sizes: np.ndarra
         return Estimate(0.0, 0.0, 0.0)
     if (drawn < 1).any() or (drawn > sizes).any():
         raise ValueError(f"Strata of {sizes.tolist()} photos have {drawn.tolist()} labels; expected 1 to all in each.")
+    rest = (sizes - drawn).sum()
+    known = float((counts @ values).sum())
+    if not rest:
+        return Estimate(known / population, known / population, known / population)
     value = float(sizes @ (counts @ values / drawn)) / population
     # What the photos without a label can add, at the least and at the most.
-    rest = (sizes - drawn).sum()
-    known = (counts @ values).sum()
     lowest, highest = ((known + rest * extreme) / population for extreme in (values.min(), values.max()))
     shift = _Shift(counts, values, sizes, population)
     low, high = (shift.find(value, sign) for sign in (1, -1))

@@ -105,8 +105,8 @@ def _check_files(path: str | os.PathLike, files: Sequence[str], drawn: Collectio
     strange = [file for file in files if file not in drawn]
     if strange:
         raise ValueError(
-            f"{path} has {len(strange)} rows of photos that weren't drawn ({abbreviate(strange)}); only those that "
-            "were count. Remove these rows, and their labels stay yours."
+            f"{path} has rows of photos that weren't drawn ({abbreviate(strange)}), {len(strange)} in all, which "
+            "can't be counted. Move these rows to another file."
         )
     twice = sorted({file for file in files if files.count(file) > 1}) if len(set(files)) < len(files) else []
     if twice:

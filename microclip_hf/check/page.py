@@ -32,7 +32,7 @@ def write_page(check: Check) -> int:
     photos = [_show(check, row[0]) for row in rows]
     page = load_template(TEMPLATE).render(
         photos=photos,
-        none=NONE_OF_THESE,
+        none_of_these=NONE_OF_THESE,
         unknown=UNKNOWN,
         table=TO_LABEL,
         folder=os.path.basename(check.record.photos),

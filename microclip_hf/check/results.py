@@ -43,14 +43,17 @@ def measure(check: Check) -> dict[str, Any]:
     sizes = np.bincount(check.record.strata, minlength=len(differs))
     found = compare(right, strata, differs, sizes)
     status = judge(found.difference)
+    rows = read_rows(check.labels)
+    num_unknown = sum(bool(row[1].strip()) and row[0] not in labels for row in rows)
     counts = {
         "photos": len(check.record.order),
         "photos_left_out": check.record.num_left_out,
         "photos_on_which_they_differ": int(sizes[differs].sum()),
         "drawn": len(check.drawn),
         "labelled": len(labels),
-        "without_label": len(check.drawn) - len(labels),
-        "rows_missing": len(set(check.drawn) - {row[0] for row in read_rows(check.labels)}),
+        "unknown": num_unknown,
+        "without_label": len(check.drawn) - len(labels) - num_unknown,
+        "rows_missing": len(check.drawn) - len(rows),
         "none_of_these": int((truths == NO_CLASS).sum()),
     }
     return {
@@ -112,9 +115,12 @@ def describe(status: Status, difference: Estimate, counts: Mapping[str, int], ch
         )
     if status == "equal":
         return f"Equal: on {photos} both are right equally often."
-    num_left = len(check.record.order) - len(check.drawn)
-    advice = f"Label {min(MORE, num_left)} more: microclip check --more {min(MORE, num_left)}"
-    advice = f"{advice} --output_dir {check.folder}" if num_left else "Label those that have no label yet"
+    more = min(MORE, len(check.record.order) - len(check.drawn))
+    advice = "All photos were drawn"
+    if counts["without_label"]:
+        advice = f"Label the {counts['without_label']} drawn photos that have no label yet"
+    elif more:
+        advice = f"Label {more} more: microclip check --more {more} --output_dir {check.folder}"
     side = "above" if difference.value >= 0 else "below"
     return f"Not decided: on {photos} the adapted model is {points} {side} {TITLES['clip']} ({interval}). {advice}."
 
@@ -161,10 +167,11 @@ def describe_labels(results: Mapping[str, Any]) -> str:
         f"{results['labelled']} of {results['drawn']} drawn photos have a label, of {results['photos']} photos; the "
         f"models differ on {results['photos_on_which_they_differ']}."
     )
-    if results["without_label"]:
+    num_missing = results["without_label"] + results["unknown"]
+    if num_missing:
         text += (
-            f" The {results['without_label']} without a label count as not drawn: if these are unlike the others, the "
-            "intervals don't know of it."
+            f" The {num_missing} others ({results['unknown']} unknown, {results['without_label']} without a label) "
+            "count as not drawn: if these are unlike the rest, the intervals don't know of it."
         )
     if results["rows_missing"]:
         text += f" Rows of {results['rows_missing']} of them are missing."

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..data.class_names import read_class_names
+from ..data.photo_files import refuse_undecodable
 from ..descriptions.files import read_descriptions
 from ..loading import load_adapted, load_clip
 from ..prediction import find_photos
@@ -158,6 +159,7 @@ def _predict(inputs: CheckInputs) -> tuple[list[str], dict[str, Table]]:
     if len(tables) == len(MODELS):
         return class_names, tables
     photos = find_photos([inputs.photos])
+    refuse_undecodable(list(photos))
     if "clip" not in tables:
         texts = {"class_names": class_names, "templates": None, "descriptions": descriptions}
         # [CLS] alone, compared with the mean of the descriptions: CuPL (arXiv:2209.03320).
