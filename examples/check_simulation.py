@@ -1,8 +1,8 @@
 """
-How often the intervals of `microclip check` hold the truth, and how wide they are: simulated where all labels are known.
+How often the intervals of `microclip check` hold the truth, and how wide they are, where all labels are known.
 
     python examples/check_simulation.py              # from the predictions in docs/results/check_photos.json
-    python examples/check_simulation.py --predict    # makes these first (minutes): the bird world's development domains
+    python examples/check_simulation.py --predict    # makes these first (minutes), on the development domains
 
 A draw is 60 labels, drawn as the command does it, with another seed each time. Beside it 60 photos are drawn at random
 from all, with the interval of the same kind. `docs/results/check.json` and `check.md` get the table.
@@ -76,25 +76,21 @@ def predict() -> dict[str, Any]:
 
 def read_population(found: dict[str, Any]) -> Population:
     """A domain of `check_photos.json`."""
-    labels, clip, adapted = (
-        np.array(own) for own in (found["labels"], *(found[n]["labels"] for n in ("clip", "adapted")))
-    )
+    labels, clip, adapted = map(np.array, (found["labels"], found["clip"]["labels"], found["adapted"]["labels"]))
     scores = np.stack([found["adapted"]["scores"], found["clip"]["scores"]], 1)
     return Population(np.stack([clip == labels, adapted == labels], 1), clip != adapted, scores)
 
 
-def make_population(
-    num: int, differ: int, wins: int, losses: int, agree_right: float, noise: float = 1.0
-) -> Population:
-    """Photos on `differ` of which two models differ: on `wins` the adapted one alone is right, on `losses` CLIP alone.
+def make_population(num: int, differ: int, wins: int, losses: int, agree_right: float) -> Population:
+    """Photos on `differ` of which two models differ; on `wins` the adapted one alone is right, on `losses` CLIP.
 
-    The surer one model is, compared with the other, the likelier it is right, blurred by `noise`.
+    The surer one model is, compared with the other, the likelier it is right, but for noise.
     """
     rng = np.random.default_rng(0)
     scores = rng.random((num, 2))
     differs = np.arange(num) < differ
     right = np.repeat((rng.random(num) < agree_right)[:, None], 2, 1)
-    order = np.argsort(scores[:differ] @ (-1, 1) + noise * rng.normal(size=differ))
+    order = np.argsort(scores[:differ] @ (-1, 1) + rng.normal(size=differ))
     right[:differ] = False
     right[order[:wins], 1] = True
     right[order[differ - losses :], 0] = True
@@ -194,7 +190,7 @@ def main() -> None:
     """Simulate, and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--predict", action="store_true", help="make the predictions anew")
-    parser.add_argument("--num_draws", type=int, default=500, help="draws of 60 labels in each case")
+    parser.add_argument("--num_draws", type=int, default=2000, help="draws of 60 labels in each case")
     options = parser.parse_args()
     if options.predict:
         PHOTOS.write_text(json.dumps(predict()) + "\n", encoding="utf-8")

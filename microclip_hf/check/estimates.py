@@ -12,7 +12,7 @@ The interval inverts the score test, as those of Wilson (JASA 1927) for one shar
 `|estimate - m| <= t sqrt(V(m))`, where V(m) is the variance that x would have if m were the mean. Under m the outcomes
 k of stratum h have the probabilities
 
-    p_hk ~ b_hk / (1 - theta_h y_k),    theta_h = u_h / (1 + |u_h|),    u_h = u N_h / n_h,
+    p_hk ~ b_hk / (1 - theta_h y_k),    theta_h = u_h / (1 + |u_h|),    u_h ~ u N_h / n_h,
 
 y being x scaled to [-1, 1], with u such that the mean is m. Of one stratum these are the most likely ones that have
 this mean; of several, those of which a label stands for more photos give way further. `b_hk` are the observed shares
@@ -34,7 +34,8 @@ CONFIDENCE = 0.95
 ADDED = 1.0  # photos that each stratum gets, of the outcomes of all strata
 ADDED_EACH = 0.5  # photos of each outcome that all strata together get
 MIN_DEGREES = 3  # of freedom, below which the quantile's expansion is wrong
-STEPS = 60  # halvings of an interval that holds a root
+STEPS = 40  # halvings of the angle that u is the tangent of
+LARGEST_ANGLE = math.pi / 2 - 1e-9  # beyond, theta is rounded to 1
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class _Shift:
         self.values = values
         self.scaled = 2 * (values - values.min()) / np.ptp(values) - 1
         self.weights = sizes / population
-        self.per_label = sizes / drawn
+        self.per_label = sizes / drawn * (drawn.sum() / sizes.sum())
         self.factors = self.weights**2 * (1 - drawn / sizes) / drawn
         self.quantile = t_quantile(max(drawn.sum() - len(counts), MIN_DEGREES))
 
@@ -102,8 +103,7 @@ class _Shift:
 
     def find(self, value: float, sign: int) -> float:
         """The mean that a value is just `quantile` standard deviations above (`sign` 1) or below (-1)."""
-        # u = tan(angle), so that halving reaches both infinities.
-        low, high = -math.pi / 2, math.pi / 2
+        low, high = -LARGEST_ANGLE, LARGEST_ANGLE
         for _ in range(STEPS):
             middle = (low + high) / 2
             mean, variance = self.moments(math.tan(middle))
@@ -159,7 +159,7 @@ def compare(right: np.ndarray, strata: np.ndarray, differs: np.ndarray, sizes: n
     if not outcomes[kinds].sum(1).all():
         raise ValueError("No photo on which the models differ has a label; label some of these.")
     population = int(totals.sum())
-    differences = outcomes[kinds][:, [1, 2, 0]]
+    differences = np.stack([outcomes[:, 1], outcomes[:, 2], outcomes[:, 0] + outcomes[:, 3]], 1)[kinds]
     difference = stratified_estimate(differences, np.array([1, -1, 0]), totals[kinds], population)
     if not outcomes.sum(1).all():
         return Comparison(difference, (None, None))
