@@ -1,4 +1,4 @@
-"""Which photos are drawn, and what their labels say, against arithmetic, scipy, and populations that are known whole."""
+"""Which photos are drawn, and what their labels say, against arithmetic, scipy, and photos that are known whole."""
 
 import itertools
 import json
@@ -63,7 +63,7 @@ def test_each_photo_of_a_stratum_is_as_likely():
     num_seeds = 400
     counts = np.zeros(60)
     for seed in range(num_seeds):
-        differs, draw = make_draw(60, 30, 20, seed)
+        _, draw = make_draw(60, 30, 20, seed)
         counts[draw.order[:20]] += 1
     drawn = np.bincount(draw.strata[draw.order[:20]], minlength=len(draw.sizes))
     expected = (drawn / draw.sizes)[draw.strata]

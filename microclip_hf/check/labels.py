@@ -31,7 +31,7 @@ def read_rows(path: str | os.PathLike) -> list[list[str]]:
         raise ValueError(f"{path} isn't a CSV file: {error}") from error
     if tuple(name.strip().lower() for name in head[:2]) != COLUMNS:
         raise ValueError(f"{path} begins with {first!r}; expected {','.join(COLUMNS)!r}. Write that line again.")
-    return [[*row, ""][: max(2, len(row))] for row in rows if any(cell.strip() for cell in row)]
+    return [[*row, ""][: max(2, len(row))] for row in rows if any(cell.strip() for cell in row[:2])]
 
 
 def write_rows(path: str | os.PathLike, rows: Iterable[Sequence[str]]) -> None:
