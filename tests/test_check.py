@@ -17,6 +17,7 @@ from microclip_hf import MicroCLIPForImageClassification
 from microclip_hf.check import finish_check
 from microclip_hf.check.folder import read_check
 from microclip_hf.check.labels import set_label
+from microclip_hf.check.tables import fingerprint
 from microclip_hf.commands import check
 from microclip_hf.commands import main as microclip
 from microclip_hf.prediction import COLUMNS
@@ -330,8 +331,6 @@ def test_another_model_since_is_told(drawn, place, world):
 def test_a_model_folder_is_known_by_its_weights(place, world):
     (place / "model").mkdir()
     (place / "model" / "model.safetensors").write_bytes(b"one")
-    from microclip_hf.check.tables import fingerprint
-
     first = fingerprint(place / "model")
     (place / "model" / "README.md").write_text("a card")
     assert fingerprint(place / "model") == first
@@ -441,6 +440,31 @@ def test_photos_without_a_prediction_are_left_out(place, world):
     fill(place / "check", world[1])
     results = finish_check("check")
     assert (results["photos"], results["photos_left_out"]) == (119, 1)
+
+
+# The card
+
+
+def test_the_card_cites_the_verdict(place, world, capsys):
+    """Once, however often; not the card of another model, nor where there is none."""
+    (place / "model").mkdir()
+    (place / "model" / "model.safetensors").write_bytes(b"one")
+    run("photos", *BOTH, "--output_dir", "check", "--num_labels", "40")
+    fill(place / "check", world[1])
+    record = json.loads((place / "check" / "draw.json").read_text())
+    record["sources"]["adapted"], record["fingerprints"]["adapted"] = "model", fingerprint(place / "model")
+    (place / "check" / "draw.json").write_text(json.dumps(record))
+    assert "isn't a folder with a card" in refused("--finish", "check", "--update_card", "true")
+    assert not (place / "check" / "check.json").exists()
+    (place / "model" / "README.md").write_text("---\ntags: [microclip]\n---\n# A model\n\n## How it was made\n")
+    for _ in range(2):
+        run("--finish", "check", "--update_card", "true")
+    card = (place / "model" / "README.md").read_text()
+    assert card.count("## Did it help?") == 1 and card.count("Better: on these 120 photos") == 1
+    assert card.index("## Did it help?") < card.index("## How it was made")
+    (place / "model" / "model.safetensors").write_bytes(b"other")
+    with pytest.warns(UserWarning, match="isn't the model any more"):
+        assert "leave its card as it is" in refused("--finish", "check", "--update_card", "true")
 
 
 # The page

@@ -30,7 +30,7 @@ STAND_INS = {
     "me/birds": "user/birds",
 }
 ADAPT = """ --config_overrides '{"prior_weighting": "uniform"}' --num_train_epochs """
-PAGES = [("README.md", 14), ("docs/training.md", 9), ("docs/descriptions.md", 2)]
+PAGES = [("README.md", 16), ("docs/training.md", 9), ("docs/descriptions.md", 2)]
 PUSHED = {"README.md": {"user/birds"}, "docs/training.md": {"user/shapes"}, "docs/descriptions.md": set()}
 PLACES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/birdworld/README.md", "examples/space/README.md")
 APART = ("trust_remote_code", "--push_to_hub", "microclip push", "OPENAI_API_KEY")

@@ -168,10 +168,15 @@ def _is_same(record: DrawRecord, name: str, place: str | os.PathLike) -> bool:
     return record.fingerprints.get(name) == fingerprint(place)
 
 
+def is_another_model(record: DrawRecord, name: str) -> bool:
+    """Whether a model, by its name in `MODELS`, is here and isn't what it was when the photos were drawn."""
+    was, now = record.fingerprints.get(name), fingerprint(record.sources[name])
+    return was is not None and now is not None and was != now
+
+
 def _warn_of_other_models(record: DrawRecord) -> None:
     for name, source in record.sources.items():
-        was, now = record.fingerprints.get(name), fingerprint(source)
-        if was is not None and now is not None and was != now:
+        if is_another_model(record, name):
             warnings.warn(
                 f"{source} isn't the model any more that it was when the photos were drawn. What follows is of that "
                 "earlier one; for this one start another check, in another folder.",

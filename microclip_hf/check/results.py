@@ -125,13 +125,18 @@ def describe(status: Status, difference: Estimate, counts: Mapping[str, int], ch
     return f"Not decided: on {photos} the adapted model is {points} {side} {TITLES['clip']} ({interval}). {advice}."
 
 
-def results_page(results: Mapping[str, Any]) -> str:
-    """The results as a page in Markdown, which shows the picture beside it."""
+def accuracies_table(results: Mapping[str, Any]) -> str:
+    """Both accuracies and their difference, as a table in Markdown."""
     rows = [
         ["in percent", "right", "95 % interval"],
         *([TITLES[name], *_cells(results[name], ".1f")] for name in MODELS),
         ["the second less the first, in points", *_cells(results["difference"], "+.1f")],
     ]
+    return markdown_table(rows)
+
+
+def results_page(results: Mapping[str, Any]) -> str:
+    """The results as a page in Markdown, which shows the picture beside it."""
     strata = [["models", "photos", "drawn", "probability", "labelled", "CLIP right", "adapted right"]]
     for row in results["strata"]:
         numbers = [row["photos"], row["drawn"], f"{row['probability']:.3f}", row["labelled"]]
@@ -141,7 +146,7 @@ def results_page(results: Mapping[str, Any]) -> str:
     parts = [
         "# Did it help?",
         results["sentence"],
-        markdown_table(rows),
+        accuracies_table(results),
         describe_labels(results),
         f"![Both accuracies, and their difference, with intervals]({PICTURE})",
         "## How it was measured",

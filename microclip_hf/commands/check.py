@@ -1,13 +1,15 @@
 """`microclip check`: a folder of photos and two models -> which photos to label, and what these labels say."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers.hf_argparser import HfArg
 
-from ..check.folder import PAGE, TO_LABEL, Check
-from ..check.results import PICTURE, RESULTS, RESULTS_PAGE, describe_labels
+from ..check.folder import PAGE, TO_LABEL, Check, is_another_model, read_check
+from ..check.results import PICTURE, RESULTS, RESULTS_PAGE, accuracies_table, describe_labels
 from ..check.run import NUM_LABELS, CheckInputs, extend_check, finish_check, start_check
 from ..files import check_writable
+from ..hub.card_evaluation import add_section, read_card
 from ..loading import choose_device
 from . import command_frame, naming_options, read_options
 from .options import check_files
@@ -36,6 +38,10 @@ class CheckArguments:
     seed: int = HfArg(default=0, help="Of the draw.")
     more: int | None = HfArg(default=None, help="Draw so many further photos for the check in --output_dir.")
     finish: str | None = HfArg(default=None, help=f"Folder of a check whose {TO_LABEL} has labels: say what they say.")
+    update_card: bool = HfArg(
+        default=False,
+        help="With --finish: also write the verdict into the card, README.md, of the adapted model's folder.",
+    )
     batch_size: int = HfArg(default=32, help="Photos classified at once.")
     device: str | None = HfArg(default=None, help="As torch calls it. Default: a GPU if there is one.")
 
@@ -47,8 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
     options, others = read_options("check", __doc__, CheckArguments, arguments, photos=photos)
     with naming_options("output_dir", "num_labels", "more", "class_names"):
         if options.finish is not None:
-            _refuse(options, others.photos, "finish")
-            _print(finish_check(options.finish), options.finish)
+            _refuse(options, others.photos, "finish", "update_card")
+            _finish(options.finish, options.update_card)
         elif options.more is not None:
             _refuse(options, others.photos, "more", "output_dir")
             _tell(extend_check(_required(options, "output_dir"), options.more), options.more)
@@ -111,6 +117,21 @@ def _tell(check: Check, num_labels: int) -> None:
     )
 
 
-def _print(results: dict, folder: str) -> None:
+def _finish(folder: str, update_card: bool) -> None:
+    """Say what the labels say; a card that can't be written is known before anything is."""
+    card, model = None, None
+    if update_card:
+        record = read_check(folder).record
+        model = record.sources["adapted"]
+        if is_another_model(record, "adapted"):
+            raise ValueError(
+                f"--update_card: {model} isn't the model any more that was checked; leave its card as it is."
+            )
+        card = read_card(model)
+    results = finish_check(folder)
     print(f"{results['sentence']}\n{describe_labels(results)}")
     print(f"Saved to {folder}: {RESULTS}, {RESULTS_PAGE}, {PICTURE}.")
+    if card is not None:
+        content = f"{results['sentence']}\n\n{accuracies_table(results)}\n\n{describe_labels(results)}\n"
+        add_section(card, model, "## Did it help?", content)
+        print(f"Added to the card: {Path(model, 'README.md')}")
