@@ -153,7 +153,7 @@ def test_a_sample_gives_a_verdict_and_files(drawn, world, capsys):
     run("--finish", "check")
     printed = capsys.readouterr().out
     results = json.loads((drawn / "check.json").read_text())
-    assert printed.startswith("Better: on these 120 photos the adapted model is ")
+    assert re.match(r"Better: on these 120 photos the adapted model is [0-9.]+ points above CLIP \(95 %", printed)
     assert results["difference"]["low"] <= 28 / 120 <= results["difference"]["high"]
     assert results["sentence"] in (drawn / "check.md").read_text()
     assert Image.open(drawn / "check.png").format == "PNG"
@@ -383,6 +383,7 @@ BOTH = ("--model", "adapted.csv", "--clip", "clip.csv")
         (("photos", "--model", "no.csv", "--clip", "clip.csv", "--output_dir", "new"), "There is no file no.csv"),
         (("photos", *BOTH, "--descriptions", "no.json", "--output_dir", "new"), "--descriptions no.json"),
         (("photos", "--model", "adapted.csv", "--clip", "clip", "--output_dir", "new"), "pass --class_names"),
+        (("photos", *BOTH, "--output_dir", "photos/check"), "--output_dir photos/check lies in photos"),
         (("photos", "--finish", "check"), "photos can't go with --finish"),
         (("--finish", "check", "--more", "40"), "--more can't go with --finish"),
         (("--more", "40"), "--output_dir is missing"),

@@ -116,6 +116,7 @@ COMMANDS = [
     f"""{DESCRIBE} --extra_body '{{"max_tokens": null, "max_completion_tokens": 2000}}'""",
 ]
 SCRIPTS = {
+    "check_simulation.py": ["--predict", "--num_draws"],
     "adapt.py": ["--model_name_or_path", "--train_dir", "--class_names", "--descriptions", "--output_dir"],
     "benchmark.py": ["--config", "--output_dir", "--methods", "--domains", "--seeds"],
     "benchmark_step.py": ["--model", "--batch_size", "--json"],

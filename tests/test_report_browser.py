@@ -1,4 +1,4 @@
-"""The page about a run, and that of photos to label, in a browser: of a phone's and a desktop's width, light and dark."""
+"""The page about a run, and photos to label, in a browser: as wide as a phone and a desktop, light and dark."""
 
 import csv
 import json

@@ -21,7 +21,6 @@ DRAW = "draw.json"
 TO_LABEL = "to_label.csv"
 PAGE = "label.html"
 MODELS = ("clip", "adapted")  # also the names of their tables
-TITLES = {"clip": "CLIP with descriptions", "adapted": "the adapted model"}
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,12 @@ class Check:
     def labels(self) -> Path:
         """The table that a person fills."""
         return self.folder / TO_LABEL
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """What the models are called, by `MODELS`."""
+        clip = "CLIP with descriptions" if self.record.descriptions else "CLIP"
+        return {"clip": clip, "adapted": "the adapted model"}
 
     @property
     def drawn(self) -> list[str]:

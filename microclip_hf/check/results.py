@@ -13,7 +13,7 @@ from ..evaluation.page import markdown_table
 from ..files import write_whole
 from ..plots import plot_check
 from .estimates import Comparison, Estimate, compare
-from .folder import MODELS, TITLES, Check
+from .folder import MODELS, Check
 from .labels import NO_CLASS, read_labels, read_rows
 
 
@@ -63,6 +63,7 @@ def measure(check: Check) -> dict[str, Any]:
         "difference": asdict(found.difference),
         **{name: _as_dict(found, index) for index, name in enumerate(MODELS)},
         "strata": _describe_strata(check, right, strata, sizes),
+        "titles": check.titles,
         "models": check.record.sources,
         "seed": check.record.seed,
         "microclip_hf": __version__,
@@ -105,31 +106,29 @@ def judge(difference: Estimate) -> Status:
 
 def describe(status: Status, difference: Estimate, counts: Mapping[str, int], check: Check) -> str:
     """The verdict in a sentence or two."""
-    photos = f"these {counts['photos']} photos"
-    interval = f"95 % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
-    points = f"{100 * abs(difference.value):.1f} points"
-    if status in ("better", "worse"):
-        side = "above" if status == "better" else "below"
-        return (
-            f"{status.capitalize()}: on {photos} the adapted model is {points} {side} {TITLES['clip']} ({interval})."
-        )
+    photos = f"on these {counts['photos']} photos"
     if status == "equal":
-        return f"Equal: on {photos} both are right equally often."
-    more = min(MORE, len(check.record.order) - len(check.drawn))
-    advice = "All photos were drawn"
-    if counts["without_label"]:
-        advice = f"Label the {counts['without_label']} drawn photos that have no label yet"
-    elif more:
-        advice = f"Label {more} more: microclip check --more {more} --output_dir {check.folder}"
+        return f"Equal: {photos} both are right equally often."
     side = "above" if difference.value >= 0 else "below"
-    return f"Not decided: on {photos} the adapted model is {points} {side} {TITLES['clip']} ({interval}). {advice}."
+    verdict = (
+        f"{status.capitalize()}: {photos} the adapted model is {100 * abs(difference.value):.1f} points {side} "
+        f"{check.titles['clip']} (95 % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f})."
+    )
+    if status != "not decided":
+        return verdict
+    more = min(MORE, len(check.record.order) - len(check.drawn))
+    if counts["without_label"]:
+        return f"{verdict} Label the {counts['without_label']} drawn photos that have no label yet."
+    if more:
+        return f"{verdict} Label {more} more: microclip check --more {more} --output_dir {check.folder}."
+    return f"{verdict} All photos were drawn, and labels of those that are unknown would be needed."
 
 
 def accuracies_table(results: Mapping[str, Any]) -> str:
     """Both accuracies and their difference, as a table in Markdown."""
     rows = [
         ["in percent", "right", "95 % interval"],
-        *([TITLES[name], *_cells(results[name], ".1f")] for name in MODELS),
+        *([results["titles"][name], *_cells(results[name], ".1f")] for name in MODELS),
         ["the second less the first, in points", *_cells(results["difference"], "+.1f")],
     ]
     return markdown_table(rows)
@@ -142,7 +141,7 @@ def results_page(results: Mapping[str, Any]) -> str:
         numbers = [row["photos"], row["drawn"], f"{row['probability']:.3f}", row["labelled"]]
         kind = "differ" if row["models_differ"] else "agree"
         strata.append([kind, *map(str, [*numbers, row["clip_right"], row["adapted_right"]])])
-    models = "\n".join(f"- {TITLES[name]}: {source}" for name, source in results["models"].items())
+    models = "\n".join(f"- {results['titles'][name]}: {source}" for name, source in results["models"].items())
     parts = [
         "# Did it help?",
         results["sentence"],
@@ -189,7 +188,7 @@ def describe_labels(results: Mapping[str, Any]) -> str:
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:
     """Write `check.json`, `check.md` and `check.png`, each as a whole."""
-    accuracies = {TITLES[name]: results[name] for name in MODELS}
+    accuracies = {results["titles"][name]: results[name] for name in MODELS}
     plot_check(folder / PICTURE, accuracies, results["difference"])
     write_whole(folder / RESULTS_PAGE, results_page(results))
     write_whole(folder / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")

@@ -29,7 +29,7 @@ from .folder import (
 )
 from .labels import add_files
 from .page import write_page
-from .results import measure, write_results
+from .results import PICTURE, measure, write_results
 from .sampling import draw_photos
 from .tables import Table, check_tables, fingerprint, is_table, predict_table, read_table
 
@@ -78,6 +78,11 @@ def start_check(
     check_new_folder(output_dir)
     if not os.path.isdir(inputs.photos):
         raise ValueError(f"{inputs.photos} is no folder; pass the folder of photos.")
+    if Path(os.path.realpath(output_dir)).is_relative_to(os.path.realpath(inputs.photos)):
+        raise ValueError(
+            f"`output_dir` {output_dir} lies in {inputs.photos}, where {PICTURE} would count as a photo; choose a "
+            "folder outside."
+        )
     class_names, tables = _predict(inputs)
     files = check_tables({"CLIP": tables["clip"], "adapted": tables["adapted"]})
     _check_photos(inputs.photos, files)
