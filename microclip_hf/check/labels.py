@@ -90,14 +90,19 @@ def read_labels(path: str | os.PathLike, class_names: Sequence[str], drawn: Coll
         elif key not in ("", normalize_name(UNKNOWN)):
             unknown.append((file, label))
     if unknown:
-        file, label = unknown[0]
-        others = f", as are {len(unknown) - 1} other labels" if len(unknown) > 1 else ""
-        raise ValueError(
-            f"{path} labels {file} as {label!r}, which is none of the {len(class_names)} classes{others}."
-            f"{contrast_spellings(label, class_names, 'the class names')} Write the name of a class, "
-            f"{NONE_OF_THESE!r}, {UNKNOWN!r}, or nothing."
-        )
+        raise _no_class(path, unknown, class_names)
     return labels
+
+
+def _no_class(path: str | os.PathLike, rows: Sequence[tuple[str, str]], class_names: Sequence[str]) -> ValueError:
+    """What there is to say of rows `(file, label)` whose labels are no class."""
+    file, label = rows[0]
+    others = f", as are {len(rows) - 1} other labels" if len(rows) > 1 else ""
+    return ValueError(
+        f"{path} labels {file} as {label!r}, which is none of the {len(class_names)} classes{others}."
+        f"{contrast_spellings(label, class_names, 'the class names')} Write the name of a class, {NONE_OF_THESE!r}, "
+        f"{UNKNOWN!r}, or nothing."
+    )
 
 
 def _check_files(path: str | os.PathLike, files: Sequence[str], drawn: Collection[str]) -> None:

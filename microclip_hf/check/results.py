@@ -13,7 +13,7 @@ from ..evaluation.page import markdown_table
 from ..files import write_whole
 from ..plots import plot_check
 from .estimates import Comparison, Estimate, compare
-from .folder import MODELS, Check
+from .folder import MODELS, PAGE, Check
 from .labels import NO_CLASS, read_labels, read_rows
 
 
@@ -33,29 +33,15 @@ def measure(check: Check) -> dict[str, Any]:
     """
     labels = read_labels(check.labels, check.record.class_names, set(check.drawn))
     if not labels:
-        raise ValueError(f"{check.labels} has no label yet; label its photos, which label.html shows.")
-    files = list(labels)
-    truths = np.array(list(labels.values()))
-    right = check.predicted(files) == truths[:, None]
+        raise ValueError(f"{check.labels} has no label yet; label its photos, which {PAGE} shows.")
+    right = check.predicted(list(labels)) == np.array(list(labels.values()))[:, None]
     strata_of = dict(zip(check.record.order, check.record.strata, strict=True))
-    strata = np.array([strata_of[file] for file in files])
+    strata = np.array([strata_of[file] for file in labels])
     differs = np.array(check.record.differs)
     sizes = np.bincount(check.record.strata, minlength=len(differs))
     found = compare(right, strata, differs, sizes)
+    counts = {"photos_on_which_they_differ": int(sizes[differs].sum()), **_count(check, labels)}
     status = judge(found.difference)
-    rows = read_rows(check.labels)
-    num_unknown = sum(bool(row[1].strip()) and row[0] not in labels for row in rows)
-    counts = {
-        "photos": len(check.record.order),
-        "photos_left_out": check.record.num_left_out,
-        "photos_on_which_they_differ": int(sizes[differs].sum()),
-        "drawn": len(check.drawn),
-        "labelled": len(labels),
-        "unknown": num_unknown,
-        "without_label": len(check.drawn) - len(labels) - num_unknown,
-        "rows_missing": len(check.drawn) - len(rows),
-        "none_of_these": int((truths == NO_CLASS).sum()),
-    }
     return {
         "status": status,
         "sentence": describe(status, found.difference, counts, check),
@@ -67,6 +53,22 @@ def measure(check: Check) -> dict[str, Any]:
         "models": check.record.sources,
         "seed": check.record.seed,
         "microclip_hf": __version__,
+    }
+
+
+def _count(check: Check, labels: Mapping[str, int]) -> dict[str, int]:
+    """How many photos there are, and labels of every kind."""
+    rows = read_rows(check.labels)
+    num_unknown = sum(bool(row[1].strip()) and row[0] not in labels for row in rows)
+    return {
+        "photos": len(check.record.order),
+        "photos_left_out": check.record.num_left_out,
+        "drawn": len(check.drawn),
+        "labelled": len(labels),
+        "unknown": num_unknown,
+        "without_label": len(check.drawn) - len(labels) - num_unknown,
+        "rows_missing": len(check.drawn) - len(rows),
+        "none_of_these": sum(label == NO_CLASS for label in labels.values()),
     }
 
 

@@ -75,22 +75,14 @@ def start_check(
     """
     if num_labels < 1:
         raise ValueError(f"`num_labels` is {num_labels}; pass 1 or more, such as {NUM_LABELS}.")
-    check_new_folder(output_dir)
-    if not os.path.isdir(inputs.photos):
-        raise ValueError(f"{inputs.photos} is no folder; pass the folder of photos.")
-    if Path(os.path.realpath(output_dir)).is_relative_to(os.path.realpath(inputs.photos)):
-        raise ValueError(
-            f"`output_dir` {output_dir} lies in {inputs.photos}, where {PICTURE} would count as a photo; choose a "
-            "folder outside."
-        )
+    _check_folders(inputs.photos, output_dir)
     class_names, tables = _predict(inputs)
     files = check_tables({"CLIP": tables["clip"], "adapted": tables["adapted"]})
     _check_photos(inputs.photos, files)
     pairs = [[tables[name][file] for name in reversed(MODELS)] for file in files]
     differs = np.array([normalize_name(pair[0].label) != normalize_name(pair[1].label) for pair in pairs])
     draw = draw_photos(differs, np.array([[each.score for each in pair] for pair in pairs]), num_labels, seed)
-    sources = {"clip": inputs.clip, "adapted": inputs.model}
-    sources = {name: os.path.abspath(own) if os.path.exists(own) else own for name, own in sources.items()}
+    sources = {name: os.path.abspath(own) if os.path.exists(own) else own for name, own in _sources(inputs).items()}
     record = DrawRecord(
         photos=os.path.abspath(inputs.photos),
         sources=sources,
@@ -107,6 +99,18 @@ def start_check(
     check = write_check(output_dir, record, tables)
     _write_page(check)
     return check
+
+
+def _check_folders(photos: str, output_dir: str | os.PathLike) -> None:
+    """Refuse a folder for a check that holds one, or where its picture would count as a photo."""
+    check_new_folder(output_dir)
+    if not os.path.isdir(photos):
+        raise ValueError(f"{photos} is no folder; pass the folder of photos.")
+    if Path(os.path.realpath(output_dir)).is_relative_to(os.path.realpath(photos)):
+        raise ValueError(
+            f"`output_dir` {output_dir} lies in {photos}, where {PICTURE} would count as a photo; choose a folder "
+            "outside."
+        )
 
 
 def extend_check(folder: str | os.PathLike, more: int) -> Check:
