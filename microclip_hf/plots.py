@@ -3,7 +3,7 @@
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -158,6 +158,42 @@ def plot_confusion(
         axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=7, color=color)
     figure.colorbar(picture, label="images of the true class (%)", shrink=0.6)
     figure.savefig(path, format="png", dpi=100)
+
+
+def plot_check(
+    path: str | os.PathLike,
+    accuracies: Mapping[str, Mapping[str, float] | None],
+    difference: Mapping[str, float],
+) -> None:
+    """Draw a PNG of accuracies by their titles, and of their difference, each with its interval.
+
+    Each is a fraction, as `value`, `low` and `high`; an accuracy that isn't known is left out.
+    """
+    known = {title: estimate for title, estimate in accuracies.items() if estimate is not None}
+    figure = Figure(figsize=(8, 2.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for row, estimate in enumerate(known.values()):
+        _plot_interval(left, row, estimate, HUES[False][row])
+    texts = [f"{title}\n{_describe_interval(estimate, '.1f')}" for title, estimate in known.items()]
+    left.set_yticks(range(len(known)), texts)
+    left.set(xlabel="right (%)", xlim=(0, 100), ylim=(len(known) - 0.5, -0.5))
+    _plot_interval(right, 0, difference, HUES[False][2])
+    right.axvline(0, color=INK[False], linestyle="--", linewidth=1)
+    right.set_yticks([])
+    right.set_title(f"adapted less CLIP: {_describe_interval(difference, '+.1f')}", fontsize=10)
+    right.set(xlabel="points; above 0, adapting helped", ylim=(-1, 1))
+    with whole_file(path) as incomplete:
+        figure.savefig(incomplete, format="png", dpi=100)
+
+
+def _plot_interval(axes: Axes, row: int, estimate: Mapping[str, float], color: str) -> None:
+    axes.plot([100 * estimate["low"], 100 * estimate["high"]], [row, row], color=color, linewidth=2)
+    axes.plot([100 * estimate["value"]], [row], "o", color=color, markersize=8)
+
+
+def _describe_interval(estimate: Mapping[str, float], form: str) -> str:
+    value, low, high = (format(100 * estimate[name], form) for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
 
 
 def _plot_images(

@@ -29,9 +29,9 @@ NEXT_STEPS: dict[Status, str] = {
     "are about these images. Then lower learning_rate. Where classes are about equally frequent, set "
     "distribution_alignment to true; else raise fairness_weight.",
     "worse": "Use CLIP itself, or try other settings.",
-    "undecided": "Before you use this model, look at the images of each class, or measure it with labels of some.",
+    "undecided": "Before you use this model, look at the images of each class, or label sixty (microclip check).",
     "better": "The command microclip evaluate says how sure this difference is.",
-    "as expected": "This is no proof: look at the images of each class, or measure it with labels of some.",
+    "as expected": "This is no proof: look at the images of each class, or label sixty (microclip check).",
 }
 
 

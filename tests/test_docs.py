@@ -31,7 +31,7 @@ STAND_INS = {
     "me/birds": "user/birds",
 }
 ADAPT = """ --config_overrides '{"prior_weighting": "uniform"}' --num_train_epochs """
-PAGES = [("README.md", 14), ("docs/training.md", 9), ("docs/descriptions.md", 2), ("docs/prediction.md", 7)]
+PAGES = [("README.md", 16), ("docs/training.md", 9), ("docs/descriptions.md", 2), ("docs/prediction.md", 7)]
 PUSHED = {
     "README.md": {"user/birds"},
     "docs/training.md": {"user/shapes"},
@@ -86,6 +86,13 @@ def run_block_apart(language, block, hub, folder):
     assert result.returncode == 0, f"{block}\n{result.stdout}\n{result.stderr}"
 
 
+def label_photos(table):
+    """What a person does between two commands."""
+    head, *rows = table.read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 48 and all(row.endswith(".png,") for row in rows)
+    table.write_text("\n".join([head, *(f"{row}red disc" for row in rows)]), encoding="utf-8")
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("page", "count"), PAGES)
 def test_every_code_block(workplace, page, count, monkeypatch):
@@ -119,6 +126,8 @@ def test_every_code_block(workplace, page, count, monkeypatch):
                 if "--output_dir adapted\n" in block:
                     shutil.rmtree("adapted", ignore_errors=True)
                 block = f"{block.rstrip()}{ADAPT}{2 if 'resume' in block else 1}\n"
+            elif "check --finish" in block:
+                label_photos(Path("check", "to_label.csv"))
             if "--config_file" in block:
                 block = re.sub(
                     r"accelerate launch --config_file \S+", "torchrun --standalone --nproc_per_node 2", block
@@ -134,6 +143,7 @@ def test_every_code_block(workplace, page, count, monkeypatch):
         assert (workplace / "by_python" / "model.safetensors").exists()
         assert len((workplace / "labels.csv").read_text().splitlines()) == 1 + 48
         assert (workplace / "results" / "results.json").exists()
+        assert (workplace / "check" / "check.json").exists()
 
 
 @pytest.mark.parametrize(

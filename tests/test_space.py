@@ -61,6 +61,10 @@ def demo(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, adapted, demo):
     """Address and log of the page, which runs from the gathered folder alone."""
+    yield from serve(tmp_path_factory, {"MICROCLIP_MODELS": ",".join([demo, *adapted, "/no/such/model"])})
+
+
+def serve(tmp_path_factory, variables):
     space = tmp_path_factory.mktemp("space") / "flat"
     subprocess.run(["make", "space-folder", f"SPACE_FOLDER={space}"], cwd=ROOT, check=True, capture_output=True)
     with socket.socket() as free:
@@ -69,7 +73,7 @@ def server(tmp_path_factory, adapted, demo):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
         "GRADIO_SERVER_PORT": str(port),
         "GRADIO_TEMP_DIR": str(space.parent / "cache"),
-        "MICROCLIP_MODELS": ",".join([demo, *adapted, "/no/such/model"]),
+        **variables,
     }
     log = space.parent / "log"
     with open(log, "w") as stream:
@@ -366,3 +370,88 @@ def test_nothing_is_fetched_from_elsewhere(browser, server):
     script = "return performance.getEntriesByType('resource').map(entry => entry.name)"
     assert [url for url in browser.execute_script(script) if not url.startswith((server[0], "data:", "blob:"))] == []
     assert console_errors(browser) == []
+
+
+# Labelling
+
+
+@pytest.fixture(scope="module")
+def check_folder(tmp_path_factory):
+    """A check of twelve photos, of models that differ on half of them; one photo is gone."""
+    from microclip_hf.check import CheckInputs, start_check
+    from microclip_hf.prediction.predictions import column_names
+
+    folder = tmp_path_factory.mktemp("check")
+    (folder / "photos").mkdir()
+    names = ["red disc", "blue *bar*", "green square"]
+    for index in range(12):
+        Image.new("RGB", (64, 48), "tan").save(folder / "photos" / f"{index}.png")
+    for step, file in ((1, "clip.csv"), (2, "adapted.csv")):
+        rows = [[f"{i}.png", names[i * step % 3], 0.9, names[(i * step + 1) % 3], 0.1] for i in range(12)]
+        with open(folder / file, "w", encoding="utf-8", newline="") as stream:
+            csv.writer(stream).writerows([column_names(2), *rows])
+    inputs = CheckInputs(str(folder / "photos"), str(folder / "adapted.csv"), str(folder / "clip.csv"))
+    start_check(inputs, folder / "check", num_labels=12)
+    return folder / "check"
+
+
+@pytest.fixture(scope="module")
+def check_server(tmp_path_factory, check_folder):
+    yield from serve(tmp_path_factory, {"MICROCLIP_CHECK": str(check_folder)})
+
+
+def labels_of(folder):
+    with open(folder / "to_label.csv", encoding="utf-8", newline="") as file:
+        return [row[1] for row in csv.reader(file)][1:]
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_photos_are_labelled_by_keys_and_saved_at_once(browser, check_server, check_folder, width, scheme):
+    """Each key labels the photo that is shown, goes on, and is in the table; the arrows only go."""
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    from microclip_hf.check.folder import read_check
+    from microclip_hf.check.labels import read_rows, set_label
+
+    for file, _ in read_rows(check_folder / "to_label.csv"):
+        set_label(check_folder / "to_label.csv", file, "")
+    own = read_check(check_folder)
+    files = [row[0] for row in read_rows(check_folder / "to_label.csv")]
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    metrics = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(f"{check_server[0]}?__theme={scheme}")
+
+    def press(key, text):
+        ActionChains(browser).send_keys(key).perform()
+        wait_for(browser, "#label_heading", lambda heading: text in heading.text)
+
+    wait_for(browser, "#label_heading", lambda heading: "Photo 1:" in heading.text)
+    wait_for(browser, "#label_photo img")
+    press("2", "Photo 2:")
+    press("0", "Photo 3:")
+    press("u", "Photo 4:")
+    press(Keys.ARROW_LEFT, "This one: unknown")
+    press("1", "Photo 4:")  # corrected, and on to the next without a label
+    press(Keys.ARROW_RIGHT, "Photo 5:")
+    expected = [own.candidates(files[0])[1], "none of these", own.candidates(files[2])[0]]
+    assert labels_of(check_folder) == [*expected, *[""] * 9]
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    save_screenshot(browser, f"label_{width}_{scheme}.png")
+    for number in range(12):
+        if not labels_of(check_folder)[(number + 4) % 12]:
+            press(
+                "1",
+                "All are labelled" if number == 11 else f"{len(list(filter(None, labels_of(check_folder)))) + 1} of",
+            )
+    assert all(labels_of(check_folder)) and console_errors(browser) == []
+
+
+def test_a_folder_that_is_no_check_is_told(tmp_path):
+    environment = {**os.environ, "MICROCLIP_CHECK": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "examples" / "space" / "app.py")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr.splitlines()[-1].startswith(f"app.py: {tmp_path} has no draw.json")

@@ -5,12 +5,14 @@ A page to try adapted models on: photos in, label bars, where the model looks, a
 
 needs `pip install ".[demo]"`. `MICROCLIP_MODELS=me/birds,folder` offers adapted models, Hub ids or folders; the first
 is chosen at start, and the small model of rendered birds comes last. `make space` offers the demo's model, once there
-is one. GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say where it listens (127.0.0.1:7860).
+is one. `MICROCLIP_CHECK=check` adds a tab that labels the photos of that folder of `microclip check`.
+GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say where it listens (127.0.0.1:7860).
 """
 
 import csv
 import dataclasses
 import os
+import sys
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -46,6 +48,8 @@ BIRDS = HERE / "birds"
 BIRDWORLD = next(folder / "birdworld" for folder in (HERE, HERE.parent) if (folder / "birdworld").is_dir())
 BIRD_MODEL = "rendered birds (built in)"
 MODELS = [*filter(None, map(str.strip, os.environ.get("MICROCLIP_MODELS", "").split(","))), BIRD_MODEL]
+# A folder of `microclip check`, whose photos a tab labels; it needs the extra train.
+CHECK = os.environ.get("MICROCLIP_CHECK")
 VIEWS = {"[FG] attention": "fg_attention", "salient patches": "saliency_mask"}
 NUM_BARS = 5
 COLUMNS = column_names(2)
@@ -227,6 +231,11 @@ def build_page() -> gr.Blocks:
         gr.Markdown(ABOUT)
         model = gr.Dropdown(MODELS, value=MODELS[0], label="Model", elem_id="model", visible=len(MODELS) > 1)
         about = gr.Markdown()
+        if CHECK:
+            from labelling import build_labelling
+
+            with gr.Tab("Label photos"):
+                build_labelling(page, CHECK)
         with gr.Tab("One photo"):
             shown = _build_one(model)
         with gr.Tab("Many photos"):
@@ -279,9 +288,11 @@ def main() -> None:
     """Serve the page, on loopback unless Gradio's environment variables say otherwise."""
     font, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
     theme = gr.themes.Default(font=list(map(gr.themes.Font, font)), font_mono=list(map(gr.themes.Font, mono)))
-    build_page().launch(
-        theme=theme, show_error=True, ssr_mode=False, max_file_size=MAX_FILE_SIZE, footer_links=["api"]
-    )
+    try:
+        page = build_page()
+    except ValueError as error:  # of the folder to label
+        sys.exit(f"app.py: {error}")
+    page.launch(theme=theme, show_error=True, ssr_mode=False, max_file_size=MAX_FILE_SIZE, footer_links=["api"])
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ COMMANDS = {
     "evaluate": ("measure a model on images with labels, in every way that it can predict", "train"),
     "predict": ("label a folder of photos, as a CSV file", "train"),
     "explain": ("show where a model looked in a photo, and what it said", "train"),
+    "check": ("say by a few labels whether adapting helped", "train"),
     "push": ("upload an adapted model to the Hub", "train"),
     "convert": ("write a CLIP of open_clip's as transformers does", "train"),
     "export": ("write an adapted model as one ONNX file", "onnx"),

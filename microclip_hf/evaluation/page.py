@@ -35,10 +35,10 @@ def ways_table(report: Mapping[str, Any], show_all: bool = False) -> str:
         rows.append([way["title"], top1, _gain(way, reference), *(_percent(way[name]) for name in COLUMNS)])
     note = "Intervals: 95 %, percentile bootstrap over images."
     if len(ways) == 1:  # there is nothing to compare it with
-        return f"{_table([row[:2] + row[3:] for row in rows])}\n\n{note}"
+        return f"{markdown_table([row[:2] + row[3:] for row in rows])}\n\n{note}"
     return (
-        f"{_table(rows)}\n\nPlus and minus: percentage points of top-1 above and below {title}. Where their interval "
-        f"holds 0, the difference may be chance. {note}"
+        f"{markdown_table(rows)}\n\nPlus and minus: percentage points of top-1 above and below {title}. Where their "
+        f"interval holds 0, the difference may be chance. {note}"
     )
 
 
@@ -59,14 +59,14 @@ def classes_table(report: Mapping[str, Any], ways: Sequence[str], limit: int | N
     classes = sorted(report["classes"], key=lambda row: row["accuracy"][ANSWER])[:limit]
     head = ["top-1 in percent", "images", *(report["ways"][way]["title"] for way in ways)]
     rows = [[row["name"], str(row["images"]), *(_percent(row["accuracy"][way]) for way in ways)] for row in classes]
-    return _table([head, *rows])
+    return markdown_table([head, *rows])
 
 
 def pairs_table(report: Mapping[str, Any], limit: int) -> str:
     """The most confused pairs, as a table in Markdown."""
     pairs = report["confused_pairs"][:limit]
     rows = [[pair["label"], pair["predicted"], str(pair["images"]), _percent(pair["share"])] for pair in pairs]
-    return _table([["true class", "taken for", "images", "of its images (%)"], *rows])
+    return markdown_table([["true class", "taken for", "images", "of its images (%)"], *rows])
 
 
 def describe_images(report: Mapping[str, Any]) -> str:
@@ -158,8 +158,8 @@ def _span(interval: Sequence[float], form: str) -> str:
     return " to ".join(format(100 * value, form) for value in interval)
 
 
-def _table(rows: list[list[str]]) -> str:
-    """The first row is the head; columns are padded, so that it reads well in a terminal too."""
+def markdown_table(rows: list[list[str]]) -> str:
+    """A table in Markdown. The first row is the head; columns are padded, so that it reads well in a terminal too."""
     rows = [[_cell(text) for text in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])

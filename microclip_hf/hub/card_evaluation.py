@@ -48,7 +48,12 @@ def add_results(
     # Without a name huggingface_hub can't write results.
     card.data.model_name = card.data.model_name or os.path.basename(os.path.abspath(folder))
     content = f"{describe_images(report)} Labels only measure.\n\n{ways_table(report, show_all)}\n"
-    card.text = _with_section(card.text, f"## Measured on {report['dataset']}", content)
+    add_section(card, folder, f"## Measured on {report['dataset']}", content)
+
+
+def add_section(card: ModelCard, folder: str | os.PathLike, heading: str, content: str) -> None:
+    """Write a section into a model's card, in place of one of the same heading."""
+    card.text = _with_section(card.text, heading, content)
     save_card(card, Path(folder))
 
 

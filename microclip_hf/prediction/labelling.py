@@ -56,12 +56,17 @@ class LabelSettings:
             Default: 0 on a CPU, else this process's share of the cores.
         exact_pixels (`bool`): decode large JPEGs whole (see [`PixelReader`]).
         tell (`Callable[[str], None]`): what is done with a sentence about a photo that can't be read.
+        title (`str`): of the progress bar.
+        keep_parts (`bool`): leave what was computed beside the output, until [`remove_parts`]; the same call then
+            writes the output again without computing anything.
     """
 
     batch_size: int = 32
     num_workers: int | None = None
     exact_pixels: bool = False
     tell: Callable[[str], None] = print_aside
+    title: str = "Photos"
+    keep_parts: bool = False
 
 
 @dataclass
@@ -119,7 +124,7 @@ def label_photos(
     found = [parts.find() if state.is_main_process else None]
     written: WrittenRows = broadcast_object_list(found)[0]
     batches = _batches(classify, source, written, settings, (state.process_index, state.num_processes))
-    with _progress(source, written, state) as bar:
+    with _progress(source, written, state, settings.title) as bar:
         _write_parts(classify, _load(batches, settings, classify.model.device), parts, settings, bar)
     state.wait_for_everyone()
     if not state.is_main_process:
@@ -128,8 +133,15 @@ def label_photos(
     with whole_file(output) as incomplete:
         write = _write_parquet if output.endswith(PARQUET) else _write_csv
         write(os.fspath(incomplete), counts.follow(parts.read(source.num_shards)), classify.top_k)
-    parts.remove()
+    if not settings.keep_parts:
+        parts.remove()
     return counts
+
+
+def remove_parts(output: str) -> None:
+    """Remove what `keep_parts` left beside an output, if anything."""
+    if os.path.isdir(f"{output}{PARTS}"):
+        RowParts(f"{output}{PARTS}", {}).remove()
 
 
 def print_labels(
@@ -147,7 +159,7 @@ def print_labels(
                 yield _label(classify, batch, settings)
                 bar.update(len(batch.names))
 
-    with _progress(source, WrittenRows(), join_processes(classify.model.device)) as bar:
+    with _progress(source, WrittenRows(), join_processes(classify.model.device), settings.title) as bar:
         _write_rows(file, counts.follow(tables()), classify.top_k)
     return counts
 
@@ -168,11 +180,12 @@ def _load(
     return batches.load(min(workers, most_workers), pin_memory=device.type == "cuda")
 
 
-def _progress(source: PhotoSource, written: WrittenRows, state: PartialState) -> tqdm:
+def _progress(source: PhotoSource, written: WrittenRows, state: PartialState, title: str) -> tqdm:
     """The first process's bar, of its share of the photos."""
     total = None if source.total is None else source.total - written.num_rows
     share = total if total is None or state.num_processes == 1 else -(-total // state.num_processes)
-    title = "Photos" if state.num_processes == 1 else f"Photos (of 1 in {state.num_processes} processes)"
+    if state.num_processes > 1:
+        title = f"{title} (of 1 in {state.num_processes} processes)"
     return tqdm(desc=title, total=share, unit="photo", disable=not state.is_main_process)
 
 

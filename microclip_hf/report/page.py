@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 from PIL import Image
 
@@ -22,6 +21,7 @@ from ..plots import plot_class_sizes, plot_confusion, plot_curves
 from ..run_names import ACCURACIES, FACTS, LABELS, REPORT, REPORT_DIR
 from ..verdict import Verdict, judge
 from .record import ImageLabel, RunRecord, read_record
+from .templates import load_template
 from .thumbnails import Thumbnails, data_uri, percent, truncate
 
 
@@ -74,7 +74,7 @@ def write_report(folder: str | os.PathLike, dataset: Any = None) -> int:
     thumbnails = Thumbnails(record, dataset)
     pictures = folder / REPORT_DIR
     pictures.mkdir(exist_ok=True)
-    page = _load_template().render(
+    page = load_template(TEMPLATE).render(
         title=os.path.basename(os.path.abspath(folder)),
         record=record,
         verdict=_judge(record),
@@ -90,21 +90,13 @@ def write_report(folder: str | os.PathLike, dataset: Any = None) -> int:
         measured=_measure_labels(pictures, record),
         num_missing=len(thumbnails.missing),
         files={"labels": LABELS, "folder": REPORT_DIR, "facts": FACTS},
+        check={"model": os.fspath(folder), "clip": record.facts.get("model") or "CLIP"},
     )
     # A page that shows more than can be shown now isn't lost; of several the first.
     if thumbnails.missing and (folder / REPORT).exists() and not (folder / EARLIER).exists():
         (folder / REPORT).replace(folder / EARLIER)
     write_whole(folder / REPORT, page)
     return len(thumbnails.missing)
-
-
-def _load_template() -> jinja2.Template:
-    # Names of classes and files are anybody's text: escaped, or they would be read as HTML.
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"percent": percent, "name": truncate}
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def _judge(record: RunRecord) -> Verdict:
