@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from tiny_inputs import DESCRIPTIONS, draw_shape
@@ -116,6 +117,35 @@ def test_models_predict_draw_and_are_judged(inputs, tmp_path, monkeypatch, capsy
     fill(Path("check"), {path.name: NAMES[0] for path in photos})
     run("--finish", "check")
     assert "20 of 20 drawn photos have a label, of 48 photos" in capsys.readouterr().out
+
+
+def test_an_interrupted_check_goes_on_with_both_models(inputs, tmp_path, monkeypatch, capsys):
+    """However often it is interrupted, each model sees each photo once, and the files are those of one run."""
+    names = {"class_names": NAMES, "descriptions": DESCRIPTIONS, "prior_weighting": "uniform"}
+    MicroCLIPForImageClassification.from_clip(inputs / "clip", **names).save_pretrained(tmp_path / "adapted")
+    monkeypatch.chdir(tmp_path)
+    options = (inputs / "photos", "--model", "adapted", "--clip", inputs / "clip", "--batch_size", 8, "--output_dir")
+    run(*options, "whole")
+    seen = []
+
+    def forward(model, pixel_values, own=MicroCLIPForImageClassification.forward):
+        seen.append(len(pixel_values))
+        if len(seen) in (3, 5, 12):  # of 6 batches a model
+            seen[-1] = 0
+            raise KeyboardInterrupt
+        return own(model, pixel_values=pixel_values)
+
+    monkeypatch.setattr(MicroCLIPForImageClassification, "forward", forward)
+    for place in ("clip.csv", "clip.csv", "adapted.csv"):
+        with pytest.raises(SystemExit):
+            run(*options, "check")
+        assert f"interrupted; the labels so far are in check/{place}.parts" in capsys.readouterr().err
+        assert not Path("check/draw.json").exists()
+    run(*options, "check")
+    assert sum(seen) == 2 * 48
+    assert {path.name for path in Path("check").iterdir()} == {path.name for path in Path("whole").iterdir()}
+    for path in Path("whole").iterdir():
+        assert Path("check", path.name).read_bytes() == path.read_bytes()
 
 
 def clip_scores(folder, photos):
@@ -413,6 +443,37 @@ def rows(*others):
 def test_odd_tables(place, text, message):
     Path("clip.csv").write_text(text)
     assert message in refused("photos", *BOTH, "--output_dir", "new")
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_tables_of_any_number_of_classes(place, world, drawn, top_k, ending):
+    """As `microclip predict --top_k` writes them; draw and verdict don't depend on the classes after the first."""
+    for name in ("clip", "adapted"):
+        table = pd.read_csv(f"{name}.csv")
+        table["label_3"], table["score_3"] = NAMES[1], 0.01
+        table = table[column_names(top_k)]
+        if ending == "csv":
+            table.to_csv(f"{name}_{top_k}.csv", index=False)
+        else:
+            table.to_parquet(f"{name}_{top_k}.parquet", index=False)
+    models = ("--model", f"adapted_{top_k}.{ending}", "--clip", f"clip_{top_k}.{ending}")
+    run("photos", *models, "--output_dir", "other", "--num_labels", "40")
+    assert rows_of(place / "other") == rows_of(drawn)
+    for folder in (drawn, place / "other"):
+        fill(folder, world[1])
+    expected, results = finish_check("check"), finish_check("other")
+    assert results["difference"] == expected["difference"] and results["strata"] == expected["strata"]
+    own, other = read_check("check"), read_check("other")
+    for file in own.drawn:
+        assert set(other.candidates(file)) <= set(own.candidates(file))
+        assert top_k == 1 or other.candidates(file) == own.candidates(file)
+
+
+def test_a_file_that_is_no_parquet(place):
+    Path("clip.parquet").write_bytes(b"PAR1")
+    line = refused("photos", "--model", "adapted.csv", "--clip", "clip.parquet", "--output_dir", "new")
+    assert "clip.parquet can't be read as a table" in line
 
 
 def test_tables_of_other_classes(place):
