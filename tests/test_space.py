@@ -405,6 +405,23 @@ def labels_of(folder):
         return [row[1] for row in csv.reader(file)][1:]
 
 
+def open_labelling(browser, server, folder, width, scheme):
+    """The tab, before there is any label; returns the files in its order."""
+    from microclip_hf.check.labels import read_rows, set_label
+
+    files = [row[0] for row in read_rows(folder / "to_label.csv")]
+    for file in files:
+        set_label(folder / "to_label.csv", file, "")
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    metrics = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(f"{server[0]}?__theme={scheme}")
+    wait_for(browser, "#label_heading", lambda heading: "Photo 1:" in heading.text)
+    wait_for(browser, "#label_photo img")
+    return files
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_photos_are_labelled_by_keys_and_saved_at_once(browser, check_server, check_folder, width, scheme):
@@ -413,24 +430,14 @@ def test_photos_are_labelled_by_keys_and_saved_at_once(browser, check_server, ch
     from selenium.webdriver.common.keys import Keys
 
     from microclip_hf.check.folder import read_check
-    from microclip_hf.check.labels import read_rows, set_label
 
-    for file, _ in read_rows(check_folder / "to_label.csv"):
-        set_label(check_folder / "to_label.csv", file, "")
+    files = open_labelling(browser, check_server, check_folder, width, scheme)
     own = read_check(check_folder)
-    files = [row[0] for row in read_rows(check_folder / "to_label.csv")]
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    metrics = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    browser.get(f"{check_server[0]}?__theme={scheme}")
 
     def press(key, text):
         ActionChains(browser).send_keys(key).perform()
         wait_for(browser, "#label_heading", lambda heading: text in heading.text)
 
-    wait_for(browser, "#label_heading", lambda heading: "Photo 1:" in heading.text)
-    wait_for(browser, "#label_photo img")
     press("2", "Photo 2:")
     press("0", "Photo 3:")
     press("u", "Photo 4:")
@@ -448,6 +455,25 @@ def test_photos_are_labelled_by_keys_and_saved_at_once(browser, check_server, ch
                 "All are labelled" if number == 11 else f"{len(list(filter(None, labels_of(check_folder)))) + 1} of",
             )
     assert all(labels_of(check_folder)) and console_errors(browser) == []
+
+
+def test_another_class_is_typed_and_keys_work_again(browser, check_server, check_folder):
+    """Its letters label nothing meanwhile; once it is chosen the keys are the next photo's."""
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    open_labelling(browser, check_server, check_folder, 1280, "light")
+    wait_for(browser, "#label_other input").click()
+    ActionChains(browser).send_keys("blu").perform()
+    wait_for(browser, "#label_other [role=option]", lambda option: option.text.strip().endswith("blue *bar*"))
+    assert not any(labels_of(check_folder))
+    ActionChains(browser).send_keys(Keys.ENTER).perform()
+    wait_for(browser, "#label_heading", lambda heading: "Photo 2:" in heading.text)
+    assert browser.find_element("css selector", "#label_other input").get_attribute("value") == ""
+    ActionChains(browser).send_keys("0").perform()
+    wait_for(browser, "#label_heading", lambda heading: "Photo 3:" in heading.text)
+    assert labels_of(check_folder) == ["blue *bar*", "none of these", *[""] * 10]
+    assert console_errors(browser) == []
 
 
 def test_a_folder_that_is_no_check_is_told(tmp_path):
