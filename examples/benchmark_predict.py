@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_step import make_model
+from benchmark_step import bfloat16_instructions, has_bfloat16, make_model
 from benchmark_views import photo
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -31,20 +31,6 @@ from microclip_hf.prediction.labelling import LabelSettings, label_photos
 
 
 SIZES = {"0.5 megapixels": (816, 612), "12 megapixels": (4000, 3000)}
-INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
-
-
-def has_bfloat16() -> bool:
-    """Whether the processor, or the device, computes in bfloat16."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return bool(bfloat16_instructions())
-
-
-def bfloat16_instructions() -> list[str]:
-    """As Linux calls them."""
-    words = set(Path("/proc/cpuinfo").read_text().split()) if os.path.exists("/proc/cpuinfo") else set()
-    return [name for name in INSTRUCTIONS if name in words]
 
 
 def make_classifier(size: str, precision: str) -> Classifier:

@@ -5,12 +5,14 @@ Speed and memory of an adaptation step and of inference, on random weights.
 
 Each kind of step runs in a process of its own, and they take turns, since a machine's speed drifts: a plain CLIP
 vision forward, the published step ("exact"), the same with activation checkpointing, a step with
-`prior_refresh="never"` ("kept prior"), and a plain reference (`naive_step.py`). Just before each turn the speed of a
-large matrix product is measured, in the same precision; shares of that are medians over the turns. Memory is what a
-step needs above weights and views, measured in a process that gives back at once what isn't in use.
+`prior_refresh="never"` ("kept prior"), and a plain reference (`naive_step.py`). "Of plain" is a step's GFLOP/s over
+the plain forward's in the same turn. Just before each step the speed of a large matrix product is measured too, in the
+same precision; it may range widely, which is said. Ratios are medians over the turns. Memory is what a step needs
+above weights and views, measured in a process that gives back at once what isn't in use.
 
 `--crops 0 2 4 8 16` adds exact steps with as many crops, `--num_processes 2` compares that many processes of one
-thread each with one, `--dtype bfloat16` measures labels and student under autocast.
+thread each with one. `--dtype bfloat16` is a run with `--bf16 true --autocast_pseudo_labels true`, and a plain forward
+with weights in bfloat16; where the processor has no instructions for it, float32 is measured.
 """
 
 import argparse
@@ -26,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,6 +53,21 @@ STEPS = ("plain_forward", "exact_step", "checkpointed_step", "kept_prior_step", 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Rows and columns of the matrix product that stands for the machine's peak.
 GEMM_SIZE = 8192 if DEVICE == "cuda" else 2048
+# Of processors that compute in bfloat16, as Linux calls them.
+INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor, or the device, computes in bfloat16."""
+    if DEVICE == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(bfloat16_instructions())
+
+
+def bfloat16_instructions() -> list[str]:
+    """Those of `INSTRUCTIONS` that the processor has."""
+    words = set(Path("/proc/cpuinfo").read_text().split()) if os.path.exists("/proc/cpuinfo") else set()
+    return [name for name in INSTRUCTIONS if name in words]
 
 
 def make_config(model: str) -> MicroCLIPConfig:
@@ -94,9 +112,10 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 def gemm_speed(dtype: torch.dtype) -> float:
-    """FLOPs a second of a large matrix product, the best of three."""
+    """FLOPs a second of a large matrix product into memory that is there already, the best of three."""
     matrix = torch.randn(GEMM_SIZE, GEMM_SIZE, dtype=dtype, device=DEVICE)
-    return 2 * GEMM_SIZE**3 / min(seconds(lambda: matrix @ matrix) for _ in range(3))
+    product = matrix.clone()
+    return 2 * GEMM_SIZE**3 / min(seconds(lambda: torch.mm(matrix, matrix, out=product)) for _ in range(3))
 
 
 class Probe(TrainerCallback):
@@ -281,19 +300,21 @@ class Runner:
         return [connection.recv() for connection in self.connections]
 
     def measure(self) -> None:
-        """One turn: seconds, and the share of the peak."""
+        """One turn: FLOPs a second of the step, and of a matrix product."""
         answers = self.step("speed")
         duration, peak = max(own for own, _ in answers), sum(own for _, own in answers)
-        self.turns.append((duration, self.flops / duration / peak))
+        self.turns.append((self.flops / duration, peak))
 
-    def result(self) -> dict[str, float]:
-        """Medians over the turns."""
-        duration = statistics.median(own for own, _ in self.turns)
+    def result(self, plain: "Runner") -> dict[str, float]:
+        """Medians over the turns, in which the plain forward took its turns too."""
+        speed = statistics.median(own for own, _ in self.turns)
+        ratios = [own / other for (own, _), (other, _) in zip(self.turns, plain.turns, strict=True)]
         return {
-            "images_per_second": round(self.num_images / duration, 3),
-            "gflops": round(self.flops / duration / 1e9, 1),
+            "images_per_second": round(speed * self.num_images / self.flops, 3),
+            "gflops": round(speed / 1e9, 1),
             "gflop_per_image": round(self.flops / self.num_images / 1e9, 2),
-            "share_of_gemm_peak": round(statistics.median(share for _, share in self.turns), 4),
+            "over_plain_forward": round(statistics.median(ratios), 3),
+            "share_of_gemm_peak": round(statistics.median(own / peak for own, peak in self.turns), 4),
             "peak_memory_gb": round(self.memory / 2**30, 3),
         }
 
@@ -305,7 +326,7 @@ class Runner:
 
 
 def measure_steps(options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """All kinds of steps, in turns."""
+    """All kinds of steps, in turns, and the range of the matrix product's GFLOP/s with all cores."""
     plans = {kind: (kind, options, options.num_crops) for kind in STEPS}
     plans |= {f"exact_step_{num_crops}_crops": ("exact_step", options, num_crops) for num_crops in options.crops}
     if options.num_processes > 1:
@@ -318,7 +339,10 @@ def measure_steps(options: argparse.Namespace) -> dict[str, dict[str, float]]:
         for _ in tqdm(range(options.steps), "Turns"):
             for runner in runners.values():
                 runner.measure()
-        return {name: runner.result() for name, runner in runners.items()}
+        results = {name: runner.result(runners["plain_forward"]) for name, runner in runners.items()}
+        peaks = sorted(peak / 1e9 for kind in STEPS for _, peak in runners[kind].turns)
+        gemm = {"least": peaks[0], "median": statistics.median(peaks), "most": peaks[-1]}
+        return results | {"gemm_gflops": {name: round(peak, 1) for name, peak in gemm.items()}}
     finally:
         for runner in runners.values():
             runner.close()
@@ -351,17 +375,23 @@ def main() -> None:
     options = parser.parse_args()
     if options.model not in SIZES:
         make_config(options.model)
+    if options.dtype == "bfloat16" and not has_bfloat16():
+        print("This processor has no instructions for bfloat16, so float32 is measured.")
+        options.dtype = "float32"
     machine = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{platform.processor() or platform.machine()}"
     result = {"model": options.model, "batch_size": options.batch_size, "dtype": options.dtype, "machine": machine}
     result |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    result["bfloat16_instructions"] = bfloat16_instructions()
     result |= measure_steps(options)
     result["inference_ratio"] = {str(size): inference_ratio(options, size) for size in (1, options.batch_size)}
     print(f"{options.model}, batch {options.batch_size}, K = {options.num_crops}, {options.dtype}, {machine}")
-    print(f"{'':24}{'images/s':>10}{'GFLOP/s':>10}{'GFLOP/image':>13}{'of GEMM':>9}{'memory GB':>11}")
+    print(f"{'':24}{'images/s':>10}{'GFLOP/s':>10}{'GFLOP/image':>13}{'of plain':>10}{'of GEMM':>9}{'memory GB':>11}")
     for name, own in result.items():
         if isinstance(own, dict) and "gflops" in own:
             print(f"{name:24}{own['images_per_second']:10.2f}{own['gflops']:10.1f}", end="")
-            print(f"{own['gflop_per_image']:13.2f}{own['share_of_gemm_peak']:9.3f}{own['peak_memory_gb']:11.3f}")
+            print(f"{own['gflop_per_image']:13.2f}{own['over_plain_forward']:10.3f}", end="")
+            print(f"{own['share_of_gemm_peak']:9.3f}{own['peak_memory_gb']:11.3f}")
+    print("matrix product (GEMM): {least} to {most} GFLOP/s, median {median}".format(**result["gemm_gflops"]))
     for size, ratio in result["inference_ratio"].items():
         print(f"inference, batch {size}: {ratio:.3f} x a plain CLIP forward")
     if options.json:

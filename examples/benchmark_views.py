@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from microclip_hf.images import crop_box, cut_square, cut_squares, to_rgb
 from microclip_hf.training.view_datasets import ViewCollator, ViewDataset, ViewSettings
-from microclip_hf.training.views import augment, draft, strong_box, weak_box
+from microclip_hf.training.views import augment, draft, make_views, strong_box, weak_box
 
 
 def photo(width: int, height: int) -> bytes:
@@ -34,11 +34,15 @@ def milliseconds(part: Callable[[np.random.Generator], object]) -> float:
 
 
 def costs(content: bytes, settings: ViewSettings) -> dict[str, float]:
-    """Milliseconds of decoding and of each kind of view."""
+    """Milliseconds of decoding, of each kind of view, and of all together, from the file to arrays."""
     size, ratio = settings.size, settings.crop_ratio
 
     def decode() -> tuple[int, Image.Image]:
         return draft(opened := Image.open(io.BytesIO(content)), size, ratio), to_rgb(opened)
+
+    def all_views(rng: np.random.Generator) -> dict[str, np.ndarray]:
+        opened = Image.open(io.BytesIO(content))
+        return make_views(opened, size, settings.num_crops, ratio, rng, may_draft=True)
 
     full, (scale, image) = Image.open(io.BytesIO(content)).size, decode()
     parts = {
@@ -48,6 +52,7 @@ def costs(content: bytes, settings: ViewSettings) -> dict[str, float]:
         "crops": lambda rng: cut_squares(
             image, [crop_box(*full, ratio, rng) for _ in range(settings.num_crops)], size, scale
         ),
+        "all": all_views,
     }
     return {name: milliseconds(part) for name, part in parts.items()}
 

@@ -10,7 +10,8 @@ from transformers import CLIPConfig
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-STEP_KEYS = {"images_per_second", "gflops", "gflop_per_image", "share_of_gemm_peak", "peak_memory_gb"}
+STEP_KEYS = {"images_per_second", "gflops", "gflop_per_image", "over_plain_forward", "share_of_gemm_peak"}
+STEP_KEYS |= {"peak_memory_gb"}
 
 
 def run(script, folder, *options):
@@ -36,7 +37,10 @@ def test_steps(clip_folder, tmp_path):
     result = run("benchmark_step.py", tmp_path, *options, "--crops", 0, 4)
     kinds = ("plain_forward", "exact_step", "checkpointed_step", "kept_prior_step", "naive_step")
     added = ("exact_step_0_crops", "exact_step_4_crops", "one_thread_step", "distributed_step")
-    assert {name for name, own in result.items() if isinstance(own, dict)} == {*kinds, *added, "inference_ratio"}
+    others = {"inference_ratio", "gemm_gflops"}
+    assert {name for name, own in result.items() if isinstance(own, dict)} == {*kinds, *added, *others}
+    assert result["plain_forward"]["over_plain_forward"] == 1
+    assert 0 < result["gemm_gflops"]["least"] <= result["gemm_gflops"]["median"] <= result["gemm_gflops"]["most"]
     for name in (*kinds, *added):
         assert set(result[name]) == STEP_KEYS and min(result[name].values()) >= 0 < result[name]["share_of_gemm_peak"]
     assert set(result["inference_ratio"]) == {"1", "4"}
@@ -72,5 +76,5 @@ def test_views(tmp_path):
     result = run("benchmark_views.py", tmp_path, "--num_workers", 0)
     assert result.keys() == {"500 x 375", "4000 x 3000"}
     for own in result.values():
-        assert own["milliseconds"].keys() == {"decoding", "weak", "strong", "crops"}
+        assert own["milliseconds"].keys() == {"decoding", "weak", "strong", "crops", "all"}
         assert min(*own["milliseconds"].values(), *own["images_per_second"].values()) > 0
