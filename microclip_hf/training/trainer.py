@@ -20,6 +20,7 @@ from ..modeling_microclip import MicroCLIPForImageClassification
 from ..preparation import Preparation
 from ..saliency import NonFiniteError
 from ..verdict import count_effective
+from .attention import student_attention
 from .checks import (
     check_checkpoint,
     check_countable,
@@ -233,7 +234,8 @@ class MicroCLIPTrainer(EvaluatingTrainer):
                 "'crops'. Let train_dataset hold an 'image' column, or the views."
             )
         pseudo_labels = self.refine_pseudo_labels(inputs)
-        outputs = model(pixel_values=self.normalize(inputs["strong"]))
+        with student_attention(self):
+            outputs = model(pixel_values=self.normalize(inputs["strong"]))
         logits = outputs["logits"].float()
         student_loss = cross_entropy(logits, pseudo_labels)
         fairness, share = self.class_means.fairness(logits)
