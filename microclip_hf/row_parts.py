@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .files import UNFINISHED, whole_file, write_whole
+from .files import UNFINISHED, write_whole
 
 
 FACTS = "facts.json"
@@ -105,8 +106,20 @@ class RowParts:
     def write(self, shard: int, first: int, rows: pa.Table) -> None:
         """Rows of a shard, from the row `first` on."""
         name = f"{shard:06d}-{first:012d}-{first + len(rows):012d}.parquet"
-        with whole_file(self.folder / name) as incomplete:
+        with self.whole_file(self.folder / name) as incomplete:
             pq.write_table(rows, incomplete)
+
+    @contextlib.contextmanager
+    def whole_file(self, path: str | os.PathLike) -> Iterator[str]:
+        """Where to write a file that gets its name once it is complete: in this folder, by a name of this process's
+        own, since processes may outlive a launch that was killed and write the same.
+        """
+        incomplete = self.folder / f"{UNFINISHED}{socket.gethostname()}_{os.getpid()}"
+        try:
+            yield os.fspath(incomplete)
+            incomplete.replace(path)
+        finally:
+            incomplete.unlink(missing_ok=True)
 
     def write_end(self, shard: int, end: int) -> None:
         """A shard has so many rows; any number of processes may say so."""

@@ -4,6 +4,7 @@ import csv
 import errno
 import io
 import itertools
+import os
 import shutil
 import signal
 import tarfile
@@ -276,6 +277,7 @@ CHANGES = {  # What is done before the command is given again, further options, 
     "exact_pixels": (None, ["--exact_pixels", "true"], "whose exact pixels was 'False' and is now 'True'"),
     "classes": (None, ["--classes", "names.txt"], "whose classes was '3 names, "),
     "photos": (lambda: Path("photos/04.png").rename("photos/4.png"), [], "whose photos was '20 files, "),
+    "another photo of that name": (lambda: Path("photos/04.png").write_bytes(b"another"), [], "whose photos was '20"),
     "fewer photos": (lambda: Path("photos/04.png").unlink(), [], "and is now '19 files, "),
 }
 
@@ -338,6 +340,36 @@ def test_missing_rows_are_an_error_and_repeated_ones_count_once(place):
     assert pa.concat_tables(parts.read(1))["file"].to_pylist() == ["a", "b"] * 3
     parts.remove()
     assert not Path("labels.parts").exists()
+
+
+def test_a_table_that_is_named_twice_is_labelled_once(adapted, place, rows):
+    write_tables("Parquet", rows)
+    tables = sorted(map(str, Path().rglob("*.parquet")))
+    assert run(*tables, f"./{tables[0]}", "--model", adapted, "--output", "labels.csv") == 3
+    assert Path("labels.csv").read_text().count("\n") == NUM_PHOTOS + 1
+
+
+def test_processes_agree_on_the_number_of_workers(adapted, place, monkeypatch):
+    """Readers share the rows by their number: machines with other cores must not have more of them."""
+    used = []
+    load = RowBatches.load
+    monkeypatch.setattr(labelling, "gather_object", lambda own: [*own, 1])
+    monkeypatch.setattr(RowBatches, "load", lambda self, workers, **own: used.append(workers) or load(self, 0, **own))
+    assert run("photos", "--model", adapted, "--output", "labels.csv", "--num_workers", 5) == 3
+    assert used == [1]
+
+
+def test_two_processes_may_write_one_file_at_a_time(place, monkeypatch):
+    parts = RowParts("labels.parts", {"of": "a test"})
+    parts.create()
+    with parts.whole_file("labels.csv") as first:
+        Path(first).write_text("whole\n")
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        with parts.whole_file("labels.csv") as second:
+            Path(second).write_text("wh")
+            Path(second).write_text("whole\n")
+        assert Path("labels.csv").read_text() == "whole\n"
+    assert Path("labels.csv").read_text() == "whole\n"
 
 
 def test_workers_give_the_same_rows(adapted, place, rows):

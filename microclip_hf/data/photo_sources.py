@@ -3,6 +3,7 @@
 A source has shards, which are read one by one or by different processes; a row is counted from its shard's start.
 """
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -71,7 +72,7 @@ class PhotoList(PhotoSource, Reader):
         self._paths = [] if isinstance(photos, Dataset) else list(map(str, photos.values()))
         self.total = len(photos)
         self.end = self.total
-        self.facts = facts or {"photos": f"{self.total} files, {digest(self._names)}"}
+        self.facts = facts or {"photos": f"{self.total} files, {digest(map(_describe_file, photos.items()))}"}
 
     def open(self, shard: int, first: int) -> "PhotoList":
         """Itself."""
@@ -149,8 +150,10 @@ def open_photos(sources: Sequence[str], image_column: str | None = None) -> Phot
     """
     if len(sources) == 1 and os.path.exists(os.path.join(sources[0], "state.json")):
         dataset = select_columns(read_saved(sources[0], False), sources[0], image_column, None, False)
-        return PhotoList(_undecoded(dataset), {"photos": _describe_cache(dataset)})
-    files = [file for source in sources for file in table_files(source)]
+        facts = {"photos": _describe_cache(dataset), "image_column": str(image_column)}
+        return PhotoList(_undecoded(dataset), facts)
+    # Several patterns may match a file.
+    files = list({os.path.realpath(file): file for source in sources for file in table_files(source)}.values())
     if not files:
         if image_column is not None:
             raise ValueError(f"Photos that are files have no column; leave `image_column` ({image_column}) out.")
@@ -194,6 +197,14 @@ def digest(texts: Iterable[str]) -> str:
 def _digest_files(files: Iterable[str]) -> str:
     """By names and sizes, so that a folder can be moved."""
     return digest(f"{os.path.basename(file)} {os.path.getsize(file)}" for file in files)
+
+
+def _describe_file(photo: tuple[str, Path]) -> str:
+    """By name and size: cameras call the photos of each card the same."""
+    name, path = photo
+    with contextlib.suppress(OSError):
+        return f"{name} {os.path.getsize(path)}"
+    return name
 
 
 def _describe_cache(dataset: Dataset) -> str:

@@ -28,7 +28,7 @@ from ..configuration_microclip import (
 )
 from ..files import UNFINISHED, check_writable, whole_files
 from ..text_heads import load_tokenizer
-from .settings import ADVICE, check_settings, infer_settings, make_config, make_image_processor
+from .settings import ADVICE, METACLIP_2_ADVICE, check_settings, infer_settings, make_config, make_image_processor
 from .weights import load_weights, rename_weights
 
 
@@ -80,7 +80,6 @@ class OpenClipCheckpoint:
             # What else the keywords say, such as a revision, is another repository's.
             access = {name: self.hub_kwargs[name] for name in ("cache_dir", "token") if name in self.hub_kwargs}
             tokenizer = load_tokenizer((named or CLIP_TOKENIZER).removeprefix(HUB_PREFIX), access, advice)
-        tokenizer.model_max_length = self.config.text_config.max_position_embeddings
         return tokenizer
 
     def find_weights(self) -> Path:
@@ -102,6 +101,9 @@ class OpenClipCheckpoint:
         if len(others) == 1:
             return others[0]
         names = " or ".join(OPEN_CLIP_WEIGHTS)
+        if others:
+            several = abbreviate(sorted(file.name for file in others))
+            raise ValueError(f"{self.source} has several files of weights, {several}. Call the right one {names}.")
         raise ValueError(f"{self.source} has a configuration, {OPEN_CLIP_CONFIG}, and no weights. Add {names}.")
 
     def load(
@@ -119,6 +121,7 @@ class OpenClipCheckpoint:
                 tokenizer doesn't fit the text tower.
         """
         tokenizer = tokenizer or self.load_tokenizer()
+        tokenizer.model_max_length = self.config.text_config.max_position_embeddings
         self._set_end(tokenizer)
         weights = rename_weights(load_weights(self.find_weights(), self.source))
         if dtype == "auto":
@@ -145,6 +148,12 @@ class OpenClipCheckpoint:
                 f"whose end of text is {tokenizer.eos_token_id}. {ADVICE}"
             )
         text_config = self.config.text_config
+        # The bare file of a MetaCLIP 2 looks like a CLIP's, but for its vocabulary.
+        if os.path.isfile(self.source) and highest + 1 != text_config.vocab_size:
+            raise ValueError(
+                f"{self.source} has {text_config.vocab_size} tokens, and this {type(tokenizer).__name__} has "
+                f"{highest + 1}. {METACLIP_2_ADVICE} Else pass its own tokenizer."
+            )
         text_config.bos_token_id, text_config.eos_token_id = tokenizer.bos_token_id, highest
 
 
@@ -168,6 +177,8 @@ def read_open_clip(
     hub_kwargs = hub_kwargs or {}
     if is_bare_file(source):
         return _read_bare_file(source, quick_gelu)
+    if Path(source).suffix in BARE_FILES and not os.path.exists(source):
+        raise ValueError(f"There is no file {source} here.")
     if quick_gelu is not None:
         raise ValueError(f"quick_gelu is for bare files; the configuration of {source} says it. Leave it out.")
     file = None if describe_missing(source, dict(hub_kwargs)) else _find_config(source, hub_kwargs)

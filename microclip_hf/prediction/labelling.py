@@ -15,11 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from ..data.photo_sources import PhotoSource
-from ..files import whole_file
 from ..machine import MAX_WORKERS, num_workers
 from ..row_parts import RowParts, WrittenRows
 from .batches import PixelReader, RowBatch, RowBatches
@@ -124,15 +123,17 @@ def label_photos(
     found = [parts.find() if state.is_main_process else None]
     written: WrittenRows = broadcast_object_list(found)[0]
     batches = _batches(classify, source, written, settings, (state.process_index, state.num_processes))
+    # Readers share the rows by their number, so that all processes have as many.
+    workers = min(gather_object([_num_workers(settings, classify.model.device)]))
     with _progress(source, written, state, settings.title) as bar:
-        _write_parts(classify, _load(batches, settings, classify.model.device), parts, settings, bar)
+        _write_parts(classify, _load(batches, workers, classify.model.device), parts, settings, bar)
     state.wait_for_everyone()
     if not state.is_main_process:
         return None
     counts = LabelCounts()
-    with whole_file(output) as incomplete:
+    with parts.whole_file(output) as incomplete:
         write = _write_parquet if output.endswith(PARQUET) else _write_csv
-        write(os.fspath(incomplete), counts.follow(parts.read(source.num_shards)), classify.top_k)
+        write(incomplete, counts.follow(parts.read(source.num_shards)), classify.top_k)
     if not settings.keep_parts:
         parts.remove()
     return counts
@@ -154,7 +155,8 @@ def print_labels(
 
     def tables() -> Iterator[pa.Table]:
         # Several workers would take turns.
-        for batch in _load(batches, settings, classify.model.device, most_workers=1):
+        workers = min(1, _num_workers(settings, classify.model.device))
+        for batch in _load(batches, workers, classify.model.device):
             if batch.names:
                 yield _label(classify, batch, settings)
                 bar.update(len(batch.names))
@@ -171,13 +173,15 @@ def _batches(
     return RowBatches(source, written, reader, settings.batch_size, place)
 
 
-def _load(
-    batches: RowBatches, settings: LabelSettings, device: torch.device, most_workers: int = MAX_WORKERS
-) -> Iterable[RowBatch]:
-    workers = settings.num_workers
-    if workers is None:  # on a CPU the model itself needs the cores
-        workers = 0 if device.type == "cpu" else num_workers()
-    return batches.load(min(workers, most_workers), pin_memory=device.type == "cuda")
+def _num_workers(settings: LabelSettings, device: torch.device) -> int:
+    if settings.num_workers is not None:
+        return min(settings.num_workers, MAX_WORKERS)
+    # On a CPU the model itself needs the cores.
+    return 0 if device.type == "cpu" else num_workers()
+
+
+def _load(batches: RowBatches, workers: int, device: torch.device) -> Iterable[RowBatch]:
+    return batches.load(workers, pin_memory=device.type == "cuda")
 
 
 def _progress(source: PhotoSource, written: WrittenRows, state: PartialState, title: str) -> tqdm:
@@ -195,24 +199,26 @@ def _write_parts(
     """Write blocks as they are complete, or what there is of them after `MOST_SECONDS`, and when interrupted; those of
     several workers come in turns. Batches are where they would be, whatever was written before.
     """
-    blocks: dict[tuple[int, tuple[int, int]], list[tuple[int, pa.Table]]] = {}
+    blocks: dict[tuple[int, int, int], list[tuple[int, pa.Table]]] = {}
 
-    def write(block: tuple[int, tuple[int, int]]) -> None:
+    def write(block: tuple[int, int, int]) -> None:
         firsts, tables = zip(*blocks.pop(block), strict=True)
         parts.write(block[0], firsts[0], pa.concat_tables(tables))
 
     last = time.monotonic()
     try:
         for batch in batches:
-            block = (batch.shard, batch.block)
+            block = (batch.shard, *batch.block)
             if batch.names:
                 table = _label(classify, batch, settings)
                 blocks.setdefault(block, []).append((batch.first, table))
                 bar.update(len(batch.names))
-            is_due = batch.is_last_of_block or time.monotonic() - last > MOST_SECONDS
-            if is_due and block in blocks:
-                write(block)
+            if time.monotonic() - last > MOST_SECONDS:
+                for each in list(blocks):
+                    write(each)
                 last = time.monotonic()
+            elif batch.is_last_of_block and block in blocks:
+                write(block)
             if batch.end is not None:
                 parts.write_end(batch.shard, batch.end)
     except KeyboardInterrupt as interrupt:

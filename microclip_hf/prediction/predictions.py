@@ -150,4 +150,4 @@ def _find_classes(model_names: Sequence[str], class_names: Sequence[str]) -> lis
             f"{abbreviate(unknown)} are none of the model's {len(model_names)} classes."
             f"{contrast_spellings(unknown[0], model_names, 'the model')} Leave them out, or adapt a CLIP to them too."
         )
-    return sorted(position[normalize_name(name)] for name in class_names)
+    return sorted({position[normalize_name(name)] for name in class_names})
