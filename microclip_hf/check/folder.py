@@ -104,9 +104,10 @@ def check_new_folder(folder: str | os.PathLike) -> None:
         raise ValueError(f"`output_dir` {folder} is a file; pass a folder, new or not.")
     held = [name for name in (DRAW, TO_LABEL) if os.path.exists(os.path.join(folder, name))]
     if held:
+        advice = "Go on with it by --finish or --more, or" if DRAW in held else "Move it away, or"
         raise ValueError(
-            f"`output_dir` {folder} already holds {', '.join(held)}, perhaps with labels. Go on with it by --finish "
-            "or --more, or choose another folder."
+            f"`output_dir` {folder} already holds {', '.join(held)}, perhaps with labels. {advice} choose another "
+            "folder."
         )
 
 

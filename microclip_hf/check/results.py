@@ -121,9 +121,9 @@ def describe(status: Status, difference: Estimate, counts: Mapping[str, int], ch
     more = min(MORE, len(check.record.order) - len(check.drawn))
     if counts["without_label"]:
         return f"{verdict} Label the {counts['without_label']} drawn photos that have no label yet."
-    if more:
+    if any(check.record.differs[stratum] for stratum in check.record.strata[len(check.drawn) :]):
         return f"{verdict} Label {more} more: microclip check --more {more} --output_dir {check.folder}."
-    return f"{verdict} All photos were drawn, and labels of those that are unknown would be needed."
+    return f"{verdict} All photos on which they differ were drawn; labels of those that are unknown would be needed."
 
 
 def accuracies_table(results: Mapping[str, Any]) -> str:

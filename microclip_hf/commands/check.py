@@ -46,7 +46,7 @@ class CheckArguments:
     device: str | None = HfArg(default=None, help="As torch calls it. Default: a GPU if there is one.")
 
 
-@command_frame("check", "labels are as they were; the same command goes on")
+@command_frame("check", "labels are as they were; the same command goes on, for --more it is --more 1")
 def main(arguments: list[str] | None = None) -> None:
     """Draw photos to label, or more of them, or say what their labels say."""
     photos = {"nargs": "*", "help": "The folder of photos; none with --finish and --more."}
