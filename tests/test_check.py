@@ -615,6 +615,20 @@ def test_the_page_shows_each_photo_and_hides_who_said_what(drawn, place):
     assert sorted(order) == sorted(own.drawn) and order != own.drawn
 
 
+def test_as_many_classes_are_shown_with_each_photo(place):
+    """Four, those of both models among them, whether the models differ or not; others vary."""
+    others = [f"other {index}" for index in range(6)]
+    Path("names.txt").write_text("\n".join([*NAMES, *others]))
+    run("photos", *BOTH, "--class_names", "names.txt", "--output_dir", "check")
+    own = read_check("check")
+    shown = {file: own.candidates(file) for file in own.drawn}
+    assert {own.differs[file] for file in shown} == {True, False}
+    for file, names in shown.items():
+        assert len(set(names)) == 4 and names == read_check("check").candidates(file)
+        assert {name for table in own.tables.values() for name in table[file].names[:2]} <= set(names)
+    assert set(others) <= {name for names in shown.values() for name in names}
+
+
 def test_the_page_escapes_and_describes(place):
     Path("descriptions.json").write_text(json.dumps({"red disc": ["<b>round</b> & red"]}))
     run("photos", *BOTH, "--descriptions", "descriptions.json", "--output_dir", "check")

@@ -9,14 +9,13 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageOps
 
-from microclip_hf.check.folder import Check, read_check
+from microclip_hf.check.folder import NUM_CANDIDATES, Check, read_check
 from microclip_hf.check.labels import NONE_OF_THESE, UNKNOWN, read_rows, set_label
 from microclip_hf.check.page import describe_candidates, read_photo
 from microclip_hf.images import UNREADABLE
 
 
 SIDE = 768  # of a photo as it is sent, in pixels
-NUM_CANDIDATES = 4  # the best and the second of two models
 # Keys by what they press. A key held down, or pressed again before the next photo is there, counts once.
 KEYS = {"label_none": "0", "label_unknown": "u", "label_back": "ArrowLeft", "label_skip": "ArrowRight"}
 LISTEN = """() => {
