@@ -201,7 +201,7 @@ def test_undecided_says_what_to_do(drawn, world):
     fill(drawn, world[1], limit=6)
     results = finish_check("check")
     assert results["status"] == "not decided"
-    assert "Label the 34 drawn photos that have no label yet." in results["sentence"]
+    assert "Label the 34 drawn photos that have no label yet." in results["advice"]
     assert results["without_label"] == 34
 
 
@@ -213,7 +213,9 @@ def test_undecided_of_all_drawn_asks_for_more(place, world):
     fill(place / "check", world[1])
     results = finish_check("check")
     assert results["status"] == "not decided"
-    assert results["sentence"].endswith("Label 40 more: microclip check --more 40 --output_dir check.")
+    assert results["advice"] == "Label 40 more: microclip check --more 40 --output_dir check."
+    page = (place / "check" / "check.md").read_text()
+    assert f"{results['sentence']} {results['advice']}" in page and "--output_dir" not in results["sentence"]
 
 
 def test_undecided_asks_for_no_more_where_the_rest_agrees(place, world):
@@ -228,7 +230,7 @@ def test_undecided_asks_for_no_more_where_the_rest_agrees(place, world):
     results = finish_check("check")
     assert len(differ) == results["photos_on_which_they_differ"] and results["drawn"] < results["photos"]
     assert results["status"] == "not decided"
-    assert results["sentence"].endswith(
+    assert results["advice"] == (
         "All photos on which they differ were drawn; labels of those that are unknown would be needed."
     )
 
@@ -432,6 +434,9 @@ def test_a_model_folder_is_known_by_its_weights(place, world):
     assert fingerprint(place / "model") == first
     (place / "model" / "model.safetensors").write_bytes(b"other")
     assert fingerprint(place / "model") != first
+    second = fingerprint(place / "model")
+    (place / "model" / "preprocessor_config.json").write_text("{}")
+    assert fingerprint(place / "model") not in (first, second)
     assert fingerprint("me/on-the-hub") is None
 
 
