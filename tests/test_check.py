@@ -201,7 +201,7 @@ def test_undecided_says_what_to_do(drawn, world):
     fill(drawn, world[1], limit=6)
     results = finish_check("check")
     assert results["status"] == "not decided"
-    assert "Label the 34 drawn photos that have no label yet." in results["sentence"]
+    assert "Label the 34 drawn photos that have no label yet." in results["advice"]
     assert results["without_label"] == 34
 
 
@@ -213,7 +213,26 @@ def test_undecided_of_all_drawn_asks_for_more(place, world):
     fill(place / "check", world[1])
     results = finish_check("check")
     assert results["status"] == "not decided"
-    assert results["sentence"].endswith("Label 40 more: microclip check --more 40 --output_dir check.")
+    assert results["advice"] == "Label 40 more: microclip check --more 40 --output_dir check."
+    page = (place / "check" / "check.md").read_text()
+    assert f"{results['sentence']} {results['advice']}" in page and "--output_dir" not in results["sentence"]
+
+
+def test_undecided_asks_for_no_more_where_the_rest_agrees(place, world):
+    """All 44 on which they differ were drawn, and four of these have a label that names a class."""
+    run("photos", *BOTH, "--output_dir", "check", "--num_labels", "80")
+    own = read_check("check")
+    differ = [file for file in own.drawn if own.differs[file]]
+    for file in own.drawn:
+        set_label(own.labels, file, "unknown" if own.differs[file] else world[1][file])
+    for file in differ[:4]:
+        set_label(own.labels, file, world[1][file])
+    results = finish_check("check")
+    assert len(differ) == results["photos_on_which_they_differ"] and results["drawn"] < results["photos"]
+    assert results["status"] == "not decided"
+    assert results["advice"] == (
+        "All photos on which they differ were drawn; labels of those that are unknown would be needed."
+    )
 
 
 def test_models_that_agree_everywhere_are_equal(place, world):
@@ -248,6 +267,32 @@ def test_more_that_was_interrupted_goes_on(drawn, monkeypatch):
     monkeypatch.chdir(drawn.parent)
     run("--more", "10", "--output_dir", "check")
     assert len(rows_of(drawn)) == 1 + 60
+
+
+def test_more_of_all_that_was_interrupted_goes_on(drawn, monkeypatch):
+    """Though no photo is left to draw, rows that are missing are added; then there is nothing to do."""
+    with monkeypatch.context() as patch:
+        patch.setattr("microclip_hf.check.run.add_files", interrupt)
+        with pytest.raises(SystemExit):
+            run("--more", "80", "--output_dir", "check")
+    run("--more", "1", "--output_dir", "check")
+    assert len(rows_of(drawn)) == 1 + NUM_PHOTOS
+    assert "All 120 photos were drawn already" in refused("--more", "1", "--output_dir", "check")
+
+
+def test_more_that_is_refused_draws_nothing(drawn):
+    edit(drawn / "to_label.csv", "file,label", "photo,class")
+    before = (drawn / "draw.json").read_bytes()
+    assert "expected 'file,label'" in refused("--more", "10", "--output_dir", "check")
+    assert (drawn / "draw.json").read_bytes() == before
+
+
+def test_a_page_that_is_missing_is_written_again(drawn):
+    """As of a drawing that was interrupted before it."""
+    page = (drawn / "label.html").read_bytes()
+    (drawn / "label.html").unlink()
+    assert "has no label yet" in refused("--finish", "check")
+    assert (drawn / "label.html").read_bytes() == page
 
 
 def interrupt(*_):
@@ -340,11 +385,34 @@ def test_labels_are_never_overwritten(drawn, world, monkeypatch):
     assert (drawn / "to_label.csv").read_bytes() == before
     (drawn / "draw.json").unlink()
     line = refused("photos", "--model", "adapted.csv", "--clip", "clip.csv", "--output_dir", "check")
-    assert "already holds to_label.csv" in line
+    assert "already holds to_label.csv" in line and "Move it away" in line and "--finish" not in line
 
 
 def fail(*_):
     raise OSError("No space left on device")
+
+
+def test_the_tab_labels_the_photo_that_is_shown(drawn, world, monkeypatch):
+    """Though rows were sorted and taken away meanwhile, and one is of a photo that wasn't drawn."""
+    pytest.importorskip("gradio", reason="gradio isn't installed; it is in the extra demo")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples" / "space")
+    from labelling import Labelling
+
+    tab = Labelling("check")
+    files = [row[0] for row in rows_of(drawn)[1:]]
+    assert tab.open()[0] == files[0]
+    assert tab.label(files[0], "none of these")[0] == files[1]
+    strange = next(file for file in world[1] if file not in files)
+    rows = [[strange, ""], *reversed(rows_of(drawn)[1:-1])]  # the last is taken away
+    with open(drawn / "to_label.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["file", "label"], *rows])
+    tab.choose(files[1], 0)
+    tab.label(files[-1], "unknown")
+    given = {file: label for file, label in rows_of(drawn)[1:] if label}
+    assert given == {files[0]: "none of these", files[1]: read_check("check").candidates(files[1])[0]}
+    assert strange not in tab.rows() and tab.move(files[1], -1)[0] == files[2]
+    fill(drawn, {strange: "red disc", **world[1]})
+    assert tab.open()[0] == "" and "All are labelled" in tab.open()[1]
 
 
 # What changes between the draw and the end
@@ -366,6 +434,9 @@ def test_a_model_folder_is_known_by_its_weights(place, world):
     assert fingerprint(place / "model") == first
     (place / "model" / "model.safetensors").write_bytes(b"other")
     assert fingerprint(place / "model") != first
+    second = fingerprint(place / "model")
+    (place / "model" / "preprocessor_config.json").write_text("{}")
+    assert fingerprint(place / "model") not in (first, second)
     assert fingerprint("me/on-the-hub") is None
 
 
@@ -547,6 +618,20 @@ def test_the_page_shows_each_photo_and_hides_who_said_what(drawn, place):
     assert all(len(found) > 1 for number, found in places.items() if number > 1)
     order = [row[0] for row in rows_of(drawn)[1:]]
     assert sorted(order) == sorted(own.drawn) and order != own.drawn
+
+
+def test_as_many_classes_are_shown_with_each_photo(place):
+    """Four, those of both models among them, whether the models differ or not; others vary."""
+    others = [f"other {index}" for index in range(6)]
+    Path("names.txt").write_text("\n".join([*NAMES, *others]))
+    run("photos", *BOTH, "--class_names", "names.txt", "--output_dir", "check")
+    own = read_check("check")
+    shown = {file: own.candidates(file) for file in own.drawn}
+    assert {own.differs[file] for file in shown} == {True, False}
+    for file, names in shown.items():
+        assert len(set(names)) == 4 and names == read_check("check").candidates(file)
+        assert {name for table in own.tables.values() for name in table[file].names[:2]} <= set(names)
+    assert set(others) <= {name for names in shown.values() for name in names}
 
 
 def test_the_page_escapes_and_describes(place):

@@ -144,6 +144,13 @@ def test_where_all_have_a_label_nothing_is_uncertain():
     assert (found.low, found.value, found.high) == (0, 0, 0)
 
 
+def test_where_one_is_left_its_label_decides():
+    """By arithmetic: of 30 photos the known sum is 2, and the last adds -1, 0 or 1."""
+    found = stratified_estimate([[4, 1, 2], [0, 1, 5]], DIFFERENCE, [7, 7], 30)
+    assert (found.low, found.high) == pytest.approx((1 / 30, 3 / 30))
+    assert found.value == pytest.approx((3 - 7 / 6) / 30)
+
+
 @settings(max_examples=40)
 @given(
     st.lists(

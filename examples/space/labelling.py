@@ -9,14 +9,13 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageOps
 
-from microclip_hf.check.folder import Check, read_check
+from microclip_hf.check.folder import NUM_CANDIDATES, Check, read_check
 from microclip_hf.check.labels import NONE_OF_THESE, UNKNOWN, read_rows, set_label
 from microclip_hf.check.page import describe_candidates, read_photo
 from microclip_hf.images import UNREADABLE
 
 
 SIDE = 768  # of a photo as it is sent, in pixels
-NUM_CANDIDATES = 4  # the best and the second of two models
 # Keys by what they press. A key held down, or pressed again before the next photo is there, counts once.
 KEYS = {"label_none": "0", "label_unknown": "u", "label_back": "ArrowLeft", "label_skip": "ArrowRight"}
 LISTEN = """() => {
@@ -44,48 +43,50 @@ class Labelling:
         self.check: Check = read_check(folder)
         self.lock = threading.Lock()  # two people's labels are written one after the other
 
-    def rows(self) -> list[list[str]]:
-        """The table as it is now."""
-        return read_rows(self.check.labels)
+    def rows(self) -> dict[str, str]:
+        """Labels by file, in the order of the table as it is now; rows of photos that weren't drawn are left out."""
+        drawn = set(self.check.drawn)
+        return {row[0]: row[1].strip() for row in read_rows(self.check.labels) if row[0] in drawn}
 
     def open(self) -> tuple[Any, ...]:
         """What the page shows first: the first photo without a label."""
         self.check = read_check(self.check.folder)  # as after `--more`
-        return self.show(self._next(-1))
+        return self.show(self._next(""))
 
-    def label(self, position: float, label: str) -> tuple[Any, ...]:
+    def label(self, file: str, label: str) -> tuple[Any, ...]:
         """Label the photo that is shown, and show the next one without a label."""
-        rows = self.rows()
-        if not 0 <= position < len(rows):
-            return self.show(position)
         with self.lock:
-            set_label(self.check.labels, rows[int(position)][0], label)
-        return self.show(self._next(int(position)))
+            if file in self.rows():
+                set_label(self.check.labels, file, label)
+            elif file:
+                gr.Warning(f"{file} has no row in {self.check.labels} any more, so its label isn't kept.")
+        return self.show(self._next(file))
 
-    def choose(self, position: float, number: int) -> tuple[Any, ...]:
+    def choose(self, file: str, number: int) -> tuple[Any, ...]:
         """Label the photo that is shown with one of its classes in question."""
-        rows = self.rows()
-        names = self.check.candidates(rows[int(position)][0]) if 0 <= position < len(rows) else []
-        return self.label(position, names[number]) if number < len(names) else self.show(position)
+        names = self.check.candidates(file) if file in self.rows() else []
+        return self.label(file, names[number]) if number < len(names) else self.show(file)
 
-    def move(self, position: float, step: int) -> tuple[Any, ...]:
-        """Show the photo before or after."""
-        return self.show(min(max(int(position) + step, 0), len(self.rows()) - 1))
+    def move(self, file: str, step: int) -> tuple[Any, ...]:
+        """Show the photo before or after; the last one, where none is shown."""
+        files = list(self.rows())
+        position = files.index(file) + step if file in files else len(files) - 1
+        return self.show(files[min(max(position, 0), len(files) - 1)] if files else "")
 
-    def show(self, position: float) -> tuple[Any, ...]:
-        """Position, heading, photo, what the classes look like, the buttons of classes, and no other class."""
+    def show(self, file: str) -> tuple[Any, ...]:
+        """File, heading, photo, what the classes look like, the buttons of classes, and no other class."""
         rows = self.rows()
-        num_labelled = sum(bool(row[1].strip()) for row in rows)
-        progress = f"{num_labelled} of {len(rows)} photos have a label"
-        if not 0 <= position < len(rows):
-            text = f"### {progress}\n\nAll are labelled. Now: `microclip check --finish {self.check.folder}`"
-            return position, text, None, "", *[gr.update(visible=False)] * NUM_CANDIDATES, None
-        file, label, *_ = rows[int(position)]
+        progress = f"{sum(map(bool, rows.values()))} of {len(rows)} photos have a label"
+        if file not in rows:
+            rest = f"All are labelled. Now: `microclip check --finish {self.check.folder}`"
+            text = f"### {progress}\n\n{rest if all(rows.values()) else 'Load this page again.'}"
+            return "", text, None, "", *[gr.update(visible=False)] * NUM_CANDIDATES, None
         described = describe_candidates(self.check, file)
-        text = f"### Photo {int(position) + 1}: {_plain(file)}\n\n{progress}. This one: {_plain(label) or 'none yet'}."
+        number = list(rows).index(file) + 1
+        text = f"### Photo {number}: {_plain(file)}\n\n{progress}. This one: {_plain(rows[file]) or 'none yet'}."
         buttons = [gr.update(value=f"{number}  {name}", visible=True) for number, (name, _) in enumerate(described, 1)]
         buttons += [gr.update(visible=False)] * (NUM_CANDIDATES - len(buttons))
-        return position, text, self._photo(file), _as_html(described), *buttons, None
+        return file, text, self._photo(file), _as_html(described), *buttons, None
 
     def _photo(self, file: str) -> Image.Image | None:
         try:
@@ -94,11 +95,12 @@ class Labelling:
             gr.Warning(f"{Path(self.check.record.photos, file)} can't be read; put it back, or go on with the next.")
             return None
 
-    def _next(self, position: int) -> int:
-        """The next photo without a label, also from the beginning; their number where all have one."""
+    def _next(self, file: str) -> str:
+        """The next photo without a label, also from the beginning; "" where all have one."""
         rows = self.rows()
-        order = [*range(position + 1, len(rows)), *range(position + 1)]
-        return next((index for index in order if not rows[index][1].strip()), len(rows))
+        files = list(rows)
+        start = files.index(file) + 1 if file in rows else 0
+        return next((each for each in files[start:] + files[:start] if not rows[each]), "")
 
 
 def build_labelling(page: gr.Blocks, folder: str) -> None:
@@ -108,8 +110,8 @@ def build_labelling(page: gr.Blocks, folder: str) -> None:
         ValueError: if the folder holds no check.
     """
     own = Labelling(folder)
-    # The client's, which says what is shown there.
-    position = gr.Number(visible=False)
+    # The client's, which says what is shown there: a file, since numbers of rows change as the table is sorted.
+    file = gr.Textbox(visible=False)
     heading = gr.Markdown(elem_id="label_heading")
     with gr.Row():
         photo = gr.Image(
@@ -126,15 +128,15 @@ def build_labelling(page: gr.Blocks, folder: str) -> None:
                 skip = gr.Button("→  skip", elem_id="label_skip", min_width=120)
             other = gr.Dropdown(own.check.record.class_names, value=None, label="Another class", elem_id="label_other")
             described = gr.HTML(elem_id="label_described")
-    shown = [position, heading, photo, described, *classes, other]
+    shown = [file, heading, photo, described, *classes, other]
     quiet = {"api_visibility": "private", "show_progress": "hidden"}
     for number, button in enumerate(classes):
-        button.click(partial(own.choose, number=number), position, shown, **quiet)
+        button.click(partial(own.choose, number=number), file, shown, **quiet)
     for button, label in ((none, NONE_OF_THESE), (unknown, UNKNOWN)):
-        button.click(partial(own.label, label=label), position, shown, **quiet)
+        button.click(partial(own.label, label=label), file, shown, **quiet)
     for button, step in ((back, -1), (skip, 1)):
-        button.click(partial(own.move, step=step), position, shown, **quiet)
-    other.input(own.label, [position, other], shown, **quiet)
+        button.click(partial(own.move, step=step), file, shown, **quiet)
+    other.input(own.label, [file, other], shown, **quiet)
     page.load(own.open, None, shown, **quiet)
     keys = {name: number for number, name in enumerate(ids, start=1)} | KEYS
     page.load(None, None, None, js=LISTEN % {str(key): name for name, key in keys.items()})

@@ -20,7 +20,8 @@ after each stratum got one more photo, of the outcomes that all strata have (eac
 strata in which all labels are alike aren't taken for certain. Of one stratum and two outcomes this is Wilson's
 interval, with the finite population's correction and `t` of n - H degrees of freedom.
 
-No interval reaches beyond what the photos without a label allow; where all have one it has no width.
+No interval reaches beyond what the photos without a label allow; where all have one it has no width, and where one
+photo is left without a label it reaches from the least that this allows to the most.
 """
 
 import math
@@ -72,6 +73,8 @@ def stratified_estimate(counts: np.ndarray, values: np.ndarray, sizes: np.ndarra
     value = float(sizes @ (counts @ values / drawn)) / population
     # What the photos without a label can add, at the least and at the most.
     lowest, highest = ((known + rest * extreme) / population for extreme in (values.min(), values.max()))
+    if rest == 1:  # no variance of a sample says what one photo is
+        return Estimate(value, min(lowest, value), max(highest, value))
     shift = _Shift(counts, values, sizes, population)
     low, high = (shift.find(value, sign) for sign in (1, -1))
     return Estimate(value, float(np.clip(low, lowest, value)), float(np.clip(high, value, highest)))

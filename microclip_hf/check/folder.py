@@ -22,6 +22,7 @@ DRAW = "draw.json"
 TO_LABEL = "to_label.csv"
 PAGE = "label.html"
 MODELS = ("clip", "adapted")  # also the names of their tables
+NUM_CANDIDATES = 4  # the best and the second of two models
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,18 @@ class Check:
         return {file: record.differs[stratum] for file, stratum in zip(record.order, record.strata, strict=True)}
 
     def candidates(self, file: str) -> list[str]:
-        """The classes in question: what the models hold for best and second, in an order that tells nothing."""
+        """The classes in question, in an order that tells nothing: what the models hold for best and second, and
+        others at random, so that their number doesn't tell where the models differ.
+        """
         names: dict[str, str] = {}
         for table in self.tables.values():
             for name in table[file].names[:2]:
                 names.setdefault(normalize_name(name), name)
-        shuffled = sorted(names.values())
-        random.Random(f"{self.record.seed} {file}").shuffle(shuffled)
+        rng = random.Random(f"{self.record.seed} {file}")
+        others = [name for name in self.record.class_names if normalize_name(name) not in names]
+        fillers = rng.sample(others, min(len(others), NUM_CANDIDATES - len(names)))
+        shuffled = sorted([*names.values(), *fillers])
+        rng.shuffle(shuffled)
         return shuffled
 
     def predicted(self, files: Sequence[str]) -> np.ndarray:
@@ -104,9 +110,10 @@ def check_new_folder(folder: str | os.PathLike) -> None:
         raise ValueError(f"`output_dir` {folder} is a file; pass a folder, new or not.")
     held = [name for name in (DRAW, TO_LABEL) if os.path.exists(os.path.join(folder, name))]
     if held:
+        advice = "Go on with it by --finish or --more, or" if DRAW in held else "Move it away, or"
         raise ValueError(
-            f"`output_dir` {folder} already holds {', '.join(held)}, perhaps with labels. Go on with it by --finish "
-            "or --more, or choose another folder."
+            f"`output_dir` {folder} already holds {', '.join(held)}, perhaps with labels. {advice} choose another "
+            "folder."
         )
 
 

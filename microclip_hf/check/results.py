@@ -45,6 +45,7 @@ def measure(check: Check) -> dict[str, Any]:
     return {
         "status": status,
         "sentence": describe(status, found.difference, counts, check),
+        "advice": advise(status, counts, check),
         **counts,
         "difference": asdict(found.difference),
         **{name: _as_dict(found, index) for index, name in enumerate(MODELS)},
@@ -107,23 +108,32 @@ def judge(difference: Estimate) -> Status:
 
 
 def describe(status: Status, difference: Estimate, counts: Mapping[str, int], check: Check) -> str:
-    """The verdict in a sentence or two."""
+    """The verdict in a sentence."""
     photos = f"on these {counts['photos']} photos"
     if status == "equal":
         return f"Equal: {photos} both are right equally often."
     side = "above" if difference.value >= 0 else "below"
-    verdict = (
+    return (
         f"{status.capitalize()}: {photos} the adapted model is {100 * abs(difference.value):.1f} points {side} "
         f"{check.titles['clip']} (95 % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f})."
     )
+
+
+def advise(status: Status, counts: Mapping[str, int], check: Check) -> str:
+    """What to do where nothing is decided; it names the check's folder."""
     if status != "not decided":
-        return verdict
+        return ""
     more = min(MORE, len(check.record.order) - len(check.drawn))
     if counts["without_label"]:
-        return f"{verdict} Label the {counts['without_label']} drawn photos that have no label yet."
-    if more:
-        return f"{verdict} Label {more} more: microclip check --more {more} --output_dir {check.folder}."
-    return f"{verdict} All photos were drawn, and labels of those that are unknown would be needed."
+        return f"Label the {counts['without_label']} drawn photos that have no label yet."
+    if any(check.record.differs[stratum] for stratum in check.record.strata[len(check.drawn) :]):
+        return f"Label {more} more: microclip check --more {more} --output_dir {check.folder}."
+    return "All photos on which they differ were drawn; labels of those that are unknown would be needed."
+
+
+def told(results: Mapping[str, Any]) -> str:
+    """The verdict, and what to do."""
+    return f"{results['sentence']} {results['advice']}".rstrip()
 
 
 def accuracies_table(results: Mapping[str, Any]) -> str:
@@ -146,7 +156,7 @@ def results_page(results: Mapping[str, Any]) -> str:
     models = "\n".join(f"- {results['titles'][name]}: {source}" for name, source in results["models"].items())
     parts = [
         "# Did it help?",
-        results["sentence"],
+        told(results),
         accuracies_table(results),
         describe_labels(results),
         f"![Both accuracies, and their difference, with intervals]({PICTURE})",

@@ -21,6 +21,7 @@ from ..prediction.labelling import LabelSettings, label_photos
 from ..text_heads import abbreviate, normalize_name
 from .folder import (
     MODELS,
+    PAGE,
     Check,
     DrawRecord,
     check_new_folder,
@@ -31,7 +32,7 @@ from .folder import (
     write_check,
     write_record,
 )
-from .labels import add_files
+from .labels import add_files, read_rows
 from .page import write_page
 from .results import PICTURE, measure, write_results
 from .sampling import draw_photos
@@ -128,7 +129,9 @@ def extend_check(folder: str | os.PathLike, more: int) -> Check:
     check = read_check(folder)
     before = check.record.num_drawn
     after = min(before + more, len(check.record.order))
-    if after == before:
+    # Refused, if at all, before anything is drawn.
+    rows = {row[0] for row in read_rows(check.labels)}
+    if after == before and rows.issuperset(check.drawn):
         raise ValueError(f"All {before} photos were drawn already; label those that have no label yet.")
     check = replace(check, record=replace(check.record, num_drawn=after))
     # First what says which rows belong: rows that are missing are added by the next call.
@@ -145,6 +148,8 @@ def finish_check(folder: str | os.PathLike) -> dict[str, Any]:
         ValueError: if the folder holds no check, a label is no class, or there are too few labels.
     """
     check = read_check(folder)
+    if not (check.folder / PAGE).is_file():  # the drawing was interrupted
+        _write_page(check)
     results = measure(check)
     write_results(check.folder, results)
     return results

@@ -17,7 +17,7 @@ from ..prediction.predictions import column_names
 from ..text_heads import abbreviate
 
 
-WEIGHTS = ("config.json", "*.safetensors", "*.bin")
+MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.bin")
 CHUNK = 1 << 20  # bytes
 
 
@@ -110,9 +110,9 @@ def check_tables(tables: Mapping[str, Table]) -> list[str]:
 
 
 def fingerprint(source: str | os.PathLike) -> str | None:
-    """SHA-256 of a model's weights and configuration in a folder, or of a file; `None` of what isn't here."""
+    """SHA-256 of a model's weights and configurations in a folder, or of a file; `None` of what isn't here."""
     path = Path(source)
-    files = sorted({file for pattern in WEIGHTS for file in path.glob(pattern)}) if path.is_dir() else [path]
+    files = sorted({file for pattern in MODEL_FILES for file in path.glob(pattern)}) if path.is_dir() else [path]
     if not all(map(os.path.isfile, files)) or not files:
         return None
     digest = hashlib.sha256()

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers.hf_argparser import HfArg
 
 from ..check.folder import PAGE, TO_LABEL, Check, is_another_model, read_check
-from ..check.results import PICTURE, RESULTS, RESULTS_PAGE, accuracies_table, describe_labels
+from ..check.results import PICTURE, RESULTS, RESULTS_PAGE, accuracies_table, describe_labels, told
 from ..check.run import NUM_LABELS, CheckInputs, extend_check, finish_check, start_check
 from ..files import check_writable
 from ..hub.card_evaluation import add_section, read_card
@@ -46,7 +46,7 @@ class CheckArguments:
     device: str | None = HfArg(default=None, help="As torch calls it. Default: a GPU if there is one.")
 
 
-@command_frame("check", "labels are as they were; the same command goes on")
+@command_frame("check", "labels are as they were; the same command goes on, for --more it is --more 1")
 def main(arguments: list[str] | None = None) -> None:
     """Draw photos to label, or more of them, or say what their labels say."""
     photos = {"nargs": "*", "help": "The folder of photos; none with --finish and --more."}
@@ -129,7 +129,7 @@ def _finish(folder: str, update_card: bool) -> None:
             )
         card = read_card(model)
     results = finish_check(folder)
-    print(f"{results['sentence']}\n{describe_labels(results)}")
+    print(f"{told(results)}\n{describe_labels(results)}")
     print(f"Saved to {folder}: {RESULTS}, {RESULTS_PAGE}, {PICTURE}.")
     if card is not None:
         content = f"{results['sentence']}\n\n{accuracies_table(results)}\n\n{describe_labels(results)}\n"
