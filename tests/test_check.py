@@ -257,16 +257,16 @@ def test_more_keeps_labels_and_draws_what_a_larger_check_would(drawn, place, wor
     assert finish_check("check")["labelled"] == 70
 
 
-def test_more_that_was_interrupted_goes_on(drawn, monkeypatch):
+def test_more_that_was_interrupted_goes_on(drawn, monkeypatch, capsys):
     """Killed before the rows were written: they are added by the next call, and nothing is refused."""
     monkeypatch.setattr("microclip_hf.check.run.add_files", interrupt)
     with pytest.raises(SystemExit):
         run("--more", "10", "--output_dir", "check")
-    assert len(rows_of(drawn)) == 1 + 40
+    assert len(rows_of(drawn)) == 1 + 40 and "rows that are missing are added by --more 1" in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.chdir(drawn.parent)
-    run("--more", "10", "--output_dir", "check")
-    assert len(rows_of(drawn)) == 1 + 60
+    run("--more", "1", "--output_dir", "check")
+    assert len(rows_of(drawn)) == 1 + 51
 
 
 def test_more_of_all_that_was_interrupted_goes_on(drawn, monkeypatch):
@@ -407,7 +407,8 @@ def test_the_tab_labels_the_photo_that_is_shown(drawn, world, monkeypatch):
     with open(drawn / "to_label.csv", "w", newline="") as file:
         csv.writer(file).writerows([["file", "label"], *rows])
     tab.choose(files[1], 0)
-    tab.label(files[-1], "unknown")
+    with pytest.warns(UserWarning, match="has no row"):
+        tab.label(files[-1], "unknown")
     given = {file: label for file, label in rows_of(drawn)[1:] if label}
     assert given == {files[0]: "none of these", files[1]: read_check("check").candidates(files[1])[0]}
     assert strange not in tab.rows() and tab.move(files[1], -1)[0] == files[2]
@@ -598,6 +599,20 @@ def test_the_card_cites_the_verdict(place, world, capsys):
     (place / "model" / "model.safetensors").write_bytes(b"other")
     with pytest.warns(UserWarning, match="isn't the model any more"):
         assert "leave its card as it is" in refused("--finish", "check", "--update_card", "true")
+
+
+def test_the_card_has_no_advice(place, world):
+    """Which names the folder on this machine."""
+    (place / "model").mkdir()
+    (place / "model" / "README.md").write_text("# A model\n")
+    run("photos", *BOTH, "--output_dir", "check", "--num_labels", "40")
+    record = json.loads((place / "check" / "draw.json").read_text())
+    record["sources"]["adapted"] = "model"
+    (place / "check" / "draw.json").write_text(json.dumps(record))
+    fill(place / "check", world[1], limit=6)
+    run("--finish", "check", "--update_card", "true")
+    card = (place / "model" / "README.md").read_text()
+    assert "Not decided: on these 120 photos" in card and "Label the 34" not in card
 
 
 # The page

@@ -15,6 +15,11 @@ from . import command_frame, naming_options, read_options
 from .options import check_files
 
 
+INTERRUPTED = (
+    "labels are as they were; the same command goes on, but for --more: rows that are missing are added by --more 1"
+)
+
+
 @dataclass
 class CheckArguments:
     """What is compared, and how many photos to label; or which check to go on with."""
@@ -46,7 +51,7 @@ class CheckArguments:
     device: str | None = HfArg(default=None, help="As torch calls it. Default: a GPU if there is one.")
 
 
-@command_frame("check", "labels are as they were; the same command goes on, for --more it is --more 1")
+@command_frame("check", INTERRUPTED)
 def main(arguments: list[str] | None = None) -> None:
     """Draw photos to label, or more of them, or say what their labels say."""
     photos = {"nargs": "*", "help": "The folder of photos; none with --finish and --more."}
