@@ -536,6 +536,15 @@ def test_convert(tiny, oracle, tmp_path):
     assert not (tmp_path / "again").exists()
 
 
+@pytest.mark.usefixtures("default_tokenizer")
+def test_a_bare_file_of_another_vocabulary(oracle, tmp_path):
+    file = forms(oracle / "hf_tokenizer_name", tmp_path)["bare"]
+    with pytest.raises(ValueError, match=r"has 600 tokens, and CLIP's tokenizer, .* has 49408\. Of MetaCLIP 2"):
+        from_clip(file, quick_gelu=False)
+    with pytest.raises(ValueError, match=r"There is no file .*gone\.pt here"):
+        from_clip(tmp_path / "gone.pt", quick_gelu=False)
+
+
 def test_the_tokenizer_must_end_texts_where_the_model_pools(tiny):
     other = make_tokenizer()
     other.eos_token = "!"

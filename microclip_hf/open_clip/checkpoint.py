@@ -80,6 +80,13 @@ class OpenClipCheckpoint:
             # What else the keywords say, such as a revision, is another repository's.
             access = {name: self.hub_kwargs[name] for name in ("cache_dir", "token") if name in self.hub_kwargs}
             tokenizer = load_tokenizer((named or CLIP_TOKENIZER).removeprefix(HUB_PREFIX), access, advice)
+            num_tokens = self.config.text_config.vocab_size
+            # The bare file of a MetaCLIP 2 looks like a CLIP's, but for its vocabulary.
+            if named is None and len(tokenizer) != num_tokens:
+                raise ValueError(
+                    f"{self.source} has {num_tokens} tokens, and CLIP's tokenizer, which would stand in, has "
+                    f"{len(tokenizer)}. {METACLIP_2_ADVICE} Else pass its own tokenizer."
+                )
         return tokenizer
 
     def find_weights(self) -> Path:
@@ -148,12 +155,6 @@ class OpenClipCheckpoint:
                 f"whose end of text is {tokenizer.eos_token_id}. {ADVICE}"
             )
         text_config = self.config.text_config
-        # The bare file of a MetaCLIP 2 looks like a CLIP's, but for its vocabulary.
-        if os.path.isfile(self.source) and highest + 1 != text_config.vocab_size:
-            raise ValueError(
-                f"{self.source} has {text_config.vocab_size} tokens, and this {type(tokenizer).__name__} has "
-                f"{highest + 1}. {METACLIP_2_ADVICE} Else pass its own tokenizer."
-            )
         text_config.bos_token_id, text_config.eos_token_id = tokenizer.bos_token_id, highest
 
 
