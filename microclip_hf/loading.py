@@ -16,7 +16,7 @@ from .configuration_microclip import (
 )
 from .model_sources import announce_download, describe_problem
 from .modeling_microclip import MicroCLIPForImageClassification, check_loading_report, check_weights
-from .open_clip import OPEN_CLIP_CONFIG, is_bare_file, read_open_clip
+from .open_clip import OPEN_CLIP_CONFIG, OpenClipCheckpoint, is_bare_file, read_open_clip
 from .preparation import Preparation
 from .text_heads import encode_heads
 
@@ -76,7 +76,10 @@ def read_model_type(source: str) -> str:
 def read_config(source: str) -> MicroCLIPConfig:
     """The configuration of a saved microCLIP, or of the one that a CLIP becomes, in open_clip's format too."""
     source = source.removeprefix(HUB_PREFIX)
-    checkpoint = read_open_clip(source)
+    return _config_of(source, read_open_clip(source))
+
+
+def _config_of(source: str, checkpoint: OpenClipCheckpoint | None) -> MicroCLIPConfig:
     if checkpoint is None:
         return MicroCLIPConfig.from_pretrained(source)
     return MicroCLIPConfig(clip_config=checkpoint.config)
@@ -93,8 +96,8 @@ def load_clip(
     """
     source = source.removeprefix(HUB_PREFIX)
     announce_download(source)
-    config = read_config(source)
     checkpoint = read_open_clip(source)
+    config = _config_of(source, checkpoint)
     processor = load_image_processor(source, config, {}) if checkpoint is None else checkpoint.image_processor
     Preparation.of(processor, config.clip_config.vision_config.image_size)
     # The text tower has a second head to make before it is dropped.

@@ -132,8 +132,10 @@ def _judge_labels(last: Mapping[str, float], effective: float, num_classes: int)
     if agreement < MIN_HEAD_AGREEMENT:
         share = f"{100 * agreement:.0f} %"
         doubts.append(f"the frozen and the learned text classifier agree on only {share} of the images")
-    if last.get("mixture_agreement", 1.0) < MIN_MIXTURE_AGREEMENT:
-        share = f"{100 * last['mixture_agreement']:.0f} %"
+    was_kept = last.get("training_was_kept", 1) == 1
+    mixture_agreement = last.get("mixture_agreement" if was_kept else "first_mixture_agreement", 1.0)
+    if mixture_agreement < MIN_MIXTURE_AGREEMENT:
+        share = f"{100 * mixture_agreement:.0f} %"
         doubts.append(f"what the images look like agrees with what the texts say of them on only {share}")
     if changes > MAX_LABEL_CHANGES:
         doubts.append(f"{100 * changes:.0f} % of the labels still change")

@@ -135,3 +135,12 @@ def golden_model(golden, golden_features):
     model.classifier.weight.data.copy_(classifier)
     model.prior_head.weight.copy_(prior_head)
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def adapted(clip_folder, tmp_path_factory):
+    """A folder with a model of the names alone."""
+    folder = tmp_path_factory.mktemp("adapted")
+    model = MicroCLIPForImageClassification.from_clip(clip_folder, CLASS_NAMES, prior_weighting="uniform")
+    model.save_pretrained(folder)
+    return folder

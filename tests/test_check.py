@@ -16,7 +16,7 @@ from transformers import AutoProcessor, CLIPModel
 
 from microclip_hf import MicroCLIPForImageClassification
 from microclip_hf.check import finish_check
-from microclip_hf.check.folder import read_check
+from microclip_hf.check.folder import check_new_folder, read_check
 from microclip_hf.check.labels import set_label
 from microclip_hf.check.tables import fingerprint
 from microclip_hf.commands import check
@@ -660,3 +660,10 @@ def test_labelled_photos_leave_the_page(drawn, world):
     fill(drawn, world[1])
     run("--more", "5", "--output_dir", "check")
     assert (drawn / "label.html").read_text().count("data:image/jpeg") == 5
+
+
+def test_tables_of_other_origin_are_left_alone(tmp_path):
+    (tmp_path / "adapted.csv").write_text("mine")
+    with pytest.raises(ValueError, match=r"already holds adapted\.csv.* Move it away"):
+        check_new_folder(tmp_path)
+    assert (tmp_path / "adapted.csv").read_text() == "mine"

@@ -20,11 +20,11 @@ from conftest import CLASS_NAMES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from test_predict import run
 from tiny_inputs import draw_shape
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from microclip_hf import MicroCLIPForImageClassification
-from microclip_hf.commands import predict
 from microclip_hf.data.photo_sources import PhotoList, PhotoStream
 from microclip_hf.images import cut_strip
 from microclip_hf.prediction import batches, labelling
@@ -35,14 +35,6 @@ from microclip_hf.row_parts import RowParts, WrittenRows
 NUM_PHOTOS = 20
 CUTS = (0, 7, 12, NUM_PHOTOS)  # of the files of a table
 STORED = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
-@pytest.fixture(scope="module")
-def adapted(clip_folder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("adapted")
-    model = MicroCLIPForImageClassification.from_clip(clip_folder, CLASS_NAMES, prior_weighting="uniform")
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +59,6 @@ def place(rows, tmp_path, monkeypatch):
     for row in rows:
         Path("photos", row["path"]).write_bytes(row["bytes"])
     return tmp_path
-
-
-def run(*arguments):
-    """The command's exit code, and its error where it is a text."""
-    try:
-        predict.main([*map(str, arguments)])
-    except SystemExit as end:
-        return end.code
-    return 0
 
 
 def write_parquet(path, rows, **columns):

@@ -14,7 +14,6 @@ from conftest import CLASS_NAMES
 from test_distributed import free_port
 from tiny_inputs import draw_shape
 
-from microclip_hf import MicroCLIPForImageClassification
 from microclip_hf.commands import predict
 
 
@@ -22,14 +21,6 @@ TESTS = Path(__file__).parent
 PROGRAM = TESTS / "labelling.py"
 EXAMPLE = TESTS.parent / "examples" / "predict.py"
 TWO = ["--standalone", "--nproc_per_node", "2"]
-
-
-@pytest.fixture(scope="module")
-def adapted(clip_folder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("adapted")
-    model = MicroCLIPForImageClassification.from_clip(clip_folder, CLASS_NAMES, prior_weighting="uniform")
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

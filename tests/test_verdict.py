@@ -113,3 +113,15 @@ def test_a_run_with_missing_descriptions_names_them_at_its_end(inputs, tmp_path,
         "2 of 3 classes had no descriptions ('green square', 'blue bar')" in capsys.readouterr().out.splitlines()[-1]
     )
     assert "2 of 3 classes had no descriptions" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_mixture_that_is_kept_counts():
+    """Where training was taken back, the one of before."""
+    for log, status in (
+        ({"mixture_agreement": 0.6}, "undecided"),
+        ({"mixture_agreement": 0.8, "first_mixture_agreement": 0.6, "training_was_kept": 1.0}, "as expected"),
+        ({"mixture_agreement": 0.6, "first_mixture_agreement": 0.8, "training_was_kept": 0.0}, "as expected"),
+    ):
+        verdict = judge(NAMES, EVEN, [log])
+        assert verdict.status == status
+        assert ("on only 60 %" in verdict.reasons) == (status == "undecided")

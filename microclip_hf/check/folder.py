@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..files import parse_json, read_text, write_whole
-from ..prediction.labelling import remove_parts
+from ..prediction.labelling import has_parts, remove_parts
 from ..text_heads import name_positions, normalize_name
 from .labels import NONE_OF_THESE, UNKNOWN, add_files
 from .tables import Table, copy_table, fingerprint, is_table, read_table
@@ -105,10 +105,13 @@ class Check:
 
 
 def check_new_folder(folder: str | os.PathLike) -> None:
-    """Refuse a folder that holds a check, whose labels would be in danger, or is a file."""
+    """Refuse a folder that holds a check, whose labels would be in danger, or tables of other origin, or is a file."""
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise ValueError(f"`output_dir` {folder} is a file; pass a folder, new or not.")
     held = [name for name in (DRAW, TO_LABEL) if os.path.exists(os.path.join(folder, name))]
+    # Beside those of a check that was interrupted lie the parts that they were made of.
+    tables = [table_path(folder, name) for name in MODELS]
+    held += [path.name for path in tables if path.exists() and not has_parts(os.fspath(path))]
     if held:
         advice = "Go on with it by --finish or --more, or" if DRAW in held else "Move it away, or"
         raise ValueError(

@@ -24,11 +24,6 @@ def read_class_frequencies(path: str | os.PathLike, class_names: list[str]) -> l
     Raises:
         ValueError: if a class has no share, or two, or one that is no such number, or a name is no class.
     """
-    if not os.path.isfile(path):
-        raise ValueError(
-            f"class_frequencies is {str(path)!r}, and there is no such file; pass 'equal', 'estimated', or a CSV or "
-            "JSON file of classes and their shares."
-        )
     text = read_text(path)
     positions = name_positions(class_names)
     rows = _read_json(path, text) if Path(path).suffix.lower() == ".json" else _read_csv(path, text, positions)
@@ -49,6 +44,15 @@ def read_class_frequencies(path: str | os.PathLike, class_names: list[str]) -> l
         raise ValueError(f"{path} holds no share above 0; write how frequent each class is.")
     floored = [max(shares[position] / total, MIN_SHARE / len(class_names)) for position in range(len(class_names))]
     return [share / sum(floored) for share in floored]
+
+
+def check_frequencies(source: str) -> None:
+    """An error unless `class_frequencies` is a word that it may be, or a file."""
+    if source not in ("equal", "estimated") and not os.path.isfile(source):
+        raise ValueError(
+            f"class_frequencies is {source!r}, and there is no such file; pass 'equal', 'estimated', or a CSV or JSON "
+            "file of classes and their shares."
+        )
 
 
 def _read_json(path: str | os.PathLike, text: str) -> list[tuple[str, float]]:

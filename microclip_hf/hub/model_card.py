@@ -27,41 +27,28 @@ METRIC_TITLES = {
     "harmonic_mean": "harmonic mean of the classes' accuracies",
     "expected_calibration_error": "expected calibration error",
 }
-SETTINGS = (
-    "recipe",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "world_size",
-    "learning_rate",
-    "weight_decay",
-    "num_crops",
-    "crop_ratio",
-    "prior_ratio",
-    "label_fusion_ratio",
-    "prior_refresh",
-    "distribution_alignment",
-    "class_mixture",
-    "label_refresh",
-    "class_frequencies",
-    "autocast_pseudo_labels",
-    "fairness_weight",
-    "seed",
-)
-# Those of training, which have no effect on a class mixture.
-TRAINING_SETTINGS = {
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "world_size",
-    "learning_rate",
-    "weight_decay",
-    "label_fusion_ratio",
-    "prior_refresh",
-    "distribution_alignment",
-    "label_refresh",
-    "fairness_weight",
+# Whether a setting is of training alone, and has no effect on a class mixture.
+SETTINGS = {
+    "recipe": False,
+    "num_train_epochs": False,
+    "max_steps": True,
+    "per_device_train_batch_size": True,
+    "gradient_accumulation_steps": True,
+    "world_size": True,
+    "learning_rate": True,
+    "weight_decay": True,
+    "num_crops": False,
+    "crop_ratio": False,
+    "prior_ratio": False,
+    "label_fusion_ratio": True,
+    "prior_refresh": True,
+    "distribution_alignment": True,
+    "class_mixture": False,
+    "label_refresh": True,
+    "class_frequencies": False,
+    "autocast_pseudo_labels": False,
+    "fairness_weight": True,
+    "seed": False,
 }
 HUB_ID = r"[\w.-]+(/[\w.-]+)?"
 CARD = "README.md"
@@ -162,7 +149,7 @@ def eval_results(metrics: Mapping[str, float], **dataset: Any) -> list[EvalResul
 
 def run_settings(config: MicroCLIPConfig, args: MicroCLIPTrainingArguments) -> list[tuple[str, Any]]:
     """Those of the run, and of architecture where they aren't the defaults."""
-    left_out = set(TRAINING_SETTINGS) if args.trains_nothing else set()
+    left_out = {name for name, is_of_training in SETTINGS.items() if is_of_training and args.trains_nothing}
     if args.recipe is None:
         left_out.add("recipe")
     if args.max_steps < 0:

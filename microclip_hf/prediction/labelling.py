@@ -103,7 +103,7 @@ def label_photos(
         classify ([`Classifier`]): what gives the scores.
         source ([`PhotoSource`]): the photos.
         output (`str`): a Parquet file if it ends like one, else CSV with scores of six digits; photos that can't be
-            read have rows without labels.
+            read have rows without labels. A file that exists is replaced.
         settings ([`LabelSettings`], *optional*): how photos are read.
 
     Returns:
@@ -139,9 +139,14 @@ def label_photos(
     return counts
 
 
+def has_parts(output: str) -> bool:
+    """Whether `keep_parts`, or an interruption, left something beside an output."""
+    return os.path.isdir(f"{output}{PARTS}")
+
+
 def remove_parts(output: str) -> None:
     """Remove what `keep_parts` left beside an output, if anything."""
-    if os.path.isdir(f"{output}{PARTS}"):
+    if has_parts(output):
         RowParts(f"{output}{PARTS}", {}).remove()
 
 

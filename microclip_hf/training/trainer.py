@@ -139,7 +139,8 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         self.class_means = ClassMeans(self.accelerator)
         self.diagnostics = Diagnostics(model.num_labels)
         self._known_frequencies = self._read_frequencies(class_names)
-        self.class_frequencies = self._known_frequencies  # (C,), none where all are equal
+        # (C,), none where all are equal
+        self.class_frequencies = None if self.args.class_frequencies == "equal" else self._known_frequencies
         self.mixer = Mixer(self.args, self.accelerator, self.labeler, model.config.fusion_ratio)
         self.mixture: ClassMixture | None = None  # by which the model predicts, once it does
         self._confidences: torch.Tensor | None = None  # of the latest pseudo-labels, where they are known
@@ -165,7 +166,7 @@ class MicroCLIPTrainer(EvaluatingTrainer):
             self.labeler.keep_prior(self._unwrapped_model, self.train_dataset, self.data_collator, is_fresh)
         if self.args.class_mixture or self.args.class_frequencies == "estimated":
             fitted = self.mixer.fit_first(
-                self._unwrapped_model, self.train_dataset, self.data_collator, self._mixture_frequencies
+                self._unwrapped_model, self.train_dataset, self.data_collator, self._known_frequencies
             )
             if self.args.class_frequencies == "estimated":
                 self.class_frequencies = fitted.mixture.frequencies
@@ -354,20 +355,15 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         return self.model_wrapped(pixel_values=self.normalize(views))["logits"]
 
     def _read_frequencies(self, class_names: list[str] | None) -> torch.Tensor | None:
+        """Those (C,) that are known; `None` where they are to be estimated."""
         source = self.args.class_frequencies
-        if source in ("equal", "estimated"):
+        if source == "estimated":
             return None
+        if source == "equal":
+            return torch.full((self.model.num_labels,), 1 / self.model.num_labels, device=self.args.device)
         if class_names is None:
             raise ValueError(f"class_frequencies {source} needs a model whose classes have names.")
         return torch.tensor(read_class_frequencies(source, class_names), device=self.args.device)
-
-    @property
-    def _mixture_frequencies(self) -> torch.Tensor | None:
-        """Those (C,) that a mixture takes for known; it estimates them where there are none."""
-        if self.args.class_frequencies != "equal":
-            return self._known_frequencies
-        num_labels = self.model.num_labels
-        return torch.full((num_labels,), 1 / num_labels, device=self.args.device)
 
     def _adopt_mixture(self, start: dict[str, torch.Tensor]) -> None:
         """Predict by a mixture over the features that training has led to, or else by the first one, with the weights
@@ -377,7 +373,7 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         fitted = self.mixer.first
         metrics = {"mixture_agreement": fitted.agreement}
         if self.state.global_step > 0:
-            last = self.mixer.fit_last(model, self.train_dataset, self.data_collator, self._mixture_frequencies)
+            last = self.mixer.fit_last(model, self.train_dataset, self.data_collator, self._known_frequencies)
             release_whole_weights(model)
             is_kept = last.agreement >= fitted.agreement - MAX_AGREEMENT_LOSS
             metrics = {"mixture_agreement": last.agreement, "first_mixture_agreement": fitted.agreement}

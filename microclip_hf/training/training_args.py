@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from transformers import TrainingArguments
 
+from ..data.class_frequencies import check_frequencies
 from ..images import CROP_RATIO, NUM_CROPS
 from ..machine import num_workers
 from ..recipes import list_recipes, load_recipe
@@ -187,6 +188,7 @@ class MicroCLIPTrainingArguments(TrainingArguments):
         for name, choices in (("prior_refresh", get_args(PriorRefresh)), ("label_refresh", get_args(LabelRefresh))):
             if vars(self)[name] not in choices:
                 raise ValueError(f"{name} is {vars(self)[name]!r}; it must be one of {', '.join(choices)}.")
+        check_frequencies(self.class_frequencies)
         if self.label_refresh == "never" and not self.class_mixture:
             raise ValueError("label_refresh 'never' takes the labels of a class mixture; set class_mixture to true.")
         if self.prior_refresh == "never" and (self.label_refresh == "never" or self.trains_nothing):
