@@ -16,6 +16,7 @@ sub-folder a class), perhaps `names.txt` (default: the sub-folders' names) and `
 
 import argparse
 import contextlib
+import copy
 import io
 import json
 import multiprocessing
@@ -38,25 +39,31 @@ import transformers
 import yaml
 from birdworld.domains import DOMAINS
 from matplotlib.figure import Figure
-from peers import ADAPTING, TRAINING_FREE, Task, load_test
+from peers import ADAPTING, TRAINING_FREE, Task, load_images
 from tqdm import tqdm
 from transformers.trainer_callback import PrinterCallback
 
-from microclip_hf import MicroCLIPTrainingArguments
+from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainingArguments
 from microclip_hf.data.class_names import read_class_names
 from microclip_hf.data.sources import load_image_folder
 from microclip_hf.descriptions.files import read_descriptions
 from microclip_hf.recipes import load_recipe
 from microclip_hf.text_heads import DEFAULT_TEMPLATES
+from microclip_hf.training.mixing import merge_mixture
 
 
 CONFIG = Path(__file__).parent / "configs" / "benchmark_birdworld.yaml"
 # What a cell holds besides numbers and names.
 LISTS = ("pseudo_label_accuracy", "last_log")
 ROLES = ("development", "report")
+# The method that the others are compared with.
+REFERENCE = "recommended"
 MAX_CURVES = 10  # as many as there are colours
 # What a run logs that needs no labels.
 UNLABELLED = (
+    "mixture_agreement",
+    "first_mixture_agreement",
+    "training_was_kept",
     "student_agreement",
     "pseudo_label_confidence",
     "head_agreement",
@@ -211,11 +218,13 @@ def run_cell(config: dict[str, Any], cell: Cell) -> dict[str, Any]:
 
 
 def adapt(task: Task, settings: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Scores `(num_test, C)` after adaptation; by name those of each path and without logit adjustment, where there
-    are such, the pseudo-labels' accuracy, in percent, at every log, and of the last log what needs no labels.
+    """Scores `(num_test, C)` after adaptation; by name those of each path, without logit adjustment, and of the
+    mixture before training, where there are such, the pseudo-labels' accuracy, in percent, at every log, and what was
+    logged last that needs no labels.
     """
     kind = ADAPTING[settings["base"]]
     model = task.build(**{**kind.config, **settings["config"]})
+    untrained = copy.deepcopy(model)
     args = settings["args"] if kind.uses_crops else {**settings["args"], "num_crops": 0}
     with tempfile.TemporaryDirectory() as folder:
         args = MicroCLIPTrainingArguments(
@@ -225,19 +234,30 @@ def adapt(task: Task, settings: dict[str, Any]) -> tuple[torch.Tensor, dict[str,
         trainer = kind(model=model, args=args, train_dataset=task.train, **options)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    logs = [own for own in trainer.state.log_history if "loss" in own] or [{}]
-    model.eval()
-    with torch.no_grad():
-        outputs = [model(pixel_values=pixel_values.to(model.device)) for pixel_values in load_test(task, model)]
-    paths = {name: torch.cat([own[f"{name}_logits"] for own in outputs]) for name in ("cls", "fg")}
-    logits, adjustment = torch.cat([own.logits for own in outputs]), model.logit_adjustment
-    extra = {f"{name}_accuracy": own for name, own in paths.items()} if model.config.fusion_ratio < 1 else {}
+    outputs = predict(model, task)
+    logits, adjustment = outputs["logits"], model.logit_adjustment
+    extra = {}
+    if model.config.fusion_ratio < 1:
+        extra |= {f"{name}_accuracy": outputs[f"{name}_logits"] for name in ("cls", "fg")}
     if adjustment.bias.any():
         extra["unadjusted_accuracy"] = (logits + adjustment.bias) / adjustment.scale
+    if trainer.mixer.first is not None and trainer.state.global_step > 0:
+        merge_mixture(untrained, trainer.mixer.first.mixture)
+        extra["first_mixture_accuracy"] = predict(untrained, task)["logits"]
+    logs = trainer.state.log_history
     name = "pseudo_label_accuracy"
-    extra |= {name: [round(100 * own[name], 2) for own in logs]} if name in logs[-1] else {}
-    extra["last_log"] = {name: round(logs[-1][name], 4) for name in UNLABELLED if name in logs[-1]}
-    return logits, extra
+    extra |= {name: [round(100 * own[name], 2) for own in logs if name in own]}
+    last = {name: value for own in logs for name, value in own.items()}
+    extra["last_log"] = {name: round(last[name], 4) for name in UNLABELLED if name in last}
+    return logits, {name: own for name, own in extra.items() if len(own)}
+
+
+@torch.no_grad()
+def predict(model: MicroCLIPForImageClassification, task: Task) -> dict[str, torch.Tensor]:
+    """The model's logits of the test images `(num_test, C)`, fused and of each path."""
+    model.eval()
+    outputs = [model(pixel_values=pixel_values.to(model.device)) for pixel_values in load_images(task.test, model)]
+    return {name: torch.cat([own[name] for own in outputs]) for name in ("logits", "cls_logits", "fg_logits")}
 
 
 def describe_commit() -> str:
@@ -320,7 +340,7 @@ def run(config: dict[str, Any], cells: list[Cell], folder: Path, num_processes: 
             raise
 
 
-def summarize(records: list[dict[str, Any]], reference: str = "microclip") -> pandas.DataFrame:
+def summarize(records: list[dict[str, Any]], reference: str = REFERENCE) -> pandas.DataFrame:
     """A row for each method and role, best first.
 
     `accuracy`: mean over domains of the mean over seeds, NaN where a domain isn't there yet; `spread`: standard
@@ -353,7 +373,7 @@ def summarize(records: list[dict[str, Any]], reference: str = "microclip") -> pa
     return pandas.DataFrame(rows).sort_values(["role", "accuracy"], ascending=False, ignore_index=True)
 
 
-def as_markdown(records: list[dict[str, Any]], reference: str = "microclip") -> str:
+def as_markdown(records: list[dict[str, Any]], reference: str = REFERENCE) -> str:
     """A table for each role: accuracies by domain, their mean and spread, paired differences, seconds a cell."""
     tables = []
     for role, summary in summarize(records, reference).groupby("role", sort=False):
@@ -392,7 +412,7 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
     for (bars, curves), role in zip(figure.subplots(len(roles), 2, squeeze=False), roles, strict=True):
         frame = pandas.DataFrame([own for own in records if own["role"] == role])
         rows = summary[summary.role == role].dropna(subset="accuracy").iloc[::-1]
-        colors = ["tab:orange" if method == "microclip" else "tab:blue" for method in rows.method]
+        colors = ["tab:orange" if method == REFERENCE else "tab:blue" for method in rows.method]
         bars.barh(rows.method, rows.accuracy, color=colors, alpha=0.6)
         for place, row in enumerate(rows.itertuples()):
             means = frame[frame.method == row.method].groupby("seed").accuracy.mean()

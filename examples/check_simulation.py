@@ -54,10 +54,10 @@ class Population:
 def predict() -> dict[str, Any]:
     """What CLIP with descriptions and the recipe `quick` say of each domain's test pictures, and the truth."""
     import torch
-    from benchmark import adapt, load_config, load_task, settings_of
-    from peers import load_test
+    from benchmark import CONFIG, adapt, load_config, load_task, settings_of
+    from peers import load_images
 
-    config = load_config(Path(__file__).parent / "configs" / "benchmark_mixture.yaml")
+    config = load_config(CONFIG)
     config["num_images"] = {**config["num_images"], "test": NUM_TEST}
     found = {}
     for domain in DOMAINS:
@@ -65,7 +65,7 @@ def predict() -> dict[str, Any]:
         adapted, _ = adapt(task, settings_of(config, "quick"))
         clip = task.build(fusion_ratio=1.0).eval()
         with torch.no_grad():
-            own = torch.cat([clip(pixel_values=pixels).logits for pixels in load_test(task, clip)])
+            own = torch.cat([clip(pixel_values=pixels).logits for pixels in load_images(task.test, clip)])
         found[domain] = {"labels": task.test["label"][:]}
         for name, logits in (("clip", own), ("adapted", adapted)):
             best = logits.float().softmax(-1).max(-1)

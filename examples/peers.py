@@ -9,7 +9,7 @@ description's feature; unit norm all.
 
 import collections
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from datasets import Dataset
+from gaussian_peers import Gaussians, fit_stata, fit_transclip
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils.data import DataLoader
@@ -25,6 +26,7 @@ from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer
 from microclip_hf.images import crop_box, cut_squares, cut_strip, to_rgb
 from microclip_hf.pseudo_labels import composite_embeds
 from microclip_hf.text_heads import DEFAULT_TEMPLATES, encode_texts, match_descriptions, stand_in
+from microclip_hf.training.class_means import ClassMeans
 
 
 BATCH_SIZE = 64
@@ -64,16 +66,16 @@ class Task:
 
 
 @torch.no_grad()
-def encode_test(task: Task, model: MicroCLIPForImageClassification) -> torch.Tensor:
-    """The test images' g, `(num_test, E)`, on the CPU."""
+def encode_images(dataset: Dataset, model: MicroCLIPForImageClassification) -> torch.Tensor:
+    """The images' g, `(num_images, E)`, on the CPU."""
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.cat([model.coarse_embeds(pixel_values) for pixel_values in load_test(task, model)]).cpu()
+    return torch.cat([model.coarse_embeds(pixel_values) for pixel_values in load_images(dataset, model)]).cpu()
 
 
-def load_test(task: Task, model: MicroCLIPForImageClassification) -> Iterator[torch.Tensor]:
-    """The test images as the model takes them, a few at a time."""
-    for start in range(0, len(task.test), BATCH_SIZE):
-        images = [cut_strip(to_rgb(image)) for image in task.test[start : start + BATCH_SIZE]["image"]]
+def load_images(dataset: Dataset, model: MicroCLIPForImageClassification) -> Iterator[torch.Tensor]:
+    """Images as the model takes them, a few at a time."""
+    for start in range(0, len(dataset), BATCH_SIZE):
+        images = [cut_strip(to_rgb(image)) for image in dataset[start : start + BATCH_SIZE]["image"]]
         yield model.image_processor(images, return_tensors="pt")["pixel_values"].to(model.device)
 
 
@@ -101,14 +103,14 @@ def zero_shot(task: Task, templates: list[str] | None = None) -> torch.Tensor:
     """`g . t_c`, the names in templates (arXiv:2103.00020); scores `(num_test, C)`, as of all functions here."""
     model = task.build(keep_text_model=True)
     features = encode_names(model, task.class_names, templates or task.templates)
-    return encode_test(task, model) @ normalize(features.mean(1), dim=-1).T
+    return encode_images(task.test, model) @ normalize(features.mean(1), dim=-1).T
 
 
 @torch.no_grad()
 def cupl(task: Task) -> torch.Tensor:
     """`g . unit(mean_i d_ci)`, the mean of the descriptions (CuPL, arXiv:2209.03320)."""
     model = task.build()
-    return encode_test(task, model) @ normalize(model.classifier.weight, dim=-1).T.cpu()
+    return encode_images(task.test, model) @ normalize(model.classifier.weight, dim=-1).T.cpu()
 
 
 @torch.no_grad()
@@ -132,7 +134,7 @@ def wca(
     rng = np.random.default_rng(task.seed)
     size = model.config.clip_config.vision_config.image_size
     scores = []
-    for example, own in zip(task.test, encode_test(task, model), strict=True):
+    for example, own in zip(task.test, encode_images(task.test, model), strict=True):
         image = to_rgb(example["image"])
         boxes = [crop_box(*image.size, crop_ratio, rng) for _ in range(num_crops)]
         views = list(torch.from_numpy(cut_squares(image, boxes, size)))
@@ -140,6 +142,26 @@ def wca(
         crops = model.coarse_embeds(pixel_values).cpu()
         scores.append((np.exp(image_scale) * crops @ own).softmax(0) @ crops @ torch.stack(head).T)
     return torch.stack(scores)
+
+
+def transclip(task: Task, **settings: Any) -> torch.Tensor:
+    """Gaussians of one variance, which start at confident images (TransCLIP's zero-shot form, [`fit_transclip`])."""
+    return _classify_by_gaussians(task, partial(fit_transclip, **settings))
+
+
+def stata(task: Task, **settings: Any) -> torch.Tensor:
+    """Gaussians that texts hold (StatA, [`fit_stata`])."""
+    return _classify_by_gaussians(task, partial(fit_stata, **settings))
+
+
+@torch.no_grad()
+def _classify_by_gaussians(task: Task, fit: Callable[[torch.Tensor, torch.Tensor, float], Gaussians]) -> torch.Tensor:
+    """Fitted to the training images and the mean of the descriptions; no test image knows of another."""
+    model = task.build()
+    scale, head = float(model.logit_scale), normalize(model.classifier.weight, dim=-1)
+    gaussians = fit(encode_images(task.train, model), head, scale)
+    features = encode_images(task.test, model)
+    return (scale * features @ head.T).log_softmax(-1) + gaussians.scores(features)
 
 
 # ------------------------------------------------------------------------------------------------------- self-training
@@ -288,6 +310,9 @@ class MicroCLIP(MicroCLIPTrainer):
 
     Args:
         learns_head (`bool`): whether the classifier is adapted too.
+        fits_last (`bool`): whether a mixture is fitted to what training has led to; if not, the student predicts.
+        equal_in (`"alignment"` or `"fairness"`, *optional*): what takes classes to be equally frequent, whatever the
+            mixture has found.
         args, kwargs: as in the base class.
     """
 
@@ -295,9 +320,26 @@ class MicroCLIP(MicroCLIPTrainer):
     uses_crops = True
     needs_task = False
 
-    def __init__(self, *args: Any, learns_head: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, learns_head: bool = True, fits_last: bool = True, equal_in: str | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.model.classifier.requires_grad_(learns_head)
+        self.fits_last = fits_last
+        self.equal_in = equal_in
+
+    def start_training(self) -> None:
+        """As in the base class."""
+        super().start_training()
+        if self.equal_in == "alignment":
+            self.labeler.frequencies = None
+        elif self.equal_in == "fairness":
+            self.class_means = ClassMeans(self.accelerator)
+
+    def adopt_mixture(self, start: dict[str, torch.Tensor]) -> None:
+        """As in the base class, unless the student predicts."""
+        if self.fits_last:
+            super().adopt_mixture(start)
 
 
 ADAPTING: dict[str, type[MicroCLIPTrainer]] = {
@@ -312,4 +354,6 @@ TRAINING_FREE = {
     "zero_shot_single": partial(zero_shot, templates=list(DEFAULT_TEMPLATES)),
     "cupl": cupl,
     "wca": wca,
+    "transclip": transclip,
+    "stata": stata,
 }

@@ -132,6 +132,18 @@ _LOOKS = {
     "glare": replace(_OUTDOORS, gain=(1.15, 1.6), haze=(0.05, 0.18), haze_color=(255, 250, 236)),
     "trap": replace(_OUTDOORS, noise=30, tilt=0.6, blur=(0, 3), scale=(46, 68)),
     "rarities": replace(_OUTDOORS, gain=(0.6, 1.0), noise=10, twigs=(1, 3), scale=(48, 70)),
+    "winter": replace(
+        _OUTDOORS, places=("snow", "rock"), grey=(0.2, 0.5), gain=(0.8, 1.05), twigs=(1, 4), scale=(48, 70)
+    ),
+    "feeder": replace(
+        _OUTDOORS,
+        places=("sky", "meadow"),
+        cast=(0.95, 1.08, 0.85),
+        blur=(0, 1.6),
+        tilt=0.5,
+        offset=0.18,
+        scale=(60, 90),
+    ),
 }
 _DOMAINS = (
     Domain("garden", "development", _LOOKS["garden"]),
@@ -147,6 +159,8 @@ _DOMAINS = (
     Domain("glare", "report", _LOOKS["glare"]),
     Domain("trap", "report", _LOOKS["trap"], num_species=39),
     Domain("rarities", "report", _LOOKS["rarities"], absent=2, imbalance=20),
+    Domain("winter", "report", _LOOKS["winter"], num_species=34, absent=6, imbalance=8),
+    Domain("feeder", "report", _LOOKS["feeder"], imbalance=50),
 )
 DOMAINS = {domain.name: domain for domain in _DOMAINS}
 

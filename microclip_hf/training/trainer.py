@@ -183,7 +183,7 @@ class MicroCLIPTrainer(EvaluatingTrainer):
                 f"Training diverged: {error} Start again with a lower learning_rate; it is {self.args.learning_rate}."
             ) from error
         if self.args.class_mixture:
-            self._adopt_mixture(start)
+            self.adopt_mixture(start)
         return output
 
     def check_run(self, checkpoint: str | None = None) -> None:
@@ -339,6 +339,31 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         """Weight decay applies to all trained parameters, LayerNorms included."""
         return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
+    def adopt_mixture(self, start: dict[str, torch.Tensor]) -> None:
+        """Predict by a mixture over the features that training has led to, or else by the first one, with the weights
+        of the `start`.
+        """
+        model = self._unwrapped_model
+        fitted = self.mixer.first
+        metrics = {"mixture_agreement": fitted.agreement}
+        if self.state.global_step > 0:
+            last = self.mixer.fit_last(model, self.train_dataset, self.data_collator, self._known_frequencies)
+            release_whole_weights(model)
+            is_kept = last.agreement >= fitted.agreement - MAX_AGREEMENT_LOSS
+            metrics = {"mixture_agreement": last.agreement, "first_mixture_agreement": fitted.agreement}
+            metrics["training_was_kept"] = float(is_kept)
+            if is_kept:
+                fitted = last
+            else:
+                for name, weight in self._trained_weights():
+                    set_weight(weight, start[name])
+        merge_mixture(model, fitted.mixture)
+        self.mixture = fitted.mixture
+        index = (fitted.labels >= 0).nonzero().flatten()
+        self.diagnostics.record_labels(fitted.labels[index], index, fitted.confidences[index])
+        self.diagnostics.flush(self.accelerator)
+        self.log({**metrics, "effective_classes": count_effective(self.diagnostics.class_counts)})
+
     def leave_group(self) -> None:
         """End what connects the processes of a run, as its last act: Gloo's threads end with the last reference to
         their group, and abort a process that exits before them.
@@ -364,31 +389,6 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         if class_names is None:
             raise ValueError(f"class_frequencies {source} needs a model whose classes have names.")
         return torch.tensor(read_class_frequencies(source, class_names), device=self.args.device)
-
-    def _adopt_mixture(self, start: dict[str, torch.Tensor]) -> None:
-        """Predict by a mixture over the features that training has led to, or else by the first one, with the weights
-        of the `start`.
-        """
-        model = self._unwrapped_model
-        fitted = self.mixer.first
-        metrics = {"mixture_agreement": fitted.agreement}
-        if self.state.global_step > 0:
-            last = self.mixer.fit_last(model, self.train_dataset, self.data_collator, self._known_frequencies)
-            release_whole_weights(model)
-            is_kept = last.agreement >= fitted.agreement - MAX_AGREEMENT_LOSS
-            metrics = {"mixture_agreement": last.agreement, "first_mixture_agreement": fitted.agreement}
-            metrics["training_was_kept"] = float(is_kept)
-            if is_kept:
-                fitted = last
-            else:
-                for name, weight in self._trained_weights():
-                    set_weight(weight, start[name])
-        merge_mixture(model, fitted.mixture)
-        self.mixture = fitted.mixture
-        index = (fitted.labels >= 0).nonzero().flatten()
-        self.diagnostics.record_labels(fitted.labels[index], index, fitted.confidences[index])
-        self.diagnostics.flush(self.accelerator)
-        self.log({**metrics, "effective_classes": count_effective(self.diagnostics.class_counts)})
 
     def _trained_weights(self) -> list[tuple[str, torch.nn.Parameter]]:
         return [named for named in self._unwrapped_model.named_parameters() if named[1].requires_grad]
