@@ -139,7 +139,7 @@ def test_an_interrupted_check_goes_on_with_both_models(inputs, tmp_path, monkeyp
     for place in ("clip.csv", "clip.csv", "adapted.csv"):
         with pytest.raises(SystemExit):
             run(*options, "check")
-        assert f"interrupted; the labels so far are in check/{place}.parts" in capsys.readouterr().err
+        assert f"interrupted; what was computed so far is in check/{place}.parts" in capsys.readouterr().err
         assert not Path("check/draw.json").exists()
     run(*options, "check")
     assert sum(seen) == 2 * 48

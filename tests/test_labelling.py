@@ -27,9 +27,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from microclip_hf import MicroCLIPForImageClassification
 from microclip_hf.data.photo_sources import PhotoList, PhotoStream
 from microclip_hf.images import cut_strip
-from microclip_hf.prediction import batches, labelling
-from microclip_hf.prediction.batches import PixelReader, RowBatches
-from microclip_hf.row_parts import RowParts, WrittenRows
+from microclip_hf.passes import photo_batches, row_pass
+from microclip_hf.passes.photo_batches import PixelReader, RowBatches
+from microclip_hf.passes.row_parts import RowParts, WrittenRows
+from microclip_hf.prediction import labelling
 
 
 NUM_PHOTOS = 20
@@ -54,7 +55,7 @@ def place(rows, tmp_path, monkeypatch):
     """The photos in a folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(batches, "BLOCK", 4)
+    monkeypatch.setattr(photo_batches, "BLOCK", 4)
     Path("photos").mkdir()
     for row in rows:
         Path("photos", row["path"]).write_bytes(row["bytes"])
@@ -336,7 +337,7 @@ def test_processes_agree_on_the_number_of_workers(adapted, place, monkeypatch):
     """Readers share the rows by their number: machines with other cores must not have more of them."""
     used = []
     load = RowBatches.load
-    monkeypatch.setattr(labelling, "gather_object", lambda own: [*own, 1])
+    monkeypatch.setattr(row_pass, "gather_object", lambda own: [*own, 1])
     monkeypatch.setattr(RowBatches, "load", lambda self, workers, **own: used.append(workers) or load(self, 0, **own))
     assert run("photos", "--model", adapted, "--output", "labels.csv", "--num_workers", 5) == 3
     assert used == [1]

@@ -298,7 +298,8 @@ def test_interrupted_the_same_command_goes_on(adapted, photos, monkeypatch, caps
     monkeypatch.setattr(MicroCLIPForImageClassification, "forward", interrupted)
     assert run(*options, "labels.csv") == 128 + signal.SIGINT
     printed = capsys.readouterr()
-    assert "interrupted; the labels so far are in labels.csv.parts, and the same command goes on.\n" in printed.err
+    told = "interrupted; what was computed so far is in labels.csv.parts, and the same command goes on.\n"
+    assert told in printed.err
     assert not Path("labels.csv").exists() and Path("labels.csv.parts").is_dir()
     assert run(*options, "labels.csv") == 0
     assert sizes == [2, 2, 2, 2, 2, 2, 1]  # the third batch twice

@@ -14,14 +14,8 @@ from ..data.class_names import read_class_names
 from ..data.photo_sources import PhotoSource, open_hub_photos, open_photos
 from ..files import check_new_file
 from ..loading import choose_device, load_adapted
-from ..prediction.labelling import (
-    LabelCounts,
-    LabelSettings,
-    join_processes,
-    label_photos,
-    print_aside,
-    print_labels,
-)
+from ..passes.row_pass import join_processes
+from ..prediction.labelling import LabelCounts, LabelSettings, label_photos, print_aside, print_labels
 from ..prediction.predictions import Classifier, column_names
 from . import command_frame, naming_options, read_options
 from .options import AdaptedOptions, check_files
@@ -96,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
         model = load_adapted(options.model).to(device)
     with naming_options("top_k"):
         classify = Classifier(model, class_names, options.top_k, options.precision)
-    settings = LabelSettings(options.batch_size, options.num_workers, options.exact_pixels, _tell)
+    settings = LabelSettings(options.batch_size, options.num_workers, exact_pixels=options.exact_pixels, tell=_tell)
     if options.output is None:
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")
         counts = print_labels(classify, source, sys.stdout, settings)

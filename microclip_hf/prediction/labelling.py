@@ -3,41 +3,34 @@
 import csv
 import os
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any, TextIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from ..data.photo_sources import PhotoSource
-from ..machine import MAX_WORKERS, num_workers
-from ..row_parts import RowParts, WrittenRows
-from .batches import PixelReader, RowBatch, RowBatches
+from ..passes.photo_batches import PixelReader, RowBatch, RowBatches
+from ..passes.row_parts import RowParts, WrittenRows
+from ..passes.row_pass import (
+    PassSettings,
+    compute_rows,
+    count_workers,
+    join_processes,
+    load_batches,
+    progress_bar,
+)
 from .predictions import Classifier, column_names
 
 
 PARTS = ".parts"  # added to the output's name
 PARQUET = ".parquet"
-# Of work that a kill may cost, about, where a block takes longer.
-MOST_SECONDS = 60
-# How long processes wait for the slowest one.
-PATIENCE = timedelta(days=30)
 # Rows of a group of a Parquet file.
 GROUP = 2**16
-
-
-def join_processes(device: torch.device) -> PartialState:
-    """The processes of this launch, which on CPUs find each other too."""
-    return PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
 
 
 def print_aside(text: str) -> None:
@@ -46,25 +39,19 @@ def print_aside(text: str) -> None:
 
 
 @dataclass(frozen=True)
-class LabelSettings:
-    """How photos are read.
+class LabelSettings(PassSettings):
+    """How photos are read and labelled.
 
     Args:
-        batch_size (`int`): photos classified at once.
-        num_workers (`int`, *optional*): processes that read photos for each that classifies; 0 reads them in threads.
-            Default: 0 on a CPU, else this process's share of the cores.
         exact_pixels (`bool`): decode large JPEGs whole (see [`PixelReader`]).
         tell (`Callable[[str], None]`): what is done with a sentence about a photo that can't be read.
-        title (`str`): of the progress bar.
         keep_parts (`bool`): leave what was computed beside the output, until [`remove_parts`]; the same call then
             writes the output again without computing anything.
+        batch_size, num_workers, title, progress: as in the base class.
     """
 
-    batch_size: int = 32
-    num_workers: int | None = None
     exact_pixels: bool = False
     tell: Callable[[str], None] = print_aside
-    title: str = "Photos"
     keep_parts: bool = False
 
 
@@ -112,23 +99,13 @@ def label_photos(
     Raises:
         ValueError: if the folder holds parts of another model, other classes, photos or settings.
     """
-    state = join_processes(classify.model.device)
     settings = settings or LabelSettings()
     facts = {"exact_pixels": str(settings.exact_pixels), **source.facts, **classify.facts()}
     parts = RowParts(f"{output}{PARTS}", facts)
-    if state.is_main_process:
-        parts.create()
-    state.wait_for_everyone()
-    parts.check()
-    found = [parts.find() if state.is_main_process else None]
-    written: WrittenRows = broadcast_object_list(found)[0]
-    batches = _batches(classify, source, written, settings, (state.process_index, state.num_processes))
-    # Readers share the rows by their number, so that all processes have as many.
-    workers = min(gather_object([_num_workers(settings, classify.model.device)]))
-    with _progress(source, written, state, settings.title) as bar:
-        _write_parts(classify, _load(batches, workers, classify.model.device), parts, settings, bar)
-    state.wait_for_everyone()
-    if not state.is_main_process:
+    reader = PixelReader(classify.model.image_processor, settings.exact_pixels)
+    device = classify.model.device
+    compute_rows(parts, source, reader, lambda batch: _label(classify, batch, settings), device, settings)
+    if not join_processes(device).is_main_process:
         return None
     counts = LabelCounts()
     with parts.whole_file(output) as incomplete:
@@ -155,82 +132,21 @@ def print_labels(
 ) -> LabelCounts:
     """The same by one process, as CSV that is written as the photos are labelled."""
     settings = settings or LabelSettings()
-    batches = _batches(classify, source, WrittenRows(), settings, (0, 1))
+    device = classify.model.device
+    reader = PixelReader(classify.model.image_processor, settings.exact_pixels)
+    batches = RowBatches(source, WrittenRows(), reader, settings.batch_size, (0, 1))
     counts = LabelCounts()
 
     def tables() -> Iterator[pa.Table]:
         # Several workers would take turns.
-        workers = min(1, _num_workers(settings, classify.model.device))
-        for batch in _load(batches, workers, classify.model.device):
+        for batch in load_batches(batches, min(1, count_workers(settings, device)), device):
             if batch.names:
                 yield _label(classify, batch, settings)
                 bar.update(len(batch.names))
 
-    with _progress(source, WrittenRows(), join_processes(classify.model.device), settings.title) as bar:
+    with progress_bar(source, WrittenRows(), join_processes(device), settings) as bar:
         _write_rows(file, counts.follow(tables()), classify.top_k)
     return counts
-
-
-def _batches(
-    classify: Classifier, source: PhotoSource, written: WrittenRows, settings: LabelSettings, place: tuple[int, int]
-) -> RowBatches:
-    reader = PixelReader(classify.model.image_processor, settings.exact_pixels)
-    return RowBatches(source, written, reader, settings.batch_size, place)
-
-
-def _num_workers(settings: LabelSettings, device: torch.device) -> int:
-    if settings.num_workers is not None:
-        return min(settings.num_workers, MAX_WORKERS)
-    # On a CPU the model itself needs the cores.
-    return 0 if device.type == "cpu" else num_workers()
-
-
-def _load(batches: RowBatches, workers: int, device: torch.device) -> Iterable[RowBatch]:
-    return batches.load(workers, pin_memory=device.type == "cuda")
-
-
-def _progress(source: PhotoSource, written: WrittenRows, state: PartialState, title: str) -> tqdm:
-    """The first process's bar, of its share of the photos."""
-    total = None if source.total is None else source.total - written.num_rows
-    share = total if total is None or state.num_processes == 1 else -(-total // state.num_processes)
-    if state.num_processes > 1:
-        title = f"{title} (of 1 in {state.num_processes} processes)"
-    return tqdm(desc=title, total=share, unit="photo", disable=not state.is_main_process)
-
-
-def _write_parts(
-    classify: Classifier, batches: Iterable[RowBatch], parts: RowParts, settings: LabelSettings, bar: tqdm
-) -> None:
-    """Write blocks as they are complete, or what there is of them after `MOST_SECONDS`, and when interrupted; those of
-    several workers come in turns. Batches are where they would be, whatever was written before.
-    """
-    blocks: dict[tuple[int, int, int], list[tuple[int, pa.Table]]] = {}
-
-    def write(block: tuple[int, int, int]) -> None:
-        firsts, tables = zip(*blocks.pop(block), strict=True)
-        parts.write(block[0], firsts[0], pa.concat_tables(tables))
-
-    last = time.monotonic()
-    try:
-        for batch in batches:
-            block = (batch.shard, *batch.block)
-            if batch.names:
-                table = _label(classify, batch, settings)
-                blocks.setdefault(block, []).append((batch.first, table))
-                bar.update(len(batch.names))
-            if time.monotonic() - last > MOST_SECONDS:
-                for each in list(blocks):
-                    write(each)
-                last = time.monotonic()
-            elif batch.is_last_of_block and block in blocks:
-                write(block)
-            if batch.end is not None:
-                parts.write_end(batch.shard, batch.end)
-    except KeyboardInterrupt as interrupt:
-        for block in list(blocks):
-            write(block)
-        message = f"the labels so far are in {parts.folder}, and the same command goes on"
-        raise KeyboardInterrupt(message) from interrupt
 
 
 def _label(classify: Classifier, batch: RowBatch, settings: LabelSettings) -> pa.Table:
@@ -243,8 +159,8 @@ def _label(classify: Classifier, batch: RowBatch, settings: LabelSettings) -> pa
     columns = [pa.array(names, pa.string())]
     scores = np.zeros((len(names), classify.top_k), np.float32)
     labels = np.full((len(names), classify.top_k), None, object)
-    if batch.pixel_values is not None:
-        best = classify(batch.pixel_values)
+    if batch.inputs is not None:
+        best = classify(batch.inputs)
         scores[is_readable] = best[0].numpy()
         labels[is_readable] = np.array(classify.class_names, object)[best[1].numpy()]
     for rank in range(classify.top_k):

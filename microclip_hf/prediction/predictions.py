@@ -12,8 +12,8 @@ import torch
 
 from ..machine import num_threads
 from ..modeling_microclip import MicroCLIPForImageClassification
+from ..passes.photo_batches import PixelReader, read_ahead
 from ..text_heads import abbreviate, contrast_spellings, name_positions, normalize_name
-from .batches import PixelReader, read_ahead
 
 
 Precision = Literal["float32", "bfloat16"]

@@ -1,4 +1,4 @@
-"""Photos as pixel values in batches, shared out among processes, prepared by threads or workers ahead of the model."""
+"""Photos in batches, shared out among processes, read by threads or workers ahead of the model."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 from transformers import BaseImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from ..data.photo_sources import Photo, PhotoSource, PhotoStream
 from ..images import UNREADABLE, cut_strip, decode, draft, to_rgb
 from ..machine import num_threads
-from ..row_parts import WrittenRows
+from .row_parts import WrittenRows
 
 
 # A drafted JPEG is at least so many times as large as what it is resized to. With 1, a real model changed its mind on
@@ -22,6 +22,10 @@ from ..row_parts import WrittenRows
 MARGIN = 2
 # Rows that are written at once, or the least multiple of the batch size above.
 BLOCK = 256
+# Shard and row of a photo.
+Place = tuple[int, int]
+# What the model takes of an image, a tensor or a dictionary of such, or why it can't be read. It is called in threads.
+Reader = Callable[[Any, Place], Any]
 
 
 class PixelReader:
@@ -40,7 +44,7 @@ class PixelReader:
         is_known = type(processor) is CLIPImageProcessorPil and sizes.keys() == {"shortest_edge"}
         self.edge = sizes["shortest_edge"] if is_known and settings["do_resize"] else None
 
-    def __call__(self, image: Any) -> torch.Tensor | Exception:
+    def __call__(self, image: Any, place: Place | None = None) -> torch.Tensor | Exception:
         """Pixels `(num_channels, height, width)` of what [`decode`] takes, or why it can't be read."""
         try:
             with decode(image, lazy=True) as opened:
@@ -62,8 +66,8 @@ class PixelReader:
 class RowBatch(NamedTuple):
     """Photos that follow each other in a shard, from the row `first` on, of a block that is written at once.
 
-    `pixel_values` `(n, num_channels, height, width)` are those of photos without a problem; `end` is the shard's
-    number of rows, once that is known, in a batch without photos.
+    `inputs` is what was read of the photos without a problem, collated, `None` where there is none; `end` is the
+    shard's number of rows, once that is known, in a batch without photos.
     """
 
     shard: int
@@ -71,7 +75,7 @@ class RowBatch(NamedTuple):
     first: int
     names: list[str | None]
     problems: list[str | None]
-    pixel_values: torch.Tensor | None
+    inputs: Any
     is_last_of_block: bool
     end: int | None
 
@@ -86,20 +90,20 @@ class RawBatch(NamedTuple):
     is_last_of_block: bool
     end: int | None
 
-    def images(self) -> list[Any]:
+    def items(self) -> list[tuple[Any, Place]]:
         """What is to be read."""
-        return [photo.image for photo in self.photos]
+        return [(photo.image, (self.shard, self.first + row)) for row, photo in enumerate(self.photos)]
 
-    def finish(self, pixels: Sequence[torch.Tensor | Exception]) -> RowBatch:
+    def finish(self, results: Sequence[Any]) -> RowBatch:
         """The batch with what was read of each photo."""
-        readable = [item for item in pixels if isinstance(item, torch.Tensor)]
+        readable = [item for item in results if not isinstance(item, Exception)]
         names = [photo.name for photo in self.photos]
         problems = [
-            None if isinstance(item, torch.Tensor) else f"{photo.place} can't be read: {item}"
-            for photo, item in zip(self.photos, pixels, strict=True)
+            f"{photo.place} can't be read: {item}" if isinstance(item, Exception) else None
+            for photo, item in zip(self.photos, results, strict=True)
         ]
-        stacked = torch.stack(readable) if readable else None
-        return RowBatch(self.shard, self.block, self.first, names, problems, stacked, self.is_last_of_block, self.end)
+        inputs = default_collate(readable) if readable else None
+        return RowBatch(self.shard, self.block, self.first, names, problems, inputs, self.is_last_of_block, self.end)
 
 
 class RowBatches(IterableDataset):
@@ -109,29 +113,30 @@ class RowBatches(IterableDataset):
     """
 
     def __init__(
-        self, source: PhotoSource, written: WrittenRows, reader: PixelReader, batch_size: int, place: tuple[int, int]
+        self, source: PhotoSource, written: WrittenRows, read: Reader, batch_size: int, process: tuple[int, int]
     ) -> None:
         self.source = source
         self.written = written
-        self.reader = reader
+        self.read = read
         self.batch_size = batch_size
         self.block = batch_size * -(-BLOCK // batch_size)
-        self.place = place  # number of this process, and of all
+        self.process = process  # number of this process, and of all
 
     def __iter__(self) -> Iterator[RowBatch]:
         worker = get_worker_info()
         number, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        process, num_processes = self.place
+        process, num_processes = self.process
         raw_batches = self._raw_batches(process * num_workers + number, num_processes * num_workers)
-        for raw, pixels in read_ahead(raw_batches, RawBatch.images, self.reader, num_threads(num_workers)):
-            yield raw.finish(pixels)
+        read_ahead_by = num_threads(num_workers)
+        for raw, results in read_ahead(raw_batches, RawBatch.items, lambda item: self.read(*item), read_ahead_by):
+            yield raw.finish(results)
 
     def load(self, num_workers: int, pin_memory: bool) -> Iterable[RowBatch]:
         """The batches; `num_workers` processes prepare them, or with 0 threads of this one."""
         if num_workers == 0:
             return self
         if isinstance(self.source, PhotoStream):  # a shard that workers share is read by each of them
-            num_workers = min(num_workers, max(1, self.source.num_shards // self.place[1]))
+            num_workers = min(num_workers, max(1, self.source.num_shards // self.process[1]))
         return DataLoader(self, None, num_workers=num_workers, pin_memory=pin_memory, collate_fn=_same)
 
     def _raw_batches(self, reader: int, num_readers: int) -> Iterator[RawBatch]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .files import UNFINISHED, write_whole
+from ..files import UNFINISHED, write_whole
 
 
 FACTS = "facts.json"
