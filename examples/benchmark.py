@@ -245,11 +245,11 @@ def adapt(task: Task, settings: dict[str, Any]) -> tuple[torch.Tensor, dict[str,
         merge_mixture(untrained, trainer.mixer.first.mixture)
         extra["first_mixture_accuracy"] = predict(untrained, task)["logits"]
     logs = trainer.state.log_history
-    name = "pseudo_label_accuracy"
-    extra |= {name: [round(100 * own[name], 2) for own in logs if name in own]}
+    if right := [round(100 * own["pseudo_label_accuracy"], 2) for own in logs if "pseudo_label_accuracy" in own]:
+        extra["pseudo_label_accuracy"] = right
     last = {name: value for own in logs for name, value in own.items()}
     extra["last_log"] = {name: round(last[name], 4) for name in UNLABELLED if name in last}
-    return logits, {name: own for name, own in extra.items() if len(own)}
+    return logits, extra
 
 
 @torch.no_grad()

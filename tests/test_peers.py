@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from gaussian_peers import fit_stata, fit_transclip
 from peers import ADAPTING, DPA, TRAINING_FREE, LaFTer, Task, train_text_classifier
 from PIL import Image
 from tiny_inputs import DESCRIPTIONS, draw_shape
@@ -144,6 +145,18 @@ def test_wca_of_several_crops(task, plain, scales):
         expected.append([wca_score(crops, g, *own, **scales) for own in classes])
     scores = TRAINING_FREE["wca"](task, num_crops=5, crop_ratio=(0.4, 0.8), **scales)
     np.testing.assert_allclose(scores, expected, **within(2))  # weights are softmaxes of up to exp(4) times cosines
+
+
+@pytest.mark.parametrize(("method", "fit"), [("transclip", fit_transclip), ("stata", fit_stata)])
+def test_test_images_are_classified_by_texts_and_gaussians_alone(task, plain, method, fit):
+    head = unit(np.stack([unit(own).mean(0) for own in description_features(plain)]))
+    train, test = (plain.images(images["image"]) for images in (task.train, task.test))
+    gaussians = fit(torch.tensor(train), torch.tensor(head), plain.scale)
+    expected = np.log(softmax(plain.scale * test @ head.T)) + gaussians.scores(torch.tensor(test)).numpy()
+    scores = TRAINING_FREE[method](task)
+    np.testing.assert_allclose(scores, expected, **within(max(plain.scale, np.abs(expected).max())))
+    task.test = task.test.select([3])
+    torch.testing.assert_close(TRAINING_FREE[method](task)[0], scores[3], **within(plain.scale))
 
 
 def test_seeds_are_the_draws_of_wca(task):

@@ -159,7 +159,7 @@ _DOMAINS = (
     Domain("glare", "report", _LOOKS["glare"]),
     Domain("trap", "report", _LOOKS["trap"], num_species=39),
     Domain("rarities", "report", _LOOKS["rarities"], absent=2, imbalance=20),
-    Domain("winter", "report", _LOOKS["winter"], num_species=34, absent=6, imbalance=8),
+    Domain("winter", "report", _LOOKS["winter"], num_species=33, absent=6, imbalance=8),
     Domain("feeder", "report", _LOOKS["feeder"], imbalance=50),
 )
 DOMAINS = {domain.name: domain for domain in _DOMAINS}
