@@ -87,12 +87,8 @@ class Cell:
 
 
 def load_config(path: Path) -> dict[str, Any]:
-    """The configuration of a file; one with `extends: FILE` differs from that other one in what it names."""
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if "extends" in config:
-        base = load_config(path.parent / config.pop("extends"))
-        config = {**base, **config, "methods": {**base["methods"], **(config.get("methods") or {})}}
-    return config
+    """The configuration of a file."""
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def list_cells(config: dict[str, Any]) -> list[Cell]:

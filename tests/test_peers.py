@@ -167,8 +167,8 @@ def test_seeds_are_the_draws_of_wca(task):
     assert scores[0].equal(scores[1]) and not torch.isclose(scores[0], scores[2], rtol=0, atol=1e-4).any(0).all()
 
 
-def make_trainer(kind, task, folder, head=None, **options):
-    """A trainer of 2 crops; `head` becomes the classifier's weights."""
+def make_trainer(kind, task, folder, head=None, settings=None, **options):
+    """A trainer of 2 crops with training arguments of its own; `head` becomes the classifier's weights."""
     args = MicroCLIPTrainingArguments(
         str(folder),
         per_device_train_batch_size=12,
@@ -181,6 +181,7 @@ def make_trainer(kind, task, folder, head=None, **options):
         report_to="none",
         disable_tqdm=True,
         seed=task.seed,
+        **(settings or {}),
     )
     options |= {"task": task} if kind.needs_task else {}
     trainer = kind(model=task.build(**kind.config), args=args, train_dataset=task.train, **options)
@@ -394,6 +395,27 @@ def test_microclip_without_learning_its_head(task, tmp_path):
         assert trainer.model.classifier.weight.equal(before) != learns_head
 
 
+MIXTURE = {"class_mixture": True, "class_frequencies": "estimated", "distribution_alignment": True}
+
+
+def test_microclip_without_the_last_mixture_is_its_student(task, tmp_path):
+    settings = {**MIXTURE, "distribution_alignment": False}
+    trainer = make_trainer(ADAPTING["microclip"], task, tmp_path, fits_last=False, settings=settings)
+    trainer.train()
+    assert trainer.mixer.first is not None and trainer.mixture is None
+    assert not trainer.model.logit_adjustment.bias.any()
+
+
+@pytest.mark.parametrize("part", ["alignment", "fairness", None])
+def test_microclip_with_equal_frequencies_in_one_part(task, tmp_path, part):
+    trainer = make_trainer(ADAPTING["microclip"], task, tmp_path, equal_in=part, settings=MIXTURE)
+    trainer.train()
+    frequencies = {"alignment": trainer.labeler.frequencies, "fairness": trainer.class_means.frequencies}
+    estimated = trainer.mixer.first.mixture.frequencies
+    for name, own in frequencies.items():
+        assert own is None if name == part else own.equal(estimated)
+
+
 def draw_colors(count, seed):
     """Pictures all of one colour, a little different everywhere."""
     rng = np.random.default_rng(seed)
@@ -476,6 +498,14 @@ def test_adaptation_keeps_what_is_right_and_does_not_see_labels(method, separabl
     for train in (unlabelled.add_column("label", [2, 0, 1] * 4), unlabelled):
         separable_task.train = train
         assert adapt(method, separable_task)[0].equal(after)
+
+
+def test_the_mixture_before_training_is_that_of_a_run_without(separable_task):
+    _, extra = adapt("microclip", separable_task, **MIXTURE)
+    assert extra["last_log"].keys() >= {"mixture_agreement", "first_mixture_agreement", "training_was_kept"}
+    untrained, own = adapt("microclip", separable_task, **MIXTURE, num_train_epochs=0)
+    torch.testing.assert_close(extra["first_mixture_accuracy"], untrained, **within(untrained.abs().max()))
+    assert "first_mixture_accuracy" not in own
 
 
 def test_seeds_change_adaptation(separable_task):
