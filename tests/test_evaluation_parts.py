@@ -34,6 +34,7 @@ from microclip_hf.loading import load_adapted
 from microclip_hf.passes import photo_batches
 
 
+CLOSE = 1e-6  # of shares
 NUM_PHOTOS = 22
 UNREADABLE = "photos/green square/10.png"
 EXAMPLE = PREDICT.with_name("evaluate_model.py")
@@ -82,8 +83,19 @@ def run(output, **changes):
     return 0
 
 
-def results(folder):
-    return Path(folder, "results.json").read_bytes()
+def leaves(value):
+    """Keys and values of what JSON holds, in their order."""
+    if isinstance(value, dict):
+        return [leaf for key, own in value.items() for leaf in (key, *leaves(own))]
+    return [leaf for own in value for leaf in leaves(own)] if isinstance(value, list) else [value]
+
+
+def assert_same_results(folder, expected):
+    """But for the rounding of an image that is alone in a batch, where a weight's place in memory matters."""
+    found, wanted = (json.loads(Path(own, "results.json").read_text()) for own in (folder, expected))
+    assert found.keys() == wanted.keys()
+    # The model may be called by another path.
+    assert leaves(found | {"model": ""}) == pytest.approx(leaves(wanted | {"model": ""}), abs=CLOSE)
 
 
 def names(folder):
@@ -121,7 +133,7 @@ def test_it_goes_on_where_it_was_interrupted(place, monkeypatch, capsys):
         assert "what was computed so far is in results/.parts, and the same command goes on" in capsys.readouterr().err
     assert run("results") == 0
     assert count.num_images == NUM_PHOTOS - 1
-    assert results("results") == results("whole")
+    assert_same_results("results", "whole")
     assert names("results") == FILES
 
 
@@ -138,7 +150,7 @@ def test_results_that_are_half_written_are_written_anew(place, monkeypatch):
     count = Interruption(monkeypatch, KeyboardInterrupt(), moments=())
     assert run("results") == 0
     assert count.num_images == 0
-    assert results("results") == results("whole")
+    assert_same_results("results", "whole")
     assert names("results") == FILES
     assert "already holds results.json, results.md, confusion.png" in run("results")
 
@@ -203,8 +215,7 @@ def test_folders_may_be_moved_and_reading_may_change(place, monkeypatch):
         Path(name).rename(f"elsewhere/{name}")
     moved = {"model_name_or_path": "elsewhere/adapted", "test_dir": "elsewhere/photos"}
     assert run("results", num_workers=1, **moved) == 0
-    ways = [json.loads(results(folder))["ways"] for folder in ("results", "whole")]
-    assert ways[0] == ways[1]
+    assert_same_results("results", "whole")
 
 
 # Several processes
@@ -212,27 +223,26 @@ def test_folders_may_be_moved_and_reading_may_change(place, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:1 of 22 images can't be read")
 def test_two_processes_of_which_one_is_killed_go_on(place):
-    """The results are one process's to the last byte, and nothing else is left."""
+    """The results are one process's, and nothing else is left."""
     assert run("whole", batch_size=4) == 0
     two = [*TWO, TESTS / "evaluating.py", *options("results", device="cpu", batch_size=None)]
     kill_later(launch("log", *two), random.Random(0), "results/.parts")
     assert names("results") == {".parts"}
     finish("log", launch("log", *two))
     assert "Evaluating (of 1 in 2 processes)" in Path("log").read_text()
-    for name in FILES:
-        assert Path("results", name).read_bytes() == Path("whole", name).read_bytes()
+    assert_same_results("results", "whole")
     assert names("results") == FILES
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:1 of 22 images can't be read")
 def test_the_example_by_two_processes(place):
-    """`--update_card` too; with blocks of 256 the second one has nothing to classify."""
+    """The card is written once; with blocks of 256 the second process has nothing to classify."""
+    assert run("whole") == 0
     Path("adapted/README.md").write_text("# A model\n")
-    shutil.copytree("adapted", "copy/adapted")
-    assert run("whole", update_card="true", model_name_or_path="copy/adapted") == 0
     finish("log", launch("log", *TWO, EXAMPLE, *options("results", device="cpu", update_card="true")))
-    assert Path("adapted/README.md").read_text() == Path("copy/adapted/README.md").read_text()
+    assert_same_results("results", "whole")
+    assert Path("adapted/README.md").read_text().count("## Measured on photos") == 1
     assert Path("log").read_text().count("Saved to results: ") == 1
 
 
