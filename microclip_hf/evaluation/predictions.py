@@ -45,7 +45,7 @@ BASELINE = "zero_shot"
 MAIN_WAYS = (BASELINE, "cupl", ANSWER)
 PARTS = ".parts"  # in the folder of the results, until these are written
 TITLE = "Evaluating"
-# Of fixed size, null lists can't be read from Parquet by pyarrow of before 2026.
+# Null lists of a fixed size are read from Parquet by the newest versions of pyarrow only.
 LOGITS = pa.list_(pa.float32())
 
 
@@ -95,125 +95,6 @@ class Predictions:
     num_unreadable: int = 0
 
 
-def predict_all_ways(
-    model: MicroCLIPForImageClassification | None,
-    dataset: Dataset,
-    plain: PlainCLIP | None = None,
-    settings: EvaluationSettings | None = None,
-    output_dir: str | os.PathLike | None = None,
-) -> Predictions | None:
-    """Classify images in every way, in float32, on the model's device, with a progress bar.
-
-    `cls` and `fg` are what the model would answer with a `fusion_ratio` of 1 and of 0, and `fused` is what it answers.
-    `multi_crop` compares the composite embedding of the crops with the frozen head (arXiv:2510.02270, section 3.3);
-    the crops' relevance is their cosine with the whole prepared image.
-
-    Args:
-        model ([`MicroCLIPForImageClassification`], *optional*): with its image processor, which prepares the images;
-            without it the images are classified in the ways of `plain` alone, without crops.
-        dataset (`Dataset`): `image` and `label`, an index of a class. Images that can't be read are left out, with a
-            warning.
-        plain ([`PlainCLIP`], *optional*): adds the ways that its heads name. Its image processor prepares its images.
-        settings ([`EvaluationSettings`], *optional*): default, the published crops.
-        output_dir (`str`, *optional*): a folder that all processes of a launch see, each of which must call this and
-            classifies its share. The logits are written to its `.parts` as they come, and stay until
-            [`remove_parts`]; an interrupted call, given again, goes on. Default: one process classifies all images,
-            and writes nothing.
-
-    Returns:
-        [`Predictions`]; with `output_dir` in the first process alone, `None` in the others.
-
-    Raises:
-        ValueError: if no image can be read, an image processor isn't as [`Preparation`] expects, or there are parts of
-            other models, texts, images or settings.
-    """
-    settings = settings or EvaluationSettings()
-    ways = Ways(model, plain, settings)
-    reader = ImageReader(ways.processors, ways.models[0].config.clip_config.vision_config.image_size, settings)
-    with _evaluating(ways.models):
-        if output_dir is None:
-            tables = _classify_here(ways, dataset, reader, settings)
-        else:
-            tables = _classify_together(ways, dataset, reader, settings, output_dir)
-    if tables is None:
-        return None
-    rows = pa.concat_tables([ways.schema.empty_table(), *tables])
-    is_readable = rows[0].is_valid().to_numpy()
-    unreadable = torch.from_numpy(~is_readable)
-    if not is_readable.any():
-        if output_dir is not None:
-            remove_parts(output_dir)
-        raise ValueError(f"{describe_unreadable(dataset, unreadable)}, so nothing can be measured.")
-    if not is_readable.all():
-        warnings.warn(f"{describe_unreadable(dataset, unreadable)} and are left out.", stacklevel=2)
-    labels = np.array(read_labels(dataset))[is_readable]
-    logits = {way: _join(rows[way]).reshape(len(labels), -1) for way in rows.column_names}
-    return Predictions(labels, logits, int(unreadable.sum()))
-
-
-def has_parts(output_dir: str | os.PathLike) -> bool:
-    """Whether an evaluation with this folder has begun, and its results aren't complete."""
-    return Path(output_dir, PARTS).is_dir()
-
-
-def remove_parts(output_dir: str | os.PathLike) -> None:
-    """Remove what [`predict_all_ways`] keeps, once the results are written."""
-    RowParts(Path(output_dir, PARTS), {}).remove()
-
-
-def _classify_together(
-    ways: "Ways", dataset: Dataset, reader: "ImageReader", settings: EvaluationSettings, output_dir: str | os.PathLike
-) -> list[pa.Table] | None:
-    """Rows of logits by all processes, for the first one, by way of files."""
-    facts = {"num_crops": str(settings.num_crops), "seed": str(settings.seed), "images": describe_images(dataset)}
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
-    parts = RowParts(Path(output_dir, PARTS), facts | ways.facts())
-    source = PhotoList(_photos(dataset))
-    passing = PassSettings(settings.batch_size, settings.num_workers, TITLE, settings.progress)
-    compute_rows(parts, source, reader, ways, ways.device, passing)
-    return list(parts.read(source.num_shards)) if join_processes(ways.device).is_main_process else None
-
-
-def _classify_here(
-    ways: "Ways", dataset: Dataset, reader: "ImageReader", settings: EvaluationSettings
-) -> list[pa.Table]:
-    """The same by this process alone, in memory."""
-    batches = RowBatches(PhotoList(_photos(dataset)), WrittenRows(), reader, settings.batch_size, (0, 1))
-    passing = PassSettings(num_workers=settings.num_workers)
-    tables = {}
-    with tqdm(total=len(dataset), desc=TITLE, unit="image", disable=not settings.progress) as bar:
-        for batch in load_batches(batches, count_workers(passing, ways.device), ways.device):
-            if batch.names:
-                tables[batch.first] = ways(batch)
-                bar.update(len(batch.names))
-    return [tables[first] for first in sorted(tables)]  # workers take turns
-
-
-def _photos(dataset: Dataset) -> Dataset:
-    """The images as they are stored, or as they are where a transform or a mode of somebody's own makes them."""
-    feature = dataset.features.get("image")
-    is_own = dataset.format["type"] == "custom" or not isinstance(feature, Image) or feature.mode is not None
-    return dataset if is_own else stored_images(dataset)
-
-
-def _join(lists: pa.ChunkedArray) -> np.ndarray:
-    """What the lists hold, one after the other."""
-    return np.concatenate([chunk.flatten().to_numpy() for chunk in lists.chunks])
-
-
-@contextlib.contextmanager
-def _evaluating(models: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Models in evaluation mode; afterwards each is in its own again."""
-    modes = [model.training for model in models]
-    try:
-        for model in models:
-            model.eval()
-        yield
-    finally:
-        for model, mode in zip(models, modes, strict=True):
-            model.train(mode)
-
-
 class ImageReader:
     """Prepares images as models take them: `crops` `(num_crops, 3, size, size)` and `pixel_values`, a list with an
     item for each of the `processors`, or one for both where they prepare alike.
@@ -247,8 +128,8 @@ class ImageReader:
         return (crops / 255 - mean) / std
 
 
-class Ways:
-    """The ways in which a model, a plain CLIP or both classify images, by `schema`, which has a column for each."""
+class WayClassifier:
+    """A model, a plain CLIP or both, classifying what `read` makes of images; `schema` has a column for each way."""
 
     def __init__(
         self, model: MicroCLIPForImageClassification | None, plain: PlainCLIP | None, settings: EvaluationSettings
@@ -259,7 +140,8 @@ class Ways:
         self.models = [] if model is None else [model]
         if plain is not None and plain.model is not model:
             self.models.append(plain.model)
-        self.processors = [each.image_processor for each in self.models]
+        size = self.models[0].config.clip_config.vision_config.image_size
+        self.read = ImageReader([each.image_processor for each in self.models], size, settings)
         names = [] if plain is None else list(plain.heads)
         names += [] if model is None else ["cls", "fg", "fused"]
         names += ["multi_crop"] if self.has_crops else []
@@ -320,3 +202,119 @@ def _multi_crop_logits(
     # A forward pass for each crop: all at once would need K times the memory of the batch.
     crop_embeds = torch.stack([model.coarse_embeds(images) for images in crops.unbind(1)], 1)
     return model.logit_scale * model.prior_head(composite_embeds(crop_embeds, output.cls_embeds))
+
+
+def predict_all_ways(
+    model: MicroCLIPForImageClassification | None,
+    dataset: Dataset,
+    plain: PlainCLIP | None = None,
+    settings: EvaluationSettings | None = None,
+    output_dir: str | os.PathLike | None = None,
+) -> Predictions | None:
+    """Classify images in every way, in float32, on the model's device, with a progress bar.
+
+    `cls` and `fg` are what the model would answer with a `fusion_ratio` of 1 and of 0, and `fused` is what it answers.
+    `multi_crop` compares the composite embedding of the crops with the frozen head (arXiv:2510.02270, section 3.3);
+    the crops' relevance is their cosine with the whole prepared image.
+
+    Args:
+        model ([`MicroCLIPForImageClassification`], *optional*): with its image processor, which prepares the images;
+            without it the images are classified in the ways of `plain` alone, without crops.
+        dataset (`Dataset`): `image` and `label`, an index of a class. Images that can't be read are left out, with a
+            warning.
+        plain ([`PlainCLIP`], *optional*): adds the ways that its heads name. Its image processor prepares its images.
+        settings ([`EvaluationSettings`], *optional*): default, the published crops.
+        output_dir (`str`, *optional*): a folder that all processes of a launch see, each of which must call this and
+            classifies its share. The logits are written to its `.parts` as they come, and stay until
+            [`remove_parts`]; an interrupted call, given again, goes on. Default: one process classifies all images,
+            and writes nothing.
+
+    Returns:
+        [`Predictions`]; with `output_dir` in the first process alone, `None` in the others.
+
+    Raises:
+        ValueError: if no image can be read, an image processor isn't as [`Preparation`] expects, or there are parts of
+            other models, texts, images or settings.
+    """
+    settings = settings or EvaluationSettings()
+    classify = WayClassifier(model, plain, settings)
+    with _evaluating(classify.models):
+        if output_dir is None:
+            tables = _classify_here(classify, dataset, settings)
+        else:
+            tables = _classify_together(classify, dataset, settings, output_dir)
+    if tables is None:
+        return None
+    rows = pa.concat_tables([classify.schema.empty_table(), *tables])
+    is_readable = rows[0].is_valid().to_numpy()
+    unreadable = torch.from_numpy(~is_readable)
+    if not is_readable.any():
+        if output_dir is not None:
+            remove_parts(output_dir)
+        raise ValueError(f"{describe_unreadable(dataset, unreadable)}, so nothing can be measured.")
+    if not is_readable.all():
+        warnings.warn(f"{describe_unreadable(dataset, unreadable)} and are left out.", stacklevel=2)
+    labels = np.array(read_labels(dataset))[is_readable]
+    logits = {way: _join(rows[way]).reshape(len(labels), -1) for way in rows.column_names}
+    return Predictions(labels, logits, int(unreadable.sum()))
+
+
+def has_parts(output_dir: str | os.PathLike) -> bool:
+    """Whether an evaluation with this folder has begun, and its results aren't complete."""
+    return Path(output_dir, PARTS).is_dir()
+
+
+def remove_parts(output_dir: str | os.PathLike) -> None:
+    """Remove what [`predict_all_ways`] keeps, once the results are written."""
+    RowParts(Path(output_dir, PARTS), {}).remove()
+
+
+def _classify_together(
+    classify: WayClassifier, dataset: Dataset, settings: EvaluationSettings, output_dir: str | os.PathLike
+) -> list[pa.Table] | None:
+    """Rows of logits by all processes, for the first one, by way of files."""
+    facts = {"num_crops": str(settings.num_crops), "seed": str(settings.seed), "images": describe_images(dataset)}
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    parts = RowParts(Path(output_dir, PARTS), facts | classify.facts())
+    source = PhotoList(_photos(dataset))
+    passing = PassSettings(settings.batch_size, settings.num_workers, TITLE, settings.progress)
+    compute_rows(parts, source, classify.read, classify, classify.device, passing)
+    return list(parts.read(source.num_shards)) if join_processes(classify.device).is_main_process else None
+
+
+def _classify_here(classify: WayClassifier, dataset: Dataset, settings: EvaluationSettings) -> list[pa.Table]:
+    """The same by this process alone, in memory."""
+    batches = RowBatches(PhotoList(_photos(dataset)), WrittenRows(), classify.read, settings.batch_size, (0, 1))
+    passing = PassSettings(num_workers=settings.num_workers)
+    tables = {}
+    with tqdm(total=len(dataset), desc=TITLE, unit="image", disable=not settings.progress) as bar:
+        for batch in load_batches(batches, count_workers(passing, classify.device), classify.device):
+            if batch.names:
+                tables[batch.first] = classify(batch)
+                bar.update(len(batch.names))
+    return [tables[first] for first in sorted(tables)]  # workers take turns
+
+
+def _photos(dataset: Dataset) -> Dataset:
+    """The images as they are stored, or as they are where a transform or a mode of somebody's own makes them."""
+    feature = dataset.features.get("image")
+    is_own = dataset.format["type"] == "custom" or not isinstance(feature, Image) or feature.mode is not None
+    return dataset if is_own else stored_images(dataset)
+
+
+def _join(lists: pa.ChunkedArray) -> np.ndarray:
+    """What the lists hold, one after the other."""
+    return np.concatenate([chunk.flatten().to_numpy() for chunk in lists.chunks])
+
+
+@contextlib.contextmanager
+def _evaluating(models: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """Models in evaluation mode; afterwards each is in its own again."""
+    modes = [model.training for model in models]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for model, mode in zip(models, modes, strict=True):
+            model.train(mode)
