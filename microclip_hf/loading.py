@@ -1,6 +1,9 @@
 """Models from the Hub or a folder, checked: adapted ones, and CLIPs with the heads of their texts."""
 
+import hashlib
+import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -110,6 +113,23 @@ def load_clip(
     if not overrides.get("keep_text_model"):
         model.drop_text_model()
     return model, heads
+
+
+def digest_model(model: MicroCLIPForImageClassification) -> str:
+    """The beginning of a SHA-256 of all that answers depend on: weights, configuration and image processor."""
+    settings = {"config": model.config.to_dict(), "processor": model.image_processor.to_dict()}
+    settings["config"].pop("_name_or_path", None)
+    return digest_weights(model.state_dict(), settings)
+
+
+def digest_weights(weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any] | None = None) -> str:
+    """The beginning of a SHA-256 of tensors, by their names, and of settings."""
+    content = hashlib.sha256()
+    for name, weight in sorted(weights.items()):
+        data = weight.detach().cpu().reshape(-1).view(torch.uint8)
+        content.update(name.encode() + data.numpy().tobytes())
+    content.update(json.dumps(settings or {}, sort_keys=True, default=str).encode())
+    return content.hexdigest()[:16]
 
 
 def choose_device(name: str | None, argument: str = "device") -> torch.device:

@@ -4,7 +4,8 @@ import sys
 import time
 
 from microclip_hf.commands.predict import main
-from microclip_hf.prediction import Classifier, batches
+from microclip_hf.passes import photo_batches
+from microclip_hf.prediction import Classifier
 
 
 SECONDS = 0.02  # of a batch
@@ -16,6 +17,6 @@ def classify_slowly(self, pixel_values, classify=Classifier.__call__):
 
 
 if __name__ == "__main__":
-    batches.BLOCK = 8
+    photo_batches.BLOCK = 8
     Classifier.__call__ = classify_slowly
     main([*sys.argv[1:], "--batch_size", "4"])

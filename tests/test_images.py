@@ -23,7 +23,7 @@ from microclip_hf.commands import adapt, evaluate, predict
 from microclip_hf.data.folders import match_files
 from microclip_hf.data.photo_files import photo_files
 from microclip_hf.data.sources import load_image_folder, load_images
-from microclip_hf.evaluation.predictions import EvaluationSettings, PreparedImages
+from microclip_hf.evaluation.predictions import EvaluationSettings, ImageReader
 from microclip_hf.explain.explanation import explain
 from microclip_hf.images import CROP_RATIO, MAX_RATIO, UNREADABLE, cut_strip, decode, photo_endings, to_rgb
 from microclip_hf.prediction import Prediction, find_photos, predict_photos
@@ -539,7 +539,8 @@ def test_strips_take_no_more_memory_than_photos_of_their_ratio(model, tmp_path):
     tracemalloc.start()
     try:
         collated = ViewCollator(model.image_processor)(dataset)["pixel_values"][0]
-        evaluated = PreparedImages(dataset, [model.image_processor], 32, EvaluationSettings())[0]["pixel_values"][0]
+        reader = ImageReader([model.image_processor], 32, EvaluationSettings())
+        evaluated = reader(strip, (0, 0))["pixel_values"][0]
         (predicted,) = predict_photos(model, [tmp_path / "strip.png"])
         (explained,) = explain(model, [strip])
         views = ViewSettings(32, 8, CROP_RATIO, 0).make_example({"image": strip}, 0, 0)

@@ -59,9 +59,9 @@ def launch_machines(log, *arguments):
     return [launch(log, *place, "--node_rank", rank, *arguments) for rank in (0, 1)]
 
 
-def kill_later(run, rng):
-    """Kill all processes, or one of those that label, at a random moment after the first parts are written anew."""
-    folder = Path("labels.csv.parts")
+def kill_later(run, rng, folder="labels.csv.parts"):
+    """Kill all processes, or one of those that compute, at a random moment after the first parts are written anew."""
+    folder = Path(folder)
     before = set(folder.glob("*.parquet"))
     while run.poll() is None and set(folder.glob("*.parquet")) <= before:
         time.sleep(0.002)

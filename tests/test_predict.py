@@ -234,9 +234,9 @@ def test_bfloat16_gives_scores_that_are_near(adapted, photos, capsys):
 
 def test_of_several_processes_what_cannot_be_shared_is_refused(adapted, photos, monkeypatch):
     state = SimpleNamespace(num_processes=2, device=torch.device("cuda:1"), is_main_process=True)
-    monkeypatch.setattr(predict, "join_processes", lambda device: state)
+    monkeypatch.setattr("microclip_hf.commands.options.join_processes", lambda device: state)
     assert "2 processes need an --output to write to" in run("photos", "--model", adapted)
-    monkeypatch.setattr(predict, "choose_device", lambda name, option: torch.device(name))
+    monkeypatch.setattr("microclip_hf.commands.options.choose_device", lambda name, option: torch.device(name))
     error = run("photos", "--model", adapted, "--output", "labels.csv", "--device", "cuda:0")
     assert "--device cuda:0 is one; of 2 processes each has its own" in error
 

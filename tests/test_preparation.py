@@ -18,7 +18,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
-from microclip_hf.evaluation.predictions import EvaluationSettings, PreparedImages
+from microclip_hf.evaluation.predictions import EvaluationSettings, ImageReader
 from microclip_hf.explain.explanation import explain
 from microclip_hf.images import cut_squares
 from microclip_hf.loading import load_adapted, load_clip
@@ -103,8 +103,7 @@ def test_crops_are_resized_by_the_processors_filter(resample):
     (crop,) = cut_squares(photo, [(0, 0, 77, 77)], 32, resample=resample)
     expected = 255 * processor(photo, return_tensors="np")["pixel_values"][0]
     assert np.abs(crop - expected).max() <= 2.01
-    dataset = [{"image": photo, "label": 0}]
-    (example,) = PreparedImages(dataset, [processor], 32, EvaluationSettings(num_crops=1))
+    example = ImageReader([processor], 32, EvaluationSettings(num_crops=1))(photo, (0, 0))
     assert example["crops"].min() >= 0 and example["crops"].max() <= 1
 
 

@@ -5,12 +5,16 @@ import os
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
+import torch
+from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from transformers.hf_argparser import HfArg
 
 from ..configuration_microclip import MicroCLIPConfig
 from ..data.sources import load_images
 from ..descriptions.files import read_descriptions
+from ..loading import choose_device
+from ..passes.row_pass import join_processes
 from ..presets import Preset, list_presets, load_preset, load_split
 from ..text_heads import check_templates
 from . import naming_options
@@ -158,6 +162,19 @@ class ImageOptions:
             reading |= {"hub": True, "config_name": self.dataset_config, "revision": self.dataset_revision}
             reading["split"] = vars(self)[split_option] or split
         return load_images(folder or self.dataset_name, class_names, **reading)
+
+
+def start_processes(name: str | None) -> tuple[PartialState, torch.device]:
+    """The processes of this launch, and this one's device, of --device `name`: of one process any, of several a GPU
+    each, or the CPU.
+    """
+    device = choose_device(name, "--device")
+    state = join_processes(device)
+    if state.num_processes == 1:
+        return state, device
+    if name is not None and device != state.device and device.type != "cpu":
+        raise ValueError(f"--device {name} is one; of {state.num_processes} processes each has its own.")
+    return state, state.device
 
 
 def check_files(options: Any, *names: str) -> None:

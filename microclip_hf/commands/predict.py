@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from accelerate import PartialState
 from transformers.hf_argparser import HfArg
 
 from ..data.class_names import read_class_names
 from ..data.photo_sources import PhotoSource, open_hub_photos, open_photos
 from ..files import check_new_file
-from ..loading import choose_device, load_adapted
-from ..passes.row_pass import join_processes
+from ..loading import load_adapted
 from ..prediction.labelling import LabelCounts, LabelSettings, label_photos, print_aside, print_labels
 from ..prediction.predictions import Classifier, column_names
 from . import command_frame, naming_options, read_options
-from .options import AdaptedOptions, check_files
+from .options import AdaptedOptions, check_files, start_processes
 from .parser import missing_error
 
 
@@ -80,7 +78,9 @@ def main(arguments: list[str] | None = None) -> None:
     }
     options, sources = read_options("predict", description, PredictArguments, arguments, photos=photos)
     _check(options, sources.photos)
-    state, device = _start(options)
+    state, device = start_processes(options.device)
+    if state.num_processes > 1 and options.output is None:
+        raise ValueError(f"{state.num_processes} processes need an --output to write to.")
     if not state.is_main_process:
         warnings.simplefilter("ignore")  # the first process tells
     class_names = None if options.classes is None else read_class_names(options.classes)
@@ -120,19 +120,6 @@ def _check(options: PredictArguments, photos: list[str]) -> None:
     check_files(options, "classes")
     if options.output is not None:
         check_new_file(options.output, "--output")
-
-
-def _start(options: PredictArguments) -> tuple[PartialState, torch.device]:
-    """The processes of this launch, and this one's device: of one process any, of several a GPU each, or the CPU."""
-    device = choose_device(options.device, "--device")
-    state = join_processes(device)
-    if state.num_processes == 1:
-        return state, device
-    if options.output is None:
-        raise ValueError(f"{state.num_processes} processes need an --output to write to.")
-    if options.device is not None and device != state.device and device.type != "cpu":
-        raise ValueError(f"--device {options.device} is one; of {state.num_processes} processes each has its own.")
-    return state, state.device
 
 
 def _open(options: PredictArguments, photos: list[str]) -> PhotoSource:

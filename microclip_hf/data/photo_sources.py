@@ -12,17 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset
 from datasets import Image as ImageFeature
 
 from .folders import match_files
+from .image_columns import stored_images
 from .photo_files import photo_files
 from .sources import BUILDERS, table_files
 from .tables import read_files, read_repository, read_saved, select_columns
 
 
 AT_ONCE = 16  # rows that are taken of a stream
+DESCRIBED_AT_ONCE = 1000  # rows whose names and sizes are read
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Reader:
 
 
 class PhotoList(PhotoSource, Reader):
-    """Photos that can be read anywhere: files, `{name: path}`, or a `Dataset` with an undecoded `image`."""
+    """Photos that can be read anywhere: files, `{name: path}`, or a `Dataset` with an `image`, undecoded or PIL."""
 
     num_shards = 1
 
@@ -72,7 +75,9 @@ class PhotoList(PhotoSource, Reader):
         self._paths = [] if isinstance(photos, Dataset) else list(map(str, photos.values()))
         self.total = len(photos)
         self.end = self.total
-        self.facts = facts or {"photos": f"{self.total} files, {digest(map(_describe_file, photos.items()))}"}
+        if facts is None and self._dataset is None:
+            facts = {"photos": f"{self.total} files, {digest(map(_describe_file, photos.items()))}"}
+        self.facts = facts or {}
 
     def open(self, shard: int, first: int) -> "PhotoList":
         """Itself."""
@@ -186,6 +191,22 @@ def open_hub_photos(
     return PhotoStream(dataset, facts, total or None)
 
 
+def describe_images(dataset: Dataset) -> str:
+    """How many images there are, and a digest of their sizes and of their names below what all have in common."""
+    names, sizes = [], []
+    for rows in stored_images(dataset).with_format("arrow").iter(DESCRIBED_AT_ONCE):
+        names += pc.struct_field(rows["image"], "path").to_pylist()
+        # Of contents only the lengths are read.
+        sizes += pc.binary_length(pc.struct_field(rows["image"], "bytes")).to_pylist()
+    known = [name for name in names if name]
+    start = len(os.path.commonprefix(known))  # noqa: RUF071, by letters: names needn't be paths
+    images = (
+        f"{(name or '')[start:]} {_file_size(name) if size is None else size}"
+        for name, size in zip(names, sizes, strict=True)
+    )
+    return f"{len(dataset)} images, {digest(images)}"
+
+
 def digest(texts: Iterable[str]) -> str:
     """The beginning of a SHA-256 of texts, file names of any bytes among them."""
     content = hashlib.sha256()
@@ -202,9 +223,14 @@ def _digest_files(files: Iterable[str]) -> str:
 def _describe_file(photo: tuple[str, Path]) -> str:
     """By name and size: cameras call the photos of each card the same."""
     name, path = photo
-    with contextlib.suppress(OSError):
-        return f"{name} {os.path.getsize(path)}"
-    return name
+    size = _file_size(path)
+    return name if size is None else f"{name} {size}"
+
+
+def _file_size(path: str | os.PathLike | None) -> int | None:
+    with contextlib.suppress(OSError, TypeError):
+        return os.path.getsize(path)
+    return None
 
 
 def _describe_cache(dataset: Dataset) -> str:
@@ -216,4 +242,4 @@ def _undecoded(dataset: Dataset) -> Dataset:
 
 
 def _photo(image: Any) -> Photo:
-    return Photo((image or {}).get("path"), image)
+    return Photo(image["path"] if isinstance(image, dict) else None, image)

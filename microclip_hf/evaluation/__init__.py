@@ -1,6 +1,6 @@
 """A model measured on images with labels, in every way in which it can classify them."""
 
-from .predictions import EvaluationSettings, PlainCLIP, Predictions, predict_all_ways
+from .predictions import EvaluationSettings, PlainCLIP, Predictions, predict_all_ways, remove_parts
 from .results import EvaluationFacts, make_report
 
 
@@ -11,4 +11,5 @@ __all__ = [
     "Predictions",
     "make_report",
     "predict_all_ways",
+    "remove_parts",
 ]

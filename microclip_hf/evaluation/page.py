@@ -9,7 +9,7 @@ from typing import Any
 
 from ..files import write_whole
 from ..plots import plot_confusion
-from .predictions import ANSWER, BASELINE, MAIN_WAYS, WAYS, Predictions
+from .predictions import ANSWER, BASELINE, MAIN_WAYS, WAYS, Predictions, has_parts
 from .results import COMPARISONS, classes_to_draw
 
 
@@ -118,13 +118,15 @@ def _without_images(report: Mapping[str, Any]) -> str:
 
 
 def check_results_dir(folder: str | os.PathLike, argument: str = "output_dir") -> None:
-    """Refuse a folder that holds results, is a file or has no name; `argument` is what the error calls it."""
+    """Refuse a folder that holds results, unless there are parts that say they aren't complete, is a file or has no
+    name; `argument` is what the error calls it.
+    """
     if not os.fspath(folder):
         raise ValueError(f"{argument} is empty; pass a folder, new or not.")
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise ValueError(f"{argument} {folder} is a file; pass a folder, new or not.")
     earlier = [name for name in (RESULTS, PAGE, PICTURE) if os.path.exists(os.path.join(folder, name))]
-    if earlier:
+    if earlier and not has_parts(folder):
         raise ValueError(f"{argument} {folder} already holds {', '.join(earlier)}; choose another folder.")
 
 

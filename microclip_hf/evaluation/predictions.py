@@ -1,22 +1,30 @@
 """Every way in which a microCLIP and its CLIP can classify images, in one pass over the images."""
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
-from datasets import Dataset
+from datasets import Dataset, Image
 from torch.nn.functional import normalize
-from torch.utils.data import DataLoader, default_collate
 from transformers import BaseImageProcessor
 from transformers.utils.logging import tqdm
 
-from ..data.image_columns import describe_unreadable
+from ..data.image_columns import describe_unreadable, stored_images
+from ..data.labels import read_labels
+from ..data.photo_sources import PhotoList, describe_images
 from ..images import CROP_RATIO, NUM_CROPS, UNREADABLE, crop_box, cut_squares, cut_strip, decode, to_rgb
+from ..loading import digest_model, digest_weights
 from ..modeling_microclip import MicroCLIPForImageClassification, MicroCLIPOutput
+from ..passes.photo_batches import Place, RowBatch, RowBatches
+from ..passes.row_parts import RowParts, WrittenRows
+from ..passes.row_pass import PassSettings, compute_rows, count_workers, join_processes, load_batches
 from ..preparation import Preparation
 from ..pseudo_labels import composite_embeds
 from ..run_names import ACCURACIES
@@ -35,6 +43,10 @@ ANSWER = "fused"
 BASELINE = "zero_shot"
 # What a first look compares; the other ways are parts of the model.
 MAIN_WAYS = (BASELINE, "cupl", ANSWER)
+PARTS = ".parts"  # in the folder of the results, until these are written
+TITLE = "Evaluating"
+# Null lists of a fixed size are read from Parquet by the newest versions of pyarrow only.
+LOGITS = pa.list_(pa.float32())
 
 
 @dataclass(frozen=True)
@@ -56,14 +68,16 @@ class EvaluationSettings:
     Args:
         num_crops (`int`): crops of each image; 0 leaves the way `multi_crop` out.
         seed (`int`): with the index of an image it seeds the crops.
-        num_workers (`int`): processes that read images; 0 reads them in this one.
+        batch_size (`int`): images that the model takes at once.
+        num_workers (`int`, *optional*): processes that read images for each that classifies; 0 reads them in threads.
+            Default: 0 on a CPU, else this process's share of the cores.
         progress (`bool`): whether to show a progress bar.
     """
 
     num_crops: int = NUM_CROPS
     seed: int = 0
     batch_size: int = 64
-    num_workers: int = 0
+    num_workers: int | None = None
     progress: bool = True
 
 
@@ -81,12 +95,122 @@ class Predictions:
     num_unreadable: int = 0
 
 
+class ImageReader:
+    """Prepares images as models take them: `crops` `(num_crops, 3, size, size)` and `pixel_values`, a list with an
+    item for each of the `processors`, or one for both where they prepare alike.
+    """
+
+    def __init__(self, processors: list[BaseImageProcessor], size: int, settings: EvaluationSettings) -> None:
+        self.size = size
+        self.settings = settings
+        # Most CLIPs prepare images as the model does; then they are prepared once.
+        same = processors[0].to_dict() == processors[-1].to_dict()
+        self.processors = processors[:1] if same else processors
+        self.preparation = Preparation.of(processors[0], size)
+
+    def __call__(self, image: Any, place: Place) -> dict[str, Any] | Exception:
+        """Of what [`decode`] takes, or why it can't be read."""
+        try:
+            image = to_rgb(decode(image))
+        except UNREADABLE as error:
+            return error
+        # By the row, so that neither the batches nor the number of processes change an image's crops.
+        rng = np.random.default_rng((self.settings.seed, place[1]))
+        boxes = [crop_box(*image.size, CROP_RATIO, rng) for _ in range(self.settings.num_crops)]
+        middle = cut_strip(image)
+        prepared = [processor(middle, return_tensors="pt")["pixel_values"][0] for processor in self.processors]
+        crops = torch.from_numpy(cut_squares(image, boxes, self.size, resample=self.preparation.resample))
+        return {"pixel_values": prepared, "crops": self._normalize(crops)}
+
+    def _normalize(self, crops: torch.Tensor) -> torch.Tensor:
+        mean = torch.tensor(self.preparation.mean).view(-1, 1, 1)
+        std = torch.tensor(self.preparation.std).view(-1, 1, 1)
+        return (crops / 255 - mean) / std
+
+
+class WayClassifier:
+    """A model, a plain CLIP or both, classifying what `read` makes of images; `schema` has a column for each way."""
+
+    def __init__(
+        self, model: MicroCLIPForImageClassification | None, plain: PlainCLIP | None, settings: EvaluationSettings
+    ) -> None:
+        self.model = model
+        self.plain = plain
+        self.has_crops = model is not None and settings.num_crops > 0
+        self.models = [] if model is None else [model]
+        if plain is not None and plain.model is not model:
+            self.models.append(plain.model)
+        size = self.models[0].config.clip_config.vision_config.image_size
+        self.read = ImageReader([each.image_processor for each in self.models], size, settings)
+        names = [] if plain is None else list(plain.heads)
+        names += [] if model is None else ["cls", "fg", "fused"]
+        names += ["multi_crop"] if self.has_crops else []
+        self.schema = pa.schema([(way, LOGITS) for way in sorted(names, key=list(WAYS).index)])
+
+    @property
+    def device(self) -> torch.device:
+        """Where images are classified."""
+        return self.models[0].device
+
+    def __call__(self, batch: RowBatch) -> pa.Table:
+        """Logits `(num_classes,)` of each image in each way; null for images that can't be read."""
+        logits = {} if batch.inputs is None else self._classify(batch.inputs)
+        columns = []
+        for way in self.schema.names:
+            rows = iter(logits[way].cpu().numpy() if way in logits else ())
+            columns.append(pa.array([next(rows) if problem is None else None for problem in batch.problems], LOGITS))
+        return pa.table(columns, self.schema)
+
+    def facts(self) -> dict[str, str]:
+        """What logits depend on, as text: the CLIP, the heads of its texts, and whole models, which come last."""
+        facts = {}
+        if self.plain is not None:
+            heads = self.plain.heads
+            facts["clip"] = digest_weights(self.plain.model.clip.state_dict())
+            facts["texts"] = f"{', '.join(heads)}, {digest_weights(heads)}"
+        return facts | {"model": ", ".join(map(digest_model, self.models))}
+
+    @torch.no_grad()
+    def _classify(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Logits `(batch_size, num_classes)` of each way, of what [`ImageReader`] makes of images."""
+        model, plain = self.model, self.plain
+        pixel_values = [images.to(self.device, non_blocking=True) for images in inputs["pixel_values"]]
+        logits = {}
+        if model is not None:
+            output = model(pixel_values=pixel_values[0])
+            logits = {
+                # Adjusted as the fused ones, which are their weighted mean, so that the ways can be compared.
+                "cls": model.logit_adjustment(output.cls_logits),
+                "fg": model.logit_adjustment(output.fg_logits),
+                "fused": output.logits,
+            }
+        if self.has_crops:
+            crops = inputs["crops"].to(self.device, non_blocking=True)
+            logits["multi_crop"] = _multi_crop_logits(model, crops, output)
+        if plain is not None:
+            is_same = plain.model is model
+            cls_embeds = output.cls_embeds if is_same else plain.model.coarse_embeds(pixel_values[-1])
+            for way, head in plain.heads.items():
+                cosines = cls_embeds @ normalize(head.to(cls_embeds), dim=-1).T
+                logits[way] = plain.model.logit_scale * cosines
+        return logits
+
+
+def _multi_crop_logits(
+    model: MicroCLIPForImageClassification, crops: torch.Tensor, output: MicroCLIPOutput
+) -> torch.Tensor:
+    # A forward pass for each crop: all at once would need K times the memory of the batch.
+    crop_embeds = torch.stack([model.coarse_embeds(images) for images in crops.unbind(1)], 1)
+    return model.logit_scale * model.prior_head(composite_embeds(crop_embeds, output.cls_embeds))
+
+
 def predict_all_ways(
     model: MicroCLIPForImageClassification | None,
     dataset: Dataset,
     plain: PlainCLIP | None = None,
     settings: EvaluationSettings | None = None,
-) -> Predictions:
+    output_dir: str | os.PathLike | None = None,
+) -> Predictions | None:
     """Classify images in every way, in float32, on the model's device, with a progress bar.
 
     `cls` and `fg` are what the model would answer with a `fusion_ratio` of 1 and of 0, and `fused` is what it answers.
@@ -100,39 +224,87 @@ def predict_all_ways(
             warning.
         plain ([`PlainCLIP`], *optional*): adds the ways that its heads name. Its image processor prepares its images.
         settings ([`EvaluationSettings`], *optional*): default, the published crops.
+        output_dir (`str`, *optional*): a folder that all processes of a launch see, each of which must call this and
+            classifies its share. The logits are written to its `.parts` as they come, and stay until
+            [`remove_parts`]; an interrupted call, given again, goes on. Default: one process classifies all images,
+            and writes nothing.
+
+    Returns:
+        [`Predictions`]; with `output_dir` in the first process alone, `None` in the others.
 
     Raises:
-        ValueError: if no image can be read, or an image processor isn't as [`Preparation`] expects.
+        ValueError: if no image can be read, an image processor isn't as [`Preparation`] expects, or there are parts of
+            other models, texts, images or settings.
     """
     settings = settings or EvaluationSettings()
-    models = [] if model is None else [model]
-    if plain is not None and plain.model is not model:
-        models.append(plain.model)
-    size = models[0].config.clip_config.vision_config.image_size
-    images = PreparedImages(dataset, [each.image_processor for each in models], size, settings)
-    labels = []
-    logits = {way: [] for way in WAYS}
-    unreadable = torch.zeros(len(dataset), dtype=torch.bool)
-    # Not stacked yet, since unreadable images leave gaps. A generator of its own, since a run's random numbers mustn't
-    # depend on what was measured before.
-    reading = {"num_workers": settings.num_workers, "generator": torch.Generator()}
-    loader = DataLoader(images, settings.batch_size, collate_fn=list, **reading)
-    progress = tqdm(total=len(dataset), desc="Evaluating", unit="image", disable=not settings.progress)
-    with _evaluating(models), progress as bar:
-        for batch in loader:
-            readable = [example for example in batch if "label" in example]
-            unreadable[[example["index"] for example in batch if "label" not in example]] = True
-            if readable:
-                labels += [example["label"] for example in readable]
-                for way, values in _classify(model, plain, default_collate(readable)).items():
-                    logits[way].append(values.cpu().numpy())
-            bar.update(len(batch))
-    if not labels:
+    classify = WayClassifier(model, plain, settings)
+    with _evaluating(classify.models):
+        if output_dir is None:
+            tables = _classify_here(classify, dataset, settings)
+        else:
+            tables = _classify_together(classify, dataset, settings, output_dir)
+    if tables is None:
+        return None
+    rows = pa.concat_tables([classify.schema.empty_table(), *tables])
+    is_readable = rows[0].is_valid().to_numpy()
+    unreadable = torch.from_numpy(~is_readable)
+    if not is_readable.any():
+        if output_dir is not None:
+            remove_parts(output_dir)
         raise ValueError(f"{describe_unreadable(dataset, unreadable)}, so nothing can be measured.")
-    if unreadable.any():
+    if not is_readable.all():
         warnings.warn(f"{describe_unreadable(dataset, unreadable)} and are left out.", stacklevel=2)
-    joined = {way: np.concatenate(parts) for way, parts in logits.items() if parts}
-    return Predictions(np.array(labels), joined, int(unreadable.sum()))
+    labels = np.array(read_labels(dataset))[is_readable]
+    logits = {way: _join(rows[way]).reshape(len(labels), -1) for way in rows.column_names}
+    return Predictions(labels, logits, int(unreadable.sum()))
+
+
+def has_parts(output_dir: str | os.PathLike) -> bool:
+    """Whether an evaluation with this folder has begun, and its results aren't complete."""
+    return Path(output_dir, PARTS).is_dir()
+
+
+def remove_parts(output_dir: str | os.PathLike) -> None:
+    """Remove what [`predict_all_ways`] keeps, once the results are written."""
+    RowParts(Path(output_dir, PARTS), {}).remove()
+
+
+def _classify_together(
+    classify: WayClassifier, dataset: Dataset, settings: EvaluationSettings, output_dir: str | os.PathLike
+) -> list[pa.Table] | None:
+    """Rows of logits by all processes, for the first one, by way of files."""
+    facts = {"num_crops": str(settings.num_crops), "seed": str(settings.seed), "images": describe_images(dataset)}
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    parts = RowParts(Path(output_dir, PARTS), facts | classify.facts())
+    source = PhotoList(_photos(dataset))
+    passing = PassSettings(settings.batch_size, settings.num_workers, TITLE, settings.progress)
+    compute_rows(parts, source, classify.read, classify, classify.device, passing)
+    return list(parts.read(source.num_shards)) if join_processes(classify.device).is_main_process else None
+
+
+def _classify_here(classify: WayClassifier, dataset: Dataset, settings: EvaluationSettings) -> list[pa.Table]:
+    """The same by this process alone, in memory."""
+    batches = RowBatches(PhotoList(_photos(dataset)), WrittenRows(), classify.read, settings.batch_size, (0, 1))
+    passing = PassSettings(num_workers=settings.num_workers)
+    tables = {}
+    with tqdm(total=len(dataset), desc=TITLE, unit="image", disable=not settings.progress) as bar:
+        for batch in load_batches(batches, count_workers(passing, classify.device), classify.device):
+            if batch.names:
+                tables[batch.first] = classify(batch)
+                bar.update(len(batch.names))
+    return [tables[first] for first in sorted(tables)]  # workers take turns
+
+
+def _photos(dataset: Dataset) -> Dataset:
+    """The images as they are stored, or as they are where a transform or a mode of somebody's own makes them."""
+    feature = dataset.features.get("image")
+    is_own = dataset.format["type"] == "custom" or not isinstance(feature, Image) or feature.mode is not None
+    return dataset if is_own else stored_images(dataset)
+
+
+def _join(lists: pa.ChunkedArray) -> np.ndarray:
+    """What the lists hold, one after the other."""
+    return np.concatenate([chunk.flatten().to_numpy() for chunk in lists.chunks])
 
 
 @contextlib.contextmanager
@@ -146,77 +318,3 @@ def _evaluating(models: Sequence[torch.nn.Module]) -> Iterator[None]:
     finally:
         for model, mode in zip(models, modes, strict=True):
             model.train(mode)
-
-
-class PreparedImages(torch.utils.data.Dataset):
-    """Images as models take them: `index`, and if it can be read `label`, `crops` `(num_crops, 3, size, size)` and
-    `pixel_values`, a list with an item for each of the `processors`, or one for both where they prepare alike.
-    """
-
-    def __init__(
-        self, dataset: Dataset, processors: list[BaseImageProcessor], size: int, settings: EvaluationSettings
-    ) -> None:
-        self.dataset = dataset
-        self.size = size
-        self.settings = settings
-        # Most CLIPs prepare images as the model does; then they are prepared once.
-        same = processors[0].to_dict() == processors[-1].to_dict()
-        self.processors = processors[:1] if same else processors
-        self.preparation = Preparation.of(processors[0], size)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        try:
-            example = self.dataset[index]
-            image = to_rgb(decode(example["image"]))
-        except UNREADABLE:
-            return {"index": index}
-        # By the index, so that neither the batches nor the number of workers change an image's crops.
-        rng = np.random.default_rng((self.settings.seed, index))
-        boxes = [crop_box(*image.size, CROP_RATIO, rng) for _ in range(self.settings.num_crops)]
-        middle = cut_strip(image)
-        prepared = [processor(middle, return_tensors="pt")["pixel_values"][0] for processor in self.processors]
-        crops = torch.from_numpy(cut_squares(image, boxes, self.size, resample=self.preparation.resample))
-        return {"index": index, "label": example["label"], "pixel_values": prepared, "crops": self._normalize(crops)}
-
-    def _normalize(self, crops: torch.Tensor) -> torch.Tensor:
-        mean = torch.tensor(self.preparation.mean).view(-1, 1, 1)
-        std = torch.tensor(self.preparation.std).view(-1, 1, 1)
-        return (crops / 255 - mean) / std
-
-
-@torch.no_grad()
-def _classify(
-    model: MicroCLIPForImageClassification | None, plain: PlainCLIP | None, batch: dict[str, Any]
-) -> dict[str, torch.Tensor]:
-    """Logits `(batch_size, num_classes)` of each way; of a batch of [`PreparedImages`], those that can be read."""
-    device = plain.model.device if model is None else model.device
-    pixel_values = [images.to(device) for images in batch["pixel_values"]]
-    logits = {}
-    if model is not None:
-        output = model(pixel_values[0])
-        logits = {
-            # Adjusted as the fused ones, which are their weighted mean, so that the ways can be compared.
-            "cls": model.logit_adjustment(output.cls_logits),
-            "fg": model.logit_adjustment(output.fg_logits),
-            "fused": output.logits,
-        }
-    if model is not None and batch["crops"].shape[1] > 0:
-        logits["multi_crop"] = _multi_crop_logits(model, batch["crops"].to(model.device), output)
-    if plain is not None:
-        is_same = plain.model is model
-        cls_embeds = output.cls_embeds if is_same else plain.model.coarse_embeds(pixel_values[-1])
-        for way, head in plain.heads.items():
-            cosines = cls_embeds @ normalize(head.to(cls_embeds), dim=-1).T
-            logits[way] = plain.model.logit_scale * cosines
-    return logits
-
-
-def _multi_crop_logits(
-    model: MicroCLIPForImageClassification, crops: torch.Tensor, output: MicroCLIPOutput
-) -> torch.Tensor:
-    # A forward pass for each crop: all at once would need K times the memory of the batch.
-    crop_embeds = torch.stack([model.coarse_embeds(images) for images in crops.unbind(1)], 1)
-    return model.logit_scale * model.prior_head(composite_embeds(crop_embeds, output.cls_embeds))

@@ -137,7 +137,9 @@ class RowBatches(IterableDataset):
             return self
         if isinstance(self.source, PhotoStream):  # a shard that workers share is read by each of them
             num_workers = min(num_workers, max(1, self.source.num_shards // self.process[1]))
-        return DataLoader(self, None, num_workers=num_workers, pin_memory=pin_memory, collate_fn=_same)
+        # A generator of its own, since a run's random numbers mustn't depend on such a pass.
+        reading = {"num_workers": num_workers, "pin_memory": pin_memory, "generator": torch.Generator()}
+        return DataLoader(self, None, collate_fn=_same, **reading)
 
     def _raw_batches(self, reader: int, num_readers: int) -> Iterator[RawBatch]:
         num_whole = self.source.num_shards - self.source.num_shards % num_readers

@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from ..loading import digest_model
 from ..machine import num_threads
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..passes.photo_batches import PixelReader, read_ahead
@@ -74,19 +74,13 @@ class Classifier:
 
     def facts(self) -> dict[str, str]:
         """What scores depend on, as text: weights, image processor, classes, precision, and how many are named."""
-        content = hashlib.sha256()
-        for name, weight in sorted(self.model.state_dict().items()):
-            content.update(name.encode() + weight.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        settings = {"config": self.model.config.to_dict(), "processor": self.model.image_processor.to_dict()}
-        settings["config"].pop("_name_or_path", None)
-        content.update(json.dumps(settings, sort_keys=True, default=str).encode())
         classes = hashlib.sha256("\n".join(self.class_names).encode()).hexdigest()[:16]
         # Weights, which precision changes too, come last.
         return {
             "precision": self.precision,
             "top_k": str(self.top_k),
             "classes": f"{len(self.class_names)} names, {classes}",
-            "model": content.hexdigest()[:16],
+            "model": digest_model(self.model),
         }
 
 
