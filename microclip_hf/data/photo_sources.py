@@ -36,7 +36,7 @@ class Photo:
     def place(self) -> str:
         """How an error calls it."""
         path = self.image["path"] if isinstance(self.image, dict) else None
-        return path or "A photo without a name"
+        return path or self.name or "A photo without a name"
 
 
 class PhotoSource:
@@ -216,4 +216,4 @@ def _undecoded(dataset: Dataset) -> Dataset:
 
 
 def _photo(image: Any) -> Photo:
-    return Photo((image or {}).get("path"), image)
+    return Photo(image.get("path") if isinstance(image, dict) else None, image)
