@@ -69,6 +69,16 @@ def test_a_stream_is_as_the_images_one_by_one(clip_folder, tmp_path, num_shards,
     assert stream.state.log_history[-1] == images.state.log_history[-1]
 
 
+def test_workers_that_read(clip_folder, tmp_path):
+    options = {"num_crops": 1, "per_device_eval_batch_size": 4}
+    runs = [
+        train(clip_folder, tmp_path / str(index), dataset, dataloader_num_workers=workers, **options)
+        for index, (dataset, workers) in enumerate([(NUM_IMAGES, 0), (NUM_IMAGES, 2), (as_stream(), 2)])
+    ]
+    for run in runs[1:]:
+        assert_same_weights(runs[0], run)
+
+
 def test_features_are_of_the_views_that_training_makes(clip_folder, tmp_path):
     """Means over the image as the processor makes it and its crops, in the batches of the pass."""
     trainer = train(clip_folder, tmp_path, NUM_IMAGES, num_crops=2)

@@ -216,4 +216,4 @@ def _undecoded(dataset: Dataset) -> Dataset:
 
 
 def _photo(image: Any) -> Photo:
-    return Photo(image.get("path") if isinstance(image, dict) else None, image)
+    return Photo(image["path"] if isinstance(image, dict) else None, image)

@@ -93,8 +93,7 @@ class KeptRows:
         for file in (self._facts_file, self._file):
             with contextlib.suppress(FileNotFoundError):
                 os.remove(file)
-        if self._parts.folder.exists():
-            self._parts.remove()
+        self._remove_parts()
 
     def remove_others(self) -> None:
         """Forget rows of other facts."""
@@ -116,8 +115,9 @@ class KeptRows:
         Raises:
             OSError: if the disk has no room for the parts, and for the file that is made of them.
         """
-        has_all = gather_object([self.exists()])
-        if all(has_all):
+        if all(gather_object([self.exists()])):
+            if accelerator.is_local_main_process:
+                self._remove_parts()  # of a run that was killed as it did so
             return
         for has_turn in turns(accelerator):
             if has_turn and not self.exists():
@@ -194,7 +194,11 @@ class KeptRows:
                 for rows in table["rows"].chunks:
                     width = rows.type.byte_width
                     file.write(rows.buffers()[1].slice(rows.offset * width, len(rows) * width))
-        self._parts.remove()
+        self._remove_parts()
+
+    def _remove_parts(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._parts.remove()
 
     def _check_room(self, num_images: int, num_rows: int) -> None:
         needed = self.dtype.itemsize * num_rows * self.num_columns
