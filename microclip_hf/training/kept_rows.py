@@ -125,14 +125,7 @@ class KeptRows:
         is_writer = accelerator.is_local_main_process and not self.exists()
         found = gather_object([self._parts.find() if is_writer else None])
         written = WrittenRows.in_all([rows for rows in found if rows is not None])
-        process = (accelerator.process_index, accelerator.num_processes)
-        batches = RowBatches(
-            images.source, written, images.read, settings.batch_size, process, in_threads=images.in_threads
-        )
-        # Readers share the rows by their number, so that all processes have as many.
-        workers = min(gather_object([count_workers(settings, accelerator.device)]))
-        batches.spread(workers)
-        own = load_batches(batches, workers, accelerator.device)
+        own = _take_share(images, written, accelerator, settings)
         computed = self._compute_together(own, images, compute, accelerator, settings.batch_size)
         with _progress_bar(images.source, written, accelerator, settings) as bar:
             if is_writer:
@@ -223,6 +216,18 @@ class KeptRows:
         with contextlib.suppress(FileNotFoundError), open(self._facts_file, encoding="utf-8") as file:
             return file.read()
         return None
+
+
+def _take_share(
+    images: ImagePass, written: WrittenRows, accelerator: Accelerator, settings: PassSettings
+) -> Iterable[RowBatch]:
+    """The batches of one process."""
+    process = (accelerator.process_index, accelerator.num_processes)
+    batches = RowBatches(images.source, written, images.read, settings.batch_size, process, images.in_threads)
+    # Readers share the rows by their number, so that all processes have as many.
+    workers = min(gather_object([count_workers(settings, accelerator.device)]))
+    batches.spread(workers)
+    return load_batches(batches, workers, accelerator.device)
 
 
 def _compute(
