@@ -27,8 +27,20 @@ def draw_images(count: int = 20) -> Dataset:
     return Dataset.from_dict({"image": images, "label": labels})
 
 
-def adapt(clip, output_dir, dataset=None, num_images=20, resume=None, attention="sdpa", callbacks=None, **kwargs):
-    """Adapt to `draw_images(num_images)`, or another data set; settings as in `MicroCLIPTrainingArguments`."""
+def adapt(
+    clip,
+    output_dir,
+    dataset=None,
+    num_images=20,
+    num_shards=None,
+    resume=None,
+    attention="sdpa",
+    callbacks=None,
+    **kwargs,
+):
+    """Adapt to `draw_images(num_images)`, as a stream where they have `num_shards`, or to another data set; settings
+    as in `MicroCLIPTrainingArguments`.
+    """
     model = MicroCLIPForImageClassification.from_clip(
         clip, CLASS_NAMES, prior_weighting="uniform", attn_implementation=attention
     )
@@ -44,6 +56,7 @@ def adapt(clip, output_dir, dataset=None, num_images=20, resume=None, attention=
     }
     args = MicroCLIPTrainingArguments(str(output_dir), **{**defaults, **kwargs})
     dataset = draw_images(num_images) if dataset is None else dataset
+    dataset = dataset if num_shards is None else dataset.to_iterable_dataset(num_shards=num_shards)
     trainer = MicroCLIPTrainer(model=model, args=args, train_dataset=dataset, callbacks=callbacks)
     trainer.train(resume_from_checkpoint=resume)
     return trainer

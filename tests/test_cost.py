@@ -62,6 +62,9 @@ def test_streams_and_views(make_trainer):
     stream = make_trainer(draw_images(6).to_iterable_dataset(), max_steps=2)
     stream.train_dataset.dataset = None
     assert cost(stream) == "2 steps x 8 photos: about 24 min on this machine."
+    once = make_trainer(draw_images(6).to_iterable_dataset(), num_train_epochs=0, class_mixture=True)
+    # Views, and five of them encoded with both embeddings.
+    assert cost(once) == f"Each 1000 photos of the stream: about {60_000 / 3600:.0f} hours on this machine."
     assert describe_cost(stream, [], itertools.count().__next__) is None
     images = make_trainer().train_dataset
     assert cost(make_trainer([images[index] for index in range(8)])) is None

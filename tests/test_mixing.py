@@ -15,7 +15,6 @@ from microclip_hf.data.sources import load_image_folder
 from microclip_hf.training import mixing
 from microclip_hf.training import trainer as trainer_module
 from microclip_hf.training.run import adapt
-from microclip_hf.training.view_datasets import ViewCollator, WholeImages
 
 
 NUM_IMAGES = 24
@@ -43,12 +42,12 @@ def make_trainer(clip_folder, folder, num_images=NUM_IMAGES, config=None, **opti
 
 def fused_features(trainer):
     """Of all images, as prediction takes them, `(N, E)`, and their [CLS] embeddings."""
-    images = WholeImages(trainer.train_dataset, 0)
-    batch = ViewCollator(trainer.processing_class)([images[index] for index in range(len(images))])
+    images = [example["image"].convert("RGB") for example in trainer.train_dataset.dataset]
+    pixel_values = trainer.processing_class(images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        output = trainer.model.eval().encode_image(batch["pixel_values"])
+        output = trainer.model.eval().encode_image(pixel_values)
     ratio = trainer.model.config.fusion_ratio
-    return ratio * output.cls_embeds + (1 - ratio) * output.fg_embeds, output.cls_embeds, batch["pixel_values"]
+    return ratio * output.cls_embeds + (1 - ratio) * output.fg_embeds, output.cls_embeds, pixel_values
 
 
 @pytest.mark.parametrize("epochs", [0, 2])

@@ -92,9 +92,8 @@ def test_workers_that_outlive_an_epoch(clip_folder, tmp_path):
 
 
 def test_a_fresh_run_forgets_the_prior_of_another(clip_folder, tmp_path):
-    kept = KeptRows(str(tmp_path / "_prior"), (20, 3), {})
-    kept.create()
-    kept.finish()
+    (tmp_path / "_prior").mkdir()
+    np.save(tmp_path / "_prior" / COMPLETE_FILE, np.full((20, 3), np.nan, np.float32))
     options = {"per_device_eval_batch_size": 8, "dataloader_drop_last": True}
     adapt(clip_folder, tmp_path, prior_refresh="never", num_train_epochs=1, **options)
     assert kept_scores(tmp_path).isfinite().all()
@@ -112,11 +111,8 @@ def test_no_crops_are_made_where_the_prior_is_kept(clip_folder, tmp_path):
 def test_views_do_not_depend_on_what_is_kept(tmp_path):
     dataset = ViewDataset(draw_images(4), ViewSettings(32, 2, (0.5, 0.9), 0, max_corrupt_share=0.25))
     expected = dataset[2]
-    kept = KeptRows(str(tmp_path), (4, 3), {})
-    kept.create()
-    kept.write(np.arange(3), np.zeros((3, 3)))
-    kept.finish()
-    dataset.kept_prior = kept
+    np.save(tmp_path / COMPLETE_FILE, np.array([[0, 0, 0]] * 3 + [[np.nan] * 3], np.float32))
+    dataset.kept_prior = KeptRows(str(tmp_path), 3, {})
     assert all(np.array_equal(dataset[2][name], expected[name]) for name in ("weak", "strong"))
     assert dataset[3]["index"] == 0 and dataset.unreadable.tolist() == [False, False, False, True]
     dataset.kept_prior = None

@@ -94,6 +94,7 @@ COMMANDS = [
     f"{ADAPT} --train_dir photos/ --push_to_hub true --hub_model_id user/shapes --license mit",
     f"{ADAPT} --train_dir shards/ --streaming true --max_steps 3 --save_steps 2 --save_strategy steps",
     f"{ADAPT} --train_dir shards/ --streaming true --max_steps 3 --shuffle_buffer 10",
+    f"{ADAPT} --dataset_name user/photos --dataset_split train --streaming true --recipe quick",
     f"{ADAPT} --dataset_name user/photos --dataset_split train --test_split test --dataset_revision main",
     f"{ADAPT} --dataset_name user/photos --dataset_config small --image_column image --label_column json.label",
     f"{ADAPT} --train_dir photos/ --descriptions_dataset user/descriptions --descriptions_columns class sentences",

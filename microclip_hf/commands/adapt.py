@@ -19,7 +19,7 @@ from ..hub.model_card import CardFacts
 from ..loading import load_clip, read_model_type
 from ..presets import Preset
 from ..recipes import load_recipe
-from ..training.checks import check_classes
+from ..training.checks import check_classes, fits_mixture
 from ..training.run import adapt, check_output
 from ..training.training_args import MicroCLIPTrainingArguments
 from . import command_frame, naming_options, read_options
@@ -72,8 +72,11 @@ class AdaptArguments(ImageOptions):
         "images lie in sub-folders named like its classes.",
     )
     test_split: str | None = HfArg(default=None, help="Split of --dataset_name to measure accuracy on.")
-    streaming: bool = HfArg(default=False, help="Read images while training; needs --max_steps.")
-    shuffle_buffer: int = HfArg(default=1000, help="Images of a stream among which the next is drawn.")
+    streaming: bool = HfArg(
+        default=False,
+        help="Read images as they are needed. Training needs --max_steps then; --recipe quick reads them once.",
+    )
+    shuffle_buffer: int = HfArg(default=1000, help="Images of a stream among which training draws the next.")
     descriptions_dataset: str | None = HfArg(
         default=None, help="A data set of descriptions on the Hub, in place of --descriptions."
     )
@@ -164,8 +167,8 @@ def _check_options(
         raise ValueError("--test_split is a split of --dataset_name; pass that, or --test_dir in its place.")
     if options.test_split is not None and options.test_dir is not None:
         raise ValueError("Pass the images to measure accuracy on with either --test_split or --test_dir.")
-    if options.streaming and training_args.max_steps <= 0:
-        raise ValueError("--streaming true needs --max_steps, since the end of a stream can't be known.")
+    if options.streaming and not training_args.trains_nothing:
+        _check_streamed_training(training_args)
     if options.descriptions is not None and options.descriptions_dataset is not None:
         raise ValueError("Pass the descriptions with either --descriptions or --descriptions_dataset.")
     if options.descriptions_columns is not None and options.descriptions_dataset is None:
@@ -186,6 +189,18 @@ def _check_options(
         overrides = {**load_recipe(training_args.recipe).config, **overrides}
     with naming_options(*RUN_OPTIONS):
         return overrides, check_output(training_args)
+
+
+def _check_streamed_training(training_args: MicroCLIPTrainingArguments) -> None:
+    """Refuse what a stream can't be trained on with."""
+    if fits_mixture(training_args):
+        raise ValueError(
+            "--streaming true and a class mixture don't go together in training, which keeps labels by an image's "
+            "number, and a stream's images have none. Set --num_train_epochs 0 and leave out --max_steps, as --recipe "
+            "quick does; or leave out --streaming."
+        )
+    if training_args.max_steps <= 0:
+        raise ValueError("--streaming true needs --max_steps, since the end of a stream can't be known.")
 
 
 def _read_input(
@@ -226,7 +241,7 @@ def _read_images(
     reading = {"streaming": options.streaming, "labels_required": labels_required}
     train_dataset = options.read_images("train", preset, class_names, **reading)
     class_names = class_names or train_dataset.features["label"].names
-    if options.streaming:
+    if options.streaming and not training_args.trains_nothing:
         train_dataset = train_dataset.shuffle(seed=training_args.seed, buffer_size=options.shuffle_buffer)
     # A folder in place of the preset's data set has no such split.
     test_split = options.test_split or (preset and preset.test_split)

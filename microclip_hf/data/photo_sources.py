@@ -39,7 +39,7 @@ class Photo:
     def place(self) -> str:
         """How an error calls it."""
         path = self.image["path"] if isinstance(self.image, dict) else None
-        return path or "A photo without a name"
+        return path or self.name or "A photo without a name"
 
 
 class PhotoSource:

@@ -113,7 +113,13 @@ class RowBatches(IterableDataset):
     """
 
     def __init__(
-        self, source: PhotoSource, written: WrittenRows, read: Reader, batch_size: int, process: tuple[int, int]
+        self,
+        source: PhotoSource,
+        written: WrittenRows,
+        read: Reader,
+        batch_size: int,
+        process: tuple[int, int],
+        in_threads: bool = True,
     ) -> None:
         self.source = source
         self.written = written
@@ -121,15 +127,26 @@ class RowBatches(IterableDataset):
         self.batch_size = batch_size
         self.block = batch_size * -(-BLOCK // batch_size)
         self.process = process  # number of this process, and of all
+        self.in_threads = in_threads  # otherwise photos are read one by one, by whoever takes the batches
 
     def __iter__(self) -> Iterator[RowBatch]:
         worker = get_worker_info()
         number, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         process, num_processes = self.process
         raw_batches = self._raw_batches(process * num_workers + number, num_processes * num_workers)
+        if not self.in_threads:
+            for raw in raw_batches:
+                yield raw.finish([self.read(*item) for item in raw.items()])
+            return
         read_ahead_by = num_threads(num_workers)
         for raw, results in read_ahead(raw_batches, RawBatch.items, lambda item: self.read(*item), read_ahead_by):
             yield raw.finish(results)
+
+    def spread(self, num_workers: int) -> None:
+        """Make blocks so small that each reader has one, where the photos are few."""
+        if self.source.total is not None:
+            share = self.source.total // (self.process[1] * max(1, num_workers))
+            self.block = min(self.block, self.batch_size * max(1, share // self.batch_size))
 
     def load(self, num_workers: int, pin_memory: bool) -> Iterable[RowBatch]:
         """The batches; `num_workers` processes prepare them, or with 0 threads of this one."""

@@ -10,7 +10,7 @@ import os
 import re
 import socket
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,14 @@ class WrittenRows:
 
     parts: dict[int, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
     ends: dict[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def in_all(cls, folders: Sequence["WrittenRows"]) -> "WrittenRows":
+        """The parts and ends that each of these has."""
+        common = cls(ends=dict(set.intersection(*(set(one.ends.items()) for one in folders))))
+        for shard in list(folders[0].parts):
+            common.parts[shard] = sorted(set.intersection(*(set(one.parts[shard]) for one in folders)))
+        return common
 
     @property
     def num_rows(self) -> int:

@@ -72,7 +72,7 @@ def compute_rows(
     # Readers share the rows by their number, so that all processes have as many.
     workers = min(gather_object([count_workers(settings, device)]))
     with progress_bar(source, written, state, settings) as bar:
-        _write_parts(load_batches(batches, workers, device), compute, parts, bar)
+        write_parts(load_batches(batches, workers, device), compute, parts, bar)
     state.wait_for_everyone()
 
 
@@ -100,7 +100,7 @@ def progress_bar(source: PhotoSource, written: WrittenRows, state: PartialState,
     return tqdm(desc=title, total=share, unit="photo", disable=not is_shown)
 
 
-def _write_parts(
+def write_parts(
     batches: Iterable[RowBatch], compute: Callable[[RowBatch], pa.Table], parts: RowParts, bar: tqdm
 ) -> None:
     """Write blocks as they are complete, or what there is of them after `MOST_SECONDS`, and when interrupted; those of

@@ -122,7 +122,7 @@ def _list_facts(record: RunRecord) -> list[tuple[str, str]]:
     if record.facts.get("absent"):
         facts["Probably absent"] = ", ".join(record.facts["absent"])
     facts["Epochs"] = f"{last.get('epoch', 0):g}"
-    if record.has_mixture:  # which labels anew at the end
+    if record.has_mixture and record.images:  # which the mixture labels anew at the end
         confidences = [image.confidence for image in record.images if image.label]
         facts["Mean confidence at the end"] = percent(float(np.mean(confidences or [math.nan])))
     elif "pseudo_label_confidence" in last:

@@ -101,7 +101,7 @@ def write_record(trainer: Trainer, tested: PredictionOutput | None = None) -> No
     # Those of an earlier run, which this one went on from, wouldn't all be written over.
     for name in (REPORT, LABELS, TEST_LABELS):
         (folder / name).unlink(missing_ok=True)
-    facts = _collect_facts(trainer, dataset, root)
+    facts = _collect_facts(trainer, root)
     write_whole(folder / FACTS, json.dumps(facts, indent=1, ensure_ascii=False))
     seen = trainer.diagnostics
     if len(seen.pseudo_labels):
@@ -172,13 +172,13 @@ def _name_images(dataset: Any, source: str | None) -> tuple[list[str], str | Non
     return [path.relative_to(root).as_posix() for path in paths], root
 
 
-def _collect_facts(trainer: Trainer, dataset: Any, root: str | None) -> dict[str, Any]:
+def _collect_facts(trainer: Trainer, root: str | None) -> dict[str, Any]:
     model = trainer.card_facts.base_model
     return {
         # A folder's whole path, which stays true elsewhere.
         "model": os.path.abspath(model) if model is not None and os.path.exists(model) else model,
         "images": trainer.card_facts.dataset,
-        "num_images": None if dataset is None else len(dataset),
+        "num_images": trainer.num_images,
         "root": root,
         "settings": [(name, str(value)) for name, value in run_settings(trainer.model.config, trainer.args)],
         "versions": versions(),

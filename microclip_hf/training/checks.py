@@ -34,7 +34,7 @@ from ..saliency import NonFiniteError
 from ..text_heads import abbreviate
 from .saving import STATE_NAME
 from .training_args import MicroCLIPTrainingArguments
-from .view_datasets import ViewDataset
+from .view_datasets import ViewDataset, ViewStream
 
 
 PRIOR_HEAD = "prior_head.weight"
@@ -77,7 +77,7 @@ def check_images(dataset: Any, args: MicroCLIPTrainingArguments) -> None:
             f"train_dataset is a {type(dataset).__name__}; pass one data set, such as one split of a DatasetDict."
         )
     is_stream = isinstance(dataset, (datasets.IterableDataset, torch.utils.data.IterableDataset))
-    if is_stream and args.max_steps <= 0:
+    if is_stream and args.max_steps <= 0 and not fits_mixture(args):  # see check_countable
         raise ValueError("train_dataset is a stream, whose end can't be known; set max_steps.")
 
 
@@ -114,22 +114,51 @@ def check_training(model: MicroCLIPForImageClassification, args: MicroCLIPTraini
 
 def check_countable(dataset: Any, args: MicroCLIPTrainingArguments, num_classes: int) -> None:
     """Whether what is kept for each image can be; an error where the images have no numbers, or are too few."""
-    if (args.class_mixture or args.class_frequencies == "estimated") and not isinstance(dataset, ViewDataset):
-        raise ValueError(
-            "A class mixture is fitted to images that can be counted, which a stream, views or a data_collator of "
-            f"one's own aren't (train_dataset is a {type(dataset).__name__}). Pass such images, or set class_mixture "
-            "to false and class_frequencies to equal."
-        )
-    if args.class_mixture and len(dataset) < num_classes:
-        raise ValueError(
-            f"A class mixture needs as many images as classes, and there are {len(dataset)} images of {num_classes} "
-            "classes. Pass more images, or leave out the classes that none of them shows."
-        )
+    if fits_mixture(args) and not isinstance(dataset, ViewDataset):
+        _check_streamed_mixture(dataset, args)
+    elif args.class_mixture:
+        check_enough(len(dataset), num_classes)
     if args.prior_refresh == "never" and not isinstance(dataset, ViewDataset):
         raise ValueError(
             "prior_refresh='never' keeps a prior for each image, which a stream, views or a data_collator of one's "
             f"own don't allow (train_dataset is a {type(dataset).__name__}). Pass images that can be counted, or use "
             "prior_refresh='step'."
+        )
+
+
+def fits_mixture(args: MicroCLIPTrainingArguments) -> bool:
+    """Whether a run goes over all images before training."""
+    return args.class_mixture or args.class_frequencies == "estimated"
+
+
+def check_enough(num_images: int, num_classes: int) -> None:
+    """An error where a class mixture has fewer images than classes."""
+    if num_images < num_classes:
+        raise ValueError(
+            f"A class mixture needs as many images as classes, and there are {num_images} images of {num_classes} "
+            "classes. Pass more images, or leave out the classes that none of them shows."
+        )
+
+
+def _check_streamed_mixture(dataset: Any, args: MicroCLIPTrainingArguments) -> None:
+    """Whether a mixture can be fitted to what isn't a [`ViewDataset`]: a stream of `datasets`, without training."""
+    if not isinstance(dataset, ViewStream):
+        raise ValueError(
+            "A class mixture is fitted to images, which views or a data_collator of one's own aren't (train_dataset "
+            f"is a {type(dataset).__name__}). Pass images, or set class_mixture to false and class_frequencies to "
+            "equal."
+        )
+    if not args.trains_nothing:
+        raise ValueError(
+            "With training, a class mixture is fitted to images that can be counted: labels are kept by an image's "
+            f"number, and a stream's images have none (train_dataset is a {type(dataset).__name__}). Set "
+            "num_train_epochs to 0 and leave out max_steps, as recipe quick does; or pass images that aren't in a "
+            "stream; or set class_mixture to false and class_frequencies to equal."
+        )
+    if not isinstance(dataset.dataset, datasets.IterableDataset):
+        raise ValueError(
+            "A class mixture takes streams of `datasets`, which are read by shards, and train_dataset is a "
+            f"{type(dataset.dataset).__name__}. Make it one with datasets.IterableDataset.from_generator."
         )
 
 
@@ -166,7 +195,8 @@ def check_room(
     needed = weights + num_kept * (weights + (0 if args.save_only_model else moments))
     if args.class_mixture and num_images is not None:
         both_embeds = 2 * model.config.clip_config.projection_dim
-        needed += 2 * num_images * FEATURE_BYTES * both_embeds  # before training and after it
+        # Of the last pass, after training if there is any, parts and file are there at once.
+        needed += (2 if args.trains_nothing else 3) * num_images * FEATURE_BYTES * both_embeds
     free = shutil.disk_usage(nearest_folder(args.output_dir)).free
     if needed > free:
         fewer = f", lower save_total_limit ({args.save_total_limit}), or use save_strategy='no'" if num_kept else ""
@@ -179,7 +209,7 @@ def check_room(
 
 def _num_saves(args: MicroCLIPTrainingArguments, num_images: int | None) -> int:
     """How many checkpoints a run writes."""
-    if args.save_strategy == IntervalStrategy.NO:
+    if args.save_strategy == IntervalStrategy.NO or args.trains_nothing:
         return 0
     images_a_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
     steps_an_epoch = math.inf if num_images is None else math.ceil(num_images / images_a_step)

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers.trainer_utils import has_length
 
 from ..images import UNREADABLE
 from .trainer import MicroCLIPTrainer
@@ -25,6 +24,8 @@ from .view_datasets import ViewCollator, ViewDataset, ViewSettings, ViewStream
 NUM_PHOTOS = 4  # whose views are made
 NUM_VIEWS = 64  # encoded at once, at most
 PIECE_SECONDS = 0.2  # for encoding views at once, unless one alone takes longer
+# Photos of a stream of unknown length, by which its pass is estimated.
+STREAMED = 1000
 # A forward with its backward takes about as long as so many forwards.
 STUDENT_FORWARDS = 3
 
@@ -58,9 +59,12 @@ def describe_cost(
         pieces = _time_pieces(trainer, examples, clock)
     if pieces is None:
         return None
-    num_images = len(trainer.train_dataset) if has_length(trainer.train_dataset) else 0
+    is_endless = trainer.num_images is None
+    num_images = STREAMED if is_endless else trainer.num_images
     epochs = f"{args.num_train_epochs:g} epoch{'' if args.num_train_epochs == 1 else 's'}"
     amount = f"{num_images} photos x {epochs}" if args.num_train_epochs > 0 else f"{num_images} photos, once"
+    if is_endless:
+        amount = f"Each {STREAMED} photos of the stream"
     num_shown = num_images * args.num_train_epochs
     if args.max_steps > 0:
         images_a_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps

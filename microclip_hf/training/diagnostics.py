@@ -44,6 +44,7 @@ class Diagnostics:
         self._sums: dict[str, torch.Tensor] = {}
         self._pending: list[tuple[torch.Tensor, ...]] = []
         self._unnumbered = self.pseudo_labels[:0]  # the latest labels of images without an `index`
+        self._counts: list[int] | None = None  # images of each class, where that alone is known
         self._swaps: Counter[tuple[int, int]] = Counter()
 
     def record(self, known: torch.Tensor | None = None, **values: torch.Tensor) -> None:
@@ -61,6 +62,10 @@ class Diagnostics:
         if confidences is None:
             confidences = torch.full(pseudo_labels.shape, torch.nan, device=pseudo_labels.device)
         self._pending.append((index, pseudo_labels, confidences.detach().float()))
+
+    def record_counts(self, counts: torch.Tensor) -> None:
+        """How many images each class has `(num_labels,)`, where labels aren't kept image by image."""
+        self._counts = counts.tolist()
 
     def summarize(self, accelerator: Accelerator) -> dict[str, float]:
         """Means since the last call over the images of all processes; every process must call it.
@@ -126,6 +131,8 @@ class Diagnostics:
     @property
     def class_counts(self) -> list[int]:
         """Images of each class by the latest pseudo-labels, of some where images have no `index`."""
+        if self._counts is not None:
+            return self._counts
         numbered = self.pseudo_labels[self.pseudo_labels >= 0]
         return (numbered if len(numbered) else self._unnumbered).bincount(minlength=self.num_labels).tolist()
 

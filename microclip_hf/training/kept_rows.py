@@ -4,38 +4,63 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tqdm import tqdm
 
+from ..data.photo_sources import PhotoSource
 from ..files import write_whole
+from ..passes.photo_batches import Reader, RowBatch, RowBatches
+from ..passes.row_parts import RowParts, WrittenRows
+from ..passes.row_pass import PassSettings, count_workers, load_batches, write_parts
 from .saving import turns
 
 
 COMPLETE_FILE = "complete.npy"
+# Beside it, until all rows are there.
+PARTS = "parts"
+# Rows that are looked through at once.
+CHUNK = 65536
+
+Inputs = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class ImagePass:
+    """Images to go through once, and what is read of each."""
+
+    source: PhotoSource
+    read: Reader  # gives tensors by name
+    note: Callable[[RowBatch], None]  # is told of each batch, in every process
+    in_threads: bool = True  # whether several may read at once
+    blank: Inputs | None = None  # of no image; with it every process computes at each step, whole batches always
 
 
 class KeptRows:
-    """Rows by image index in a memory-mapped `.npy` file, of `shape` images and columns.
+    """Rows of `num_columns` numbers in a memory-mapped `.npy` file, by image index: in order of shards and their rows.
 
-    Several processes may write the same rows with the same numbers, and any number may read; the file has its name
-    once it is complete, and one that isn't is gone on with. `facts` are what the numbers depend on; those of other
-    facts are refused.
+    What can't be read has NaN. The file has its name once it is complete; until then rows lie in parts beside it, and
+    a pass that was interrupted is gone on with. `facts` are what the numbers depend on; those of other facts are
+    refused. Several processes may write the same rows with the same numbers, and any number may read.
     """
 
     def __init__(
-        self, folder: str, shape: tuple[int, int], facts: dict[str, Any], dtype: type[np.floating] = np.float32
+        self, folder: str, num_columns: int, facts: dict[str, Any], dtype: type[np.floating] = np.float32
     ) -> None:
         self.folder = folder
-        self.shape = shape
-        self.dtype = dtype
+        self.num_columns = num_columns
+        self.dtype = np.dtype(dtype)
         self._facts = json.dumps(facts)
         self._facts_file = os.path.join(folder, "facts.json")
         self._file = os.path.join(folder, COMPLETE_FILE)
-        self._incomplete = os.path.join(folder, "incomplete.npy")
+        self._parts = RowParts(os.path.join(folder, PARTS), {"facts": self._facts})
 
     def exists(self) -> bool:
         """Whether the rows are complete; an error where they are of other facts."""
@@ -49,48 +74,26 @@ class KeptRows:
             )
         return True
 
-    def create(self) -> None:
-        """A file to write to; an error if the disk has no room (writing to the map would kill the process)."""
-        os.makedirs(self.folder, exist_ok=True)
-        if os.path.exists(self._incomplete) and self._read_facts() == self._facts:
-            return
-        needed = np.dtype(self.dtype).itemsize * self.shape[0] * self.shape[1]
-        free = shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise OSError(
-                f"The numbers of {self.shape[0]} images, {self.shape[1]} each, need {needed / 1e9:.1f} GB in "
-                f"{self.folder}, where {free / 1e9:.1f} GB are free. Make room on that disk."
-            )
-        rows = np.lib.format.open_memmap(self._incomplete, "w+", self.dtype, self.shape)
-        rows[:] = np.nan
-        write_whole(self._facts_file, self._facts)
-
-    def write(self, index: np.ndarray, rows: np.ndarray) -> None:
-        """Rows `(batch_size, columns)` of these images; where none are written NaN stays."""
-        np.load(self._incomplete, mmap_mode="r+")[index] = rows
+    @property
+    def num_rows(self) -> int:
+        """The images that there are, once the rows are complete."""
+        return len(np.load(self._file, mmap_mode="r"))
 
     def read(self, index: int | slice) -> np.ndarray:
-        """The row of one image, `(columns,)`, or those of several."""
+        """The row of one image, `(num_columns,)`, or those of several."""
         return np.array(np.load(self._file, mmap_mode="r")[index])
 
-    def find_missing(self) -> list[int]:
-        """Images whose rows aren't written yet."""
-        return _find_empty(self._incomplete)
-
-    def find_unreadable(self) -> list[int]:
-        """Images that have no row, though all were tried."""
-        return _find_empty(self._file)
-
-    def finish(self) -> None:
-        """Give the file its name."""
-        if os.path.exists(self._incomplete):
-            os.replace(self._incomplete, self._file)
+    def find_unreadable(self) -> Iterator[np.ndarray]:
+        """The images that couldn't be read, some after others."""
+        for start in range(0, self.num_rows, CHUNK):
+            yield start + np.flatnonzero(np.isnan(np.load(self._file, mmap_mode="r")[start : start + CHUNK, 0]))
 
     def remove(self) -> None:
         """Forget the rows of an earlier run."""
-        for file in (self._facts_file, self._file, self._incomplete):
+        for file in (self._facts_file, self._file):
             with contextlib.suppress(FileNotFoundError):
                 os.remove(file)
+        self._remove_parts()
 
     def remove_others(self) -> None:
         """Forget rows of other facts."""
@@ -99,30 +102,115 @@ class KeptRows:
 
     def fill(
         self,
-        loader: Callable[[list[int]], Iterable[dict[str, torch.Tensor]]],
-        compute: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+        images: ImagePass,
+        compute: Callable[[Inputs], torch.Tensor],
         accelerator: Accelerator,
+        settings: PassSettings,
     ) -> None:
-        """Write what is computed, `(B, columns)`, of batches that hold an `index` and are shared out; every process
-        must call it. The `loader` gets the images that are missing. Nothing is done where every disk has all of them.
+        """Write what is computed, `(B, num_columns)`, of batches that are shared out; every process must call it.
+
+        Nothing is done where every disk has all rows. Machines may have disks of their own: each writes all rows, and
+        those that one of them lacks are computed again.
+
+        Raises:
+            OSError: if the disk has no room for the parts, and for the file that is made of them.
         """
-        exists = torch.tensor(int(self.exists()), device=accelerator.device)
-        if accelerator.reduce(exists, "sum") == accelerator.num_processes:
+        if all(gather_object([self.exists()])):
+            if accelerator.is_local_main_process:
+                self._remove_parts()  # of a run that was killed as it did so
             return
         for has_turn in turns(accelerator):
-            if has_turn:
-                self.create()
-        # Disks may differ, and all must go around as often.
-        is_missing = torch.zeros(self.shape[0], dtype=torch.int32, device=accelerator.device)
-        is_missing[self.find_missing()] = 1
-        missing = accelerator.reduce(is_missing, "sum").nonzero().flatten().tolist()
-        for batch in loader(missing) if missing else ():
-            index, rows = accelerator.gather((batch["index"], compute(batch)))
-            if accelerator.is_local_main_process:
-                self.write(index.cpu().numpy(), rows.cpu().numpy())
+            if has_turn and not self.exists():
+                self._begin(images.source.total)
+        is_writer = accelerator.is_local_main_process and not self.exists()
+        found = gather_object([self._parts.find() if is_writer else None])
+        written = WrittenRows.in_all([rows for rows in found if rows is not None])
+        own = _take_share(images, written, accelerator, settings)
+        computed = self._compute_together(own, images, compute, accelerator, settings.batch_size)
+        with _progress_bar(images.source, written, accelerator, settings) as bar:
+            if is_writer:
+                write_parts(computed, lambda batch: batch.inputs, self._parts, bar)
+            else:
+                for _ in computed:
+                    pass
         for has_turn in turns(accelerator):
-            if has_turn:
-                self.finish()
+            if has_turn and not self.exists():
+                self._join(images.source.num_shards)
+
+    def _compute_together(
+        self,
+        own: Iterable[RowBatch],
+        images: ImagePass,
+        compute: Callable[[Inputs], torch.Tensor],
+        accelerator: Accelerator,
+        batch_size: int,
+    ) -> Iterator[RowBatch]:
+        """The batches of all processes, in each of them, with what was computed in place of what was read.
+
+        They go in step, a batch of each at a time, until all have run out.
+        """
+        batches = iter(own)
+        while True:
+            batch = next(batches, None)
+            inputs = None if batch is None else batch.inputs
+            rows = None
+            if inputs is not None or images.blank is not None:
+                rows = _compute(compute, inputs, images.blank, batch_size, accelerator.device)
+            done = None if batch is None else batch._replace(inputs=self._to_table(batch, rows))
+            together = [one for one in gather_object([done]) if one is not None]
+            if not together:
+                return
+            for one in together:
+                images.note(one)
+                yield one
+
+    def _begin(self, num_images: int | None) -> None:
+        """A place to write to; an error if the disk has no room."""
+        os.makedirs(self.folder, exist_ok=True)
+        if self._read_facts() != self._facts:
+            self.remove()
+            write_whole(self._facts_file, self._facts)
+        self._parts.create()
+        if num_images is not None:
+            num_written = self._parts.find().num_rows
+            self._check_room(num_images, 2 * num_images - num_written)
+
+    def _join(self, num_shards: int) -> None:
+        """Make the file of the parts, and remove them."""
+        num_rows = self._parts.find().num_rows
+        self._check_room(num_rows, num_rows)
+        # Written as any file, since on a full disk writing to a memory map would kill the process.
+        with self._parts.whole_file(self._file) as incomplete, open(incomplete, "wb") as file:
+            header = {"descr": self.dtype.str, "fortran_order": False, "shape": (num_rows, self.num_columns)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for table in self._parts.read(num_shards):
+                for rows in table["rows"].chunks:
+                    width = rows.type.byte_width
+                    file.write(rows.buffers()[1].slice(rows.offset * width, len(rows) * width))
+        self._remove_parts()
+
+    def _remove_parts(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._parts.remove()
+
+    def _check_room(self, num_images: int, num_rows: int) -> None:
+        needed = self.dtype.itemsize * num_rows * self.num_columns
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise OSError(
+                f"The numbers of {num_images} images, {self.num_columns} each, need {needed / 1e9:.1f} GB in "
+                f"{self.folder}, where {free / 1e9:.1f} GB are free. Make room on that disk."
+            )
+
+    def _to_table(self, batch: RowBatch, computed: torch.Tensor | None) -> pa.Table:
+        """A row of bytes for each image, of NaN where it can't be read."""
+        rows = np.full((len(batch.names), self.num_columns), np.nan, self.dtype)
+        is_readable = np.array([problem is None for problem in batch.problems], bool)
+        if is_readable.any():
+            rows[is_readable] = computed.float().cpu().numpy()
+        kind = pa.binary(self.dtype.itemsize * self.num_columns)
+        column = pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [None, pa.py_buffer(rows)])
+        return pa.table({"rows": column})
 
     def _read_facts(self) -> str | None:
         with contextlib.suppress(FileNotFoundError), open(self._facts_file, encoding="utf-8") as file:
@@ -130,5 +218,35 @@ class KeptRows:
         return None
 
 
-def _find_empty(file: str) -> list[int]:
-    return np.flatnonzero(np.isnan(np.load(file, mmap_mode="r")[:, 0])).tolist()
+def _take_share(
+    images: ImagePass, written: WrittenRows, accelerator: Accelerator, settings: PassSettings
+) -> Iterable[RowBatch]:
+    """The batches of one process."""
+    process = (accelerator.process_index, accelerator.num_processes)
+    batches = RowBatches(images.source, written, images.read, settings.batch_size, process, images.in_threads)
+    # Readers share the rows by their number, so that all processes have as many.
+    workers = min(gather_object([count_workers(settings, accelerator.device)]))
+    batches.spread(workers)
+    return load_batches(batches, workers, accelerator.device)
+
+
+def _compute(
+    compute: Callable[[Inputs], torch.Tensor],
+    inputs: Inputs | None,
+    blank: Inputs | None,
+    batch_size: int,
+    device: torch.device,
+) -> torch.Tensor:
+    """Of the images alone, `(B, num_columns)`, where with `blank` ones the batch was made whole."""
+    number = 0 if inputs is None else len(next(iter(inputs.values())))
+    if blank is not None:
+        added = {name: value.expand(batch_size - number, *value.shape) for name, value in blank.items()}
+        inputs = added if inputs is None else {name: torch.cat([inputs[name], added[name]]) for name in inputs}
+    return compute({name: value.to(device, non_blocking=True) for name, value in inputs.items()})[:number]
+
+
+def _progress_bar(source: PhotoSource, written: WrittenRows, accelerator: Accelerator, settings: PassSettings) -> tqdm:
+    """Of all images, in the first process."""
+    total = None if source.total is None else source.total - written.num_rows
+    is_shown = settings.progress and accelerator.is_main_process
+    return tqdm(desc=settings.title, total=total, unit="photo", disable=not is_shown)

@@ -9,18 +9,16 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Dataset, Subset
-from tqdm import tqdm
 
 from ..configuration_microclip import MicroCLIPConfig
 from ..modeling_microclip import MicroCLIPForImageClassification, MicroCLIPOutput
 from ..preparation import Preparation
 from ..pseudo_labels import aggregate_scores, align_distribution, composite_embeds, fuse_embeds
 from .class_means import log_sum
+from .image_passes import first_views, pass_settings
 from .kept_rows import KeptRows
 from .training_args import MicroCLIPTrainingArguments
 from .view_datasets import ViewDataset
@@ -139,7 +137,6 @@ class PseudoLabeler:
         self,
         model: MicroCLIPForImageClassification,
         dataset: ViewDataset,
-        collator: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]],
         is_fresh: bool,
     ) -> None:
         """From now on a data set's examples hold the prior of the present weights, from a pass over all images. Where
@@ -148,21 +145,18 @@ class PseudoLabeler:
         args = self.args
         accelerator = self.accelerator
         settings = {name: getattr(args, name) for name in ("num_crops", "crop_ratio", "seed")}
-        shape = (len(dataset), model.num_labels)
-        facts = {"images": shape[0], "classes": shape[1], **settings}
-        kept = KeptRows(os.path.join(args.output_dir, PRIOR_DIR), shape, facts)
+        facts = {"images": len(dataset), "classes": model.num_labels, **settings}
+        kept = KeptRows(os.path.join(args.output_dir, PRIOR_DIR), model.num_labels, facts)
         if is_fresh and accelerator.is_local_main_process:
             kept.remove()
         accelerator.wait_for_everyone()
         dataset.kept_prior = None
         dataset.set_epoch(0)
-
-        def load(missing: list[int]) -> Iterable[dict[str, torch.Tensor]]:
-            return load_rows(Subset(dataset, missing), collator, args, accelerator, "Multi-view prior")
-
+        images = first_views(dataset)
         # A run that finds the file goes on with the same random numbers.
         with torch.random.fork_rng(devices=[]):
-            kept.fill(load, functools.partial(self._score_crops, model), accelerator)
+            score = functools.partial(self._score_crops, model)
+            kept.fill(images, score, accelerator, pass_settings(args, "Multi-view prior"))
         dataset.kept_prior = kept
 
     def encode_views(self, encode: Callable[[torch.Tensor], torch.Tensor], views: torch.Tensor) -> torch.Tensor:
@@ -203,20 +197,6 @@ class PseudoLabeler:
         log_target = -math.log(model.num_labels) if log_frequencies is None else log_frequencies
         model.logit_adjustment.bias.copy_(self.head_means.log_means[1] - log_target)
         return probabilities
-
-
-def load_rows(
-    images: Dataset,
-    collator: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]],
-    args: MicroCLIPTrainingArguments,
-    accelerator: Accelerator,
-    title: str,
-) -> Iterable[dict[str, torch.Tensor]]:
-    """Batches of all images, shared out, under a progress bar; in their order and with the last batch, whatever
-    training does.
-    """
-    loader = DataLoader(images, args.eval_batch_size, collate_fn=collator, num_workers=args.dataloader_num_workers)
-    return tqdm(accelerator.prepare_data_loader(loader), title, disable=not accelerator.is_main_process)
 
 
 def both_embeds(output: MicroCLIPOutput) -> torch.Tensor:

@@ -7,8 +7,8 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -16,17 +16,18 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.functional import normalize
-from torch.utils.data import Subset
 
 from ..class_mixture import ClassMixture, balance_text, fit_class_mixture, log_mean_probability
 from ..images import UNREADABLE, decode, to_rgb
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..saliency import check_finite
-from .checks import image_facts
+from .checks import check_enough, image_facts
+from .image_passes import open_stream, pass_settings, whole_images
 from .kept_rows import KeptRows
-from .labeler import PseudoLabeler, both_embeds, load_rows
+from .labeler import PseudoLabeler, both_embeds
+from .sharding import splits_models
 from .training_args import MicroCLIPTrainingArguments
-from .view_datasets import ViewCollator, ViewDataset, WholeImages
+from .view_datasets import ViewDataset, ViewStream
 
 
 # In the output folder.
@@ -49,8 +50,9 @@ class FittedMixture:
     """A mixture, and what it says of all images, the same in every process."""
 
     mixture: ClassMixture
-    labels: torch.Tensor  # (N,), by features and texts, -1 where the image can't be read
-    confidences: torch.Tensor  # (N,), the labels' probabilities
+    counts: torch.Tensor  # (C,), images of each label, by features and texts
+    labels: torch.Tensor | None  # (N,), these, -1 where the image can't be read; none of a stream
+    confidences: torch.Tensor | None  # (N,), the labels' probabilities
     agreement: float  # share of all images that their features alone label as the texts of the run's beginning do
 
 
@@ -70,6 +72,8 @@ class Mixer:
         self.labeler = labeler
         self.fusion_ratio = fusion_ratio
         self.first: FittedMixture | None = None
+        self.num_images: int | None = None  # N, once that is known
+        self._is_stream = False
         self._kept: KeptRows | None = None  # features before training, (N, 2 E), [CLS] and then [FG]
         self._head: torch.Tensor | None = None  # (C, E), both heads of then, mixed as in pseudo-labels
         # (C,), log of the mean probability that it gives each class, less the log frequencies
@@ -78,8 +82,7 @@ class Mixer:
     def fit_first(
         self,
         model: MicroCLIPForImageClassification,
-        dataset: ViewDataset,
-        collator: ViewCollator,
+        dataset: ViewDataset | ViewStream,
         frequencies: torch.Tensor | None = None,
     ) -> FittedMixture:
         """The mixture of the weights that training starts with, held to what both heads, mixed as in the
@@ -89,7 +92,11 @@ class Mixer:
         them to those that the mixture has found, and fit it again, helps where few classes are there, but costs more
         where frequencies are as in most data.)
         """
-        self._kept = self._keep_features(model, dataset, collator, "first")
+        self._is_stream = isinstance(dataset, ViewStream)
+        self._kept = self._keep_features(model, dataset, "first")
+        self.num_images = self._kept.num_rows
+        if self.args.class_mixture:
+            check_enough(self.num_images, model.num_labels)
         classifier = _classifier_of(model)
         prior_head = float(model.logit_scale) * normalize(model.prior_head.weight.float(), dim=-1)
         self._head = self.args.prior_ratio * prior_head + (1 - self.args.prior_ratio) * classifier
@@ -105,47 +112,41 @@ class Mixer:
         self,
         model: MicroCLIPForImageClassification,
         dataset: ViewDataset,
-        collator: ViewCollator,
         frequencies: torch.Tensor | None = None,
     ) -> FittedMixture:
         """The mixture of the present weights, held to what the first one made of its features and texts."""
-        kept = self._keep_features(model, dataset, collator, "last")
+        kept = self._keep_features(model, dataset, "last")
         rows = partial(self._last_rows, kept)
         # The first mixture has weighed the texts already.
         mixture = self._fit(rows, _classifier_of(model), frequencies, text_weight=1.0)
         return self._label(mixture, rows)
 
     def _keep_features(
-        self, model: MicroCLIPForImageClassification, dataset: ViewDataset, collator: ViewCollator, name: str
+        self, model: MicroCLIPForImageClassification, dataset: ViewDataset | ViewStream, name: str
     ) -> KeptRows:
         """One pass over the images as prediction takes them and their crops, whose embeddings are averaged. What an
         interrupted run with the same weights and images has left isn't computed again.
         """
         args = self.args
         accelerator = self.accelerator
-        images = WholeImages(dataset, args.num_crops)
         facts = {name: getattr(args, name) for name in ("num_crops", "crop_ratio", "seed")}
         facts |= {"weights": _digest(model), "settings": _digest_settings(model), "sample": _digest_sample(dataset)}
         facts |= image_facts(dataset)
-        shape = (len(images), 2 * model.config.clip_config.projection_dim)
-        kept = KeptRows(os.path.join(args.output_dir, FEATURES_DIR, name), shape, facts, np.float16)
+        num_columns = 2 * model.config.clip_config.projection_dim
+        kept = KeptRows(os.path.join(args.output_dir, FEATURES_DIR, name), num_columns, facts, np.float16)
         if accelerator.is_local_main_process:
             kept.remove_others()
         accelerator.wait_for_everyone()
-
+        settings = replace(dataset.settings, num_crops=args.num_crops)
+        images = whole_images(dataset, model.image_processor, settings, splits_models(accelerator))
         title = "Features of the images" if args.trains_nothing else TITLES[name]
-
-        def load(missing: list[int]) -> Iterable[dict[str, torch.Tensor]]:
-            return load_rows(Subset(images, missing), collator, args, accelerator, title)
-
         was_training = model.training
         model.eval()
         # A run that finds the features goes on with the same random numbers.
         with torch.random.fork_rng(devices=[]):
-            kept.fill(load, partial(self._average_views, model), accelerator)
+            kept.fill(images, partial(self._average_views, model), accelerator, pass_settings(args, title))
         model.train(was_training)
-        dataset.unreadable[kept.find_unreadable()] = True
-        dataset.gather_unreadable(accelerator)
+        dataset.tell_unreadable(kept, accelerator)
         return kept
 
     @torch.no_grad()
@@ -183,17 +184,23 @@ class Mixer:
 
     @torch.no_grad()
     def _label(self, mixture: ClassMixture, rows: Callable[[], Iterator[Rows]]) -> FittedMixture:
-        num_images = self._kept.shape[0]
-        agreed = torch.zeros(2, device=self.accelerator.device)
-        known = torch.zeros(2, num_images, device=self.accelerator.device)  # labels from 1 on, and confidences
+        device = self.accelerator.device
+        counts = torch.zeros(len(mixture.bias), dtype=torch.int64, device=device)
+        num_agreed = torch.zeros((), dtype=torch.int64, device=device)
+        # Labels from 1 on, and confidences; of a stream of any length none are kept.
+        known = torch.zeros(2, 0 if self._is_stream else self.num_images, device=device)
         for index, fused, evidence, texts in rows():
             confidences, labels = mixture.probabilities(fused, evidence).max(-1)
-            is_agreed = mixture.scores(fused).argmax(-1) == texts.argmax(-1)
-            agreed += agreed.new_tensor([is_agreed.sum(), len(is_agreed)])
-            known[:, index] = torch.stack([labels + 1, confidences])
+            num_agreed += (mixture.scores(fused).argmax(-1) == texts.argmax(-1)).sum()
+            counts += labels.bincount(minlength=len(counts))
+            if not self._is_stream:
+                known[:, index] = torch.stack([labels + 1, confidences])
+        counts = self._sum(counts)
+        agreement = self._sum(num_agreed).item() / counts.sum().item()
+        if self._is_stream:
+            return FittedMixture(mixture, counts, None, None, agreement)
         labels, confidences = self._sum(known)
-        num_agreed, num_readable = self._sum(agreed).tolist()
-        return FittedMixture(mixture, labels.long() - 1, confidences, num_agreed / num_readable)
+        return FittedMixture(mixture, counts, labels.long() - 1, confidences, agreement)
 
     def _first_rows(self) -> Iterator[Rows]:
         for index, ((cls_embeds, fused),) in self._read(self._kept):
@@ -210,7 +217,7 @@ class Mixer:
         """CHUNK by CHUNK of this process's share of the images, the index (n,) of those that are in all files, and
         from each file their unit [CLS] and fused features (n, E); at least once, perhaps of none.
         """
-        num_images = kept[0].shape[0]
+        num_images = kept[0].num_rows
         place = self.accelerator.process_index
         count = self.accelerator.num_processes
         first = num_images * place // count
@@ -277,10 +284,18 @@ def _digest_settings(model: MicroCLIPForImageClassification) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _digest_sample(dataset: ViewDataset) -> str:
-    """SHA-256 of some images' pixels."""
+def _digest_sample(dataset: ViewDataset | ViewStream) -> str:
+    """SHA-256 of some images' pixels, of a stream the first ones and the number of shards."""
     digest = hashlib.sha256()
-    for index in range(0, len(dataset), max(1, len(dataset) // NUM_SAMPLED)):
+    if isinstance(dataset, ViewStream):
+        source = open_stream(dataset)
+        digest.update(str(source.num_shards).encode())
+        images = (photo.image for photo in source.open(0, 0).take(0, NUM_SAMPLED))
+        fetches = (lambda image=image: image for image in images)
+    else:
+        indices = range(0, len(dataset), max(1, len(dataset) // NUM_SAMPLED))
+        fetches = (lambda index=index: dataset.dataset[index]["image"] for index in indices)
+    for fetch in fetches:
         with contextlib.suppress(*UNREADABLE):
-            digest.update(to_rgb(decode(dataset.dataset[index]["image"])).tobytes())
+            digest.update(to_rgb(decode(fetch())).tobytes())
     return digest.hexdigest()

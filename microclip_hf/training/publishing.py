@@ -29,6 +29,11 @@ class PublishingTrainer(SavingTrainer):
         """What was logged, for [`plot_adaptation`]; `None` where nothing is trained."""
         return None if self.args.trains_nothing else self.state.log_history
 
+    @property
+    def num_images(self) -> int | None:
+        """How many images there are to adapt to, as far as that is known."""
+        return len(self.train_dataset) if has_length(self.train_dataset) else None
+
     def create_model_card(self, finetuned_from: str | None = None, **kwargs: Any) -> None:
         """Write the card and, where there is none yet, a picture of the run; for the results see `card_facts`.
 
@@ -54,8 +59,7 @@ class PublishingTrainer(SavingTrainer):
         picture = os.path.join(self.args.output_dir, PICTURE)
         if self.state.log_history and not os.path.exists(picture):
             plot_adaptation(picture, self.curves, self.card_facts.results)
-        num_images = len(self.train_dataset) if has_length(self.train_dataset) else None
-        write_model_card(self.model.config, self.args, self.card_facts, num_images)
+        write_model_card(self.model.config, self.args, self.card_facts, self.num_images)
         self._card = card.read_bytes()
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:

@@ -1,9 +1,15 @@
 """What FSDP and DeepSpeed, which split a model over processes, have to know of it."""
 
 import torch
+from accelerate import Accelerator, DistributedType
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from ..modeling_microclip import MicroCLIPForImageClassification
+
+
+def splits_models(accelerator: Accelerator) -> bool:
+    """Whether all processes must take part in each forward."""
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 def make_splittable(model: MicroCLIPForImageClassification) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint, has_length
 
@@ -29,6 +30,7 @@ from .checks import (
     check_parts,
     check_room,
     check_training,
+    fits_mixture,
     image_facts,
 )
 from .class_means import ClassMeans, log_sum
@@ -54,7 +56,8 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         args ([`MicroCLIPTrainingArguments`], *optional*): settings, default `MicroCLIPTrainingArguments()`.
         train_dataset: items with a PIL `image`, or with the views themselves: `weak` and `strong` (3, S, S) and
             `crops` (K, 3, S, S), uint8. A `label` never influences training. A stream is read as often as `max_steps`
-            ask for, by the first of several processes for all, and has no epochs: the fairness mean runs on. With a
+            ask for, by the first of several processes for all, and has no epochs: the fairness mean runs on. Where
+            nothing is trained, a stream of `datasets` is read once, by all processes in shares. With a
             `data_collator` of one's own, whatever that turns into batches of views.
         eval_dataset: items with `image` or `pixel_values`, and `label` to measure by. Here and in `evaluate` and
             `predict`, images of a data set of `datasets` that can't be read are left out, with a warning.
@@ -66,8 +69,8 @@ class MicroCLIPTrainer(EvaluatingTrainer):
     Raises:
         TypeError: if an argument is of another class, or the training data is several data sets.
         ValueError: if the image processor gives other pixels than views can be made of (see [`Preparation`]), the
-            training data has neither images nor views, or is a stream without `max_steps`; in training, if more images
-            than `max_corrupt_share` can't be read.
+            training data has neither images nor views, or is a stream to train on without `max_steps`; in training, if
+            more images than `max_corrupt_share` can't be read.
     """
 
     # The loss is a mean over the batch: under gradient accumulation the Trainer divides it.
@@ -120,10 +123,12 @@ class MicroCLIPTrainer(EvaluatingTrainer):
             model=model,
             args=args,
             data_collator=data_collator if data_collator is not None else ViewCollator(processing_class),
-            train_dataset=train_dataset,
+            # The Trainer refuses a stream without `max_steps`, also where it has nothing to train.
+            train_dataset=None if args.trains_nothing else train_dataset,
             processing_class=processing_class,
             **kwargs,
         )
+        self.train_dataset = train_dataset
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             make_splittable(model)
             # They split the model along with its optimiser; until training each process evaluates with all of it.
@@ -163,11 +168,9 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         self.check_run(self._checkpoint)
         if self.args.prior_refresh == "never":  # before a checkpoint brings adapted weights
             is_fresh = self._checkpoint is None
-            self.labeler.keep_prior(self._unwrapped_model, self.train_dataset, self.data_collator, is_fresh)
-        if self.args.class_mixture or self.args.class_frequencies == "estimated":
-            fitted = self.mixer.fit_first(
-                self._unwrapped_model, self.train_dataset, self.data_collator, self._known_frequencies
-            )
+            self.labeler.keep_prior(self._unwrapped_model, self.train_dataset, is_fresh)
+        if fits_mixture(self.args):
+            fitted = self.mixer.fit_first(self._unwrapped_model, self.train_dataset, self._known_frequencies)
             if self.args.class_frequencies == "estimated":
                 self.class_frequencies = fitted.mixture.frequencies
         start = {}
@@ -196,10 +199,20 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         if self.args.max_steps <= 0 and not 0 <= self.args.num_train_epochs < math.inf:
             raise ValueError(f"num_train_epochs is {self.args.num_train_epochs}; it must be 0 or more, and finite.")
         check_writable(self.args.output_dir)
-        num_images = len(self.train_dataset) if has_length(self.train_dataset) else None
-        check_room(self._unwrapped_model, self.args, num_images, checkpoint)
+        check_room(self._unwrapped_model, self.args, self.num_images, checkpoint)
         if checkpoint is not None:
             check_checkpoint(checkpoint, self.model.config, self._prior_head, self.image_facts)
+
+    @property
+    def num_images(self) -> int | None:
+        """See the base class; of a stream it is known after a pass over it."""
+        return self.mixer.num_images if super().num_images is None else super().num_images
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As in the base class; where nothing is trained, one stands in for that of a stream, which has no length."""
+        if self.args.trains_nothing and not has_length(self.train_dataset):
+            return DataLoader([None])
+        return super().get_train_dataloader()
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -347,7 +360,7 @@ class MicroCLIPTrainer(EvaluatingTrainer):
         fitted = self.mixer.first
         metrics = {"mixture_agreement": fitted.agreement}
         if self.state.global_step > 0:
-            last = self.mixer.fit_last(model, self.train_dataset, self.data_collator, self._known_frequencies)
+            last = self.mixer.fit_last(model, self.train_dataset, self._known_frequencies)
             release_whole_weights(model)
             is_kept = last.agreement >= fitted.agreement - MAX_AGREEMENT_LOSS
             metrics = {"mixture_agreement": last.agreement, "first_mixture_agreement": fitted.agreement}
@@ -359,9 +372,12 @@ class MicroCLIPTrainer(EvaluatingTrainer):
                     set_weight(weight, start[name])
         merge_mixture(model, fitted.mixture)
         self.mixture = fitted.mixture
-        index = (fitted.labels >= 0).nonzero().flatten()
-        self.diagnostics.record_labels(fitted.labels[index], index, fitted.confidences[index])
-        self.diagnostics.flush(self.accelerator)
+        if fitted.labels is None:
+            self.diagnostics.record_counts(fitted.counts)
+        else:
+            index = (fitted.labels >= 0).nonzero().flatten()
+            self.diagnostics.record_labels(fitted.labels[index], index, fitted.confidences[index])
+            self.diagnostics.flush(self.accelerator)
         self.log({**metrics, "effective_classes": count_effective(self.diagnostics.class_counts)})
 
     def leave_group(self) -> None:

@@ -54,8 +54,9 @@ class MicroCLIPTrainingArguments(TrainingArguments):
         class_mixture (`bool`, defaults to `False`): predict by a mixture of one Gaussian a class over the fused
             features, held to what the texts say (see [`~class_mixture.fit_class_mixture`]; not in the paper). It is
             fitted to all images, by one forward of each and of its `num_crops` crops, before training, and again after
-            it, unless `num_train_epochs` is 0, with which nothing is trained. The model predicts by the last one, or,
-            where training has led away from what the texts say, has the weights and the mixture of before.
+            it, unless `num_train_epochs` is 0, with which nothing is trained and images may be a stream. The model
+            predicts by the last one, or, where training has led away from what the texts say, has the weights and the
+            mixture of before.
         label_refresh (`"step"` or `"never"`, defaults to `"step"`): when pseudo-labels are made: with the weights of
             each step, as published; or once, by the class mixture before training, after which a step is the student's
             alone, without crops.

@@ -18,6 +18,7 @@ from transformers import BaseImageProcessor
 from ..data.image_columns import as_images, describe_unreadable, undecoded
 from ..data.labels import align_or_leave_out
 from ..images import UNREADABLE, cut_strip, decode, to_rgb
+from ..passes.photo_batches import RowBatch
 from .kept_rows import KeptRows
 from .views import make_views
 
@@ -49,7 +50,13 @@ class ViewSettings:
         labels = {"labels": example["label"]} if "label" in example else {}
         return {**views, **labels, "index": index}
 
-    def error(self, problem: str, cause: Exception | None) -> ValueError:
+    def check_stream(self, num_unreadable: int, num_seen: int, cause: Exception | str | None = None) -> None:
+        """Raise the error where too many of a stream's images, as far as they were seen, are unreadable."""
+        if num_unreadable > self.max_corrupt_share * max(num_seen, LEAST_SEEN):
+            problem = f"{num_unreadable} of the first {num_seen} images of the stream can't be read"
+            raise self.error(problem, cause)
+
+    def error(self, problem: str, cause: Exception | str | None) -> ValueError:
         """What is raised when too many images are unreadable."""
         reason = "" if cause is None else f", the last of them because of: {cause}"
         return ValueError(
@@ -89,7 +96,7 @@ class ViewDataset(torch.utils.data.Dataset):
             if self.unreadable[position]:
                 continue
             try:
-                return self._make_example(position)
+                return self.make_example(position)
             except UNREADABLE as error:
                 self.unreadable[position] = True
                 self._check_limit(error)
@@ -108,7 +115,21 @@ class ViewDataset(torch.utils.data.Dataset):
             warnings.warn(f"{problem}; others stood in for them.", stacklevel=2)
         self._num_told = num_unreadable
 
-    def _make_example(self, position: int) -> dict[str, Any]:
+    def note(self, batch: RowBatch) -> None:
+        """Remember which images of a pass can't be read; an error if they are too many."""
+        problems = {batch.first + row: problem for row, problem in enumerate(batch.problems) if problem is not None}
+        if problems:
+            self.unreadable[list(problems)] = True
+            self._check_limit(list(problems.values())[-1])
+
+    def tell_unreadable(self, kept: KeptRows, accelerator: Accelerator) -> None:
+        """[`gather_unreadable`], with the images that have no row."""
+        for index in kept.find_unreadable():
+            self.unreadable[index] = True
+        self.gather_unreadable(accelerator)
+
+    def make_example(self, position: int) -> dict[str, Any]:
+        """The views of this very image, or one of the errors `UNREADABLE`."""
         if self.kept_prior is None:
             return self.settings.make_example(self.dataset[position], self._epoch.item(), position)
         scores = self.kept_prior.read(position)
@@ -118,28 +139,11 @@ class ViewDataset(torch.utils.data.Dataset):
         views = settings.make_example(self.dataset[position], self._epoch.item(), position)
         return {**views, "prior_scores": scores}
 
-    def _check_limit(self, cause: Exception | None = None) -> None:
+    def _check_limit(self, cause: Exception | str | None = None) -> None:
         """Raise the error where more images are `unreadable` than the settings permit."""
         if self.unreadable.sum() > self._limit:
             problem = f"At least {describe_unreadable(self.dataset, self.unreadable)}"
-            raise self.settings.error(problem, cause) from cause
-
-
-class WholeImages(ViewDataset):
-    """The images of a [`ViewDataset`] as prediction takes them, each with its `index` and, if there are any, its
-    `crops`; what can't be read there can't be read here, and the other way round.
-    """
-
-    def __init__(self, views: ViewDataset, num_crops: int) -> None:
-        super().__init__(views.dataset, replace(views.settings, num_crops=num_crops))
-        self.unreadable = views.unreadable
-
-    def _make_example(self, position: int) -> dict[str, Any]:
-        image = self.dataset[position]["image"]
-        example = {"image": to_rgb(decode(image)), "index": position}
-        if self.settings.num_crops == 0:
-            return example
-        return {**example, "crops": self.settings.make_example({"image": image}, 0, position)["crops"]}
+            raise self.settings.error(problem, cause)
 
 
 class ViewStream(torch.utils.data.IterableDataset):
@@ -169,14 +173,37 @@ class ViewStream(torch.utils.data.IterableDataset):
                     views = self.settings.make_example(example, epoch, index)
                 except UNREADABLE as error:
                     num_unreadable += 1
-                    if num_unreadable > self.settings.max_corrupt_share * max(num_seen, LEAST_SEEN):
-                        problem = f"{num_unreadable} of the first {num_seen} images of the stream can't be read"
-                        raise self.settings.error(problem, error) from error
+                    self.settings.check_stream(num_unreadable, num_seen, error)
                 else:
                     del views["index"]
                     yield views
             if num_seen == num_before:
                 return  # a worker without any shard
+
+    def tell_unreadable(self, kept: KeptRows, accelerator: Accelerator) -> None:
+        """Tell how many images of a pass have no row; an error if they are too many."""
+        num_unreadable = sum(map(len, kept.find_unreadable()))
+        self.settings.check_stream(num_unreadable, kept.num_rows)
+        if num_unreadable > 0 and accelerator.is_main_process:
+            problem = f"{num_unreadable} of {kept.num_rows} images of the stream can't be read"
+            warnings.warn(f"{problem}; they were passed over.", stacklevel=2)
+
+
+class StreamNotes:
+    """What a pass over a stream has met: images, and those that can't be read; too many of these are an error."""
+
+    def __init__(self, settings: ViewSettings) -> None:
+        self.settings = settings
+        self.num_seen = 0
+        self.num_unreadable = 0
+
+    def note(self, batch: RowBatch) -> None:
+        """Count a batch in."""
+        problems = [problem for problem in batch.problems if problem is not None]
+        self.num_seen += len(batch.problems)
+        self.num_unreadable += len(problems)
+        if problems:
+            self.settings.check_stream(self.num_unreadable, self.num_seen, problems[-1])
 
 
 def as_views(dataset: Any, settings: ViewSettings, class_names: Sequence[str] | None) -> Any:
@@ -261,7 +288,6 @@ class ViewCollator:
         elif "image" in first and self.image_processor is not None:
             images = [cut_strip(_to_rgb(example["image"])) for example in examples]
             batch = dict(self.image_processor(images, return_tensors="pt"))
-            batch |= {"crops": _stack(examples, "crops")} if "crops" in first else {}
         else:
             raise ValueError(
                 f"An example holds {', '.join(map(repr, first))}; expected 'image' (with an image processor), "
