@@ -309,7 +309,6 @@ class MicroCLIP(MicroCLIPTrainer):
     """microCLIP itself, and without what its ablation leaves out.
 
     Args:
-        learns_head (`bool`): whether the classifier is adapted too.
         fits_last (`bool`): whether a mixture is fitted to what training has led to; if not, the student predicts.
         equal_in (`"alignment"` or `"fairness"`, *optional*): what takes classes to be equally frequent, whatever the
             mixture has found.
@@ -320,11 +319,8 @@ class MicroCLIP(MicroCLIPTrainer):
     uses_crops = True
     needs_task = False
 
-    def __init__(
-        self, *args: Any, learns_head: bool = True, fits_last: bool = True, equal_in: str | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, fits_last: bool = True, equal_in: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.model.classifier.requires_grad_(learns_head)
         self.fits_last = fits_last
         self.equal_in = equal_in
 
