@@ -251,8 +251,8 @@ def adapt(task: Task, settings: dict[str, Any]) -> tuple[torch.Tensor, dict[str,
 @torch.no_grad()
 def predict(model: MicroCLIPForImageClassification, task: Task) -> dict[str, torch.Tensor]:
     """The model's logits of the test images `(num_test, C)`, fused and of each path."""
-    model.eval()
-    outputs = [model(pixel_values=pixel_values.to(model.device)) for pixel_values in load_images(task.test, model)]
+    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    outputs = [model(pixel_values=pixel_values) for pixel_values in load_images(task.test, model)]
     return {name: torch.cat([own[name] for own in outputs]) for name in ("logits", "cls_logits", "fg_logits")}
 
 

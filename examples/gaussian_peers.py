@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 CHUNK = 1024  # rows of the matrix of similarities that are in memory at once
 NUM_STEPS = 5  # from images to their neighbours, in a round
-# Less isn't told from rounding: the square of float32's precision of a feature of unit norm.
+# Far below the mean variance of features, 1 / E.
 MIN_VARIANCE = 1e-8
 
 

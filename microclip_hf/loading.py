@@ -115,11 +115,16 @@ def load_clip(
     return model, heads
 
 
-def digest_model(model: MicroCLIPForImageClassification) -> str:
-    """The beginning of a SHA-256 of all that answers depend on: weights, configuration and image processor."""
+def digest_model(model: MicroCLIPForImageClassification, with_heads: bool = True) -> str:
+    """The beginning of a SHA-256 of all that answers depend on: weights, configuration and image processor.
+
+    Heads that were just made of texts are left out, `with_heads=False`: their last bits depend on the machine.
+    """
     settings = {"config": model.config.to_dict(), "processor": model.image_processor.to_dict()}
     settings["config"].pop("_name_or_path", None)
-    return digest_weights(model.state_dict(), settings)
+    heads = () if with_heads else ("classifier.", "prior_head.")
+    weights = {name: weight for name, weight in model.state_dict().items() if not name.startswith(heads)}
+    return digest_weights(weights, settings)
 
 
 def digest_weights(weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any] | None = None) -> str:

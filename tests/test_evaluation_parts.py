@@ -1,5 +1,6 @@
 """`microclip evaluate` interrupted, by several processes, and what it keeps until its results are written."""
 
+import copy
 import io
 import itertools
 import json
@@ -18,15 +19,17 @@ from test_labelling import Interruption
 from test_labelling_processes import EXAMPLE as PREDICT
 from test_labelling_processes import TESTS, TWO, finish, kill_later, launch
 from tiny_inputs import draw_shape, save_clip
+from tolerances import within
 
 from microclip_hf import MicroCLIPForImageClassification
 from microclip_hf.commands import INTERRUPTED, evaluate
-from microclip_hf.data.photo_sources import describe_images
+from microclip_hf.data.photo_sources import digest_images
 from microclip_hf.data.sources import load_image_folder
 from microclip_hf.evaluation.predictions import (
     EvaluationSettings,
     ImageReader,
     PlainCLIP,
+    WayClassifier,
     predict_all_ways,
     remove_parts,
 )
@@ -218,6 +221,27 @@ def test_folders_may_be_moved_and_reading_may_change(place, monkeypatch):
     assert_same_results("results", "whole")
 
 
+def test_texts_are_known_by_what_they_say(model, plain):
+    """The last bits of their features depend on the number of threads."""
+    other = copy.deepcopy(model)
+    other.prior_head.weight *= 1 + 1e-6
+    clips = [PlainCLIP(each, {"zero_shot": each.prior_head.weight}, "two classes") for each in (model, other)]
+    facts = [WayClassifier(each.model, each, EvaluationSettings()).facts() for each in clips]
+    assert facts[0] == facts[1]
+    assert facts[0] != WayClassifier(model, plain, EvaluationSettings()).facts()
+
+
+def test_a_column_with_a_mode_is_read_image_by_image(photos, model):
+    """So that one that can't be read is left out."""
+    gray = photos.cast_column("image", Image(mode="L"))
+    with pytest.warns(UserWarning, match="1 of 22 images can't be read"):
+        found = predict_all_ways(model, gray)
+    assert found.num_unreadable == 1
+    pixels = [example["image"].convert("RGB") for example in gray.select(range(2))]
+    expected = model(model.image_processor(pixels, return_tensors="pt")["pixel_values"]).logits
+    np.testing.assert_allclose(found.logits["fused"][:2], expected.detach(), **within(model.logit_scale))
+
+
 # Several processes
 
 
@@ -226,7 +250,9 @@ def test_two_processes_of_which_one_is_killed_go_on(place):
     """The results are one process's, and nothing else is left."""
     assert run("whole", batch_size=4) == 0
     two = [*TWO, TESTS / "evaluating.py", *options("results", device="cpu", batch_size=None)]
+    Path("hold").touch()
     kill_later(launch("log", *two), random.Random(0), "results/.parts")
+    Path("hold").unlink()
     assert names("results") == {".parts"}
     finish("log", launch("log", *two))
     assert "Evaluating (of 1 in 2 processes)" in Path("log").read_text()
@@ -237,7 +263,7 @@ def test_two_processes_of_which_one_is_killed_go_on(place):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:1 of 22 images can't be read")
 def test_the_example_by_two_processes(place):
-    """The card is written once; with blocks of 256 the second process has nothing to classify."""
+    """The card is written once."""
     assert run("whole") == 0
     Path("adapted/README.md").write_text("# A model\n")
     finish("log", launch("log", *TWO, EXAMPLE, *options("results", device="cpu", update_card="true")))
@@ -316,7 +342,7 @@ def test_images_that_a_data_set_makes_in_its_own_way(model, kind):
 def test_images_are_told_by_names_and_sizes(place, tmp_path):
     """Of files and of tables, of those that are selected, wherever the folder is."""
     photos = load_image_folder("photos", CLASS_NAMES)
-    assert describe_images(photos) == describe_images(load_image_folder(tmp_path / "photos", CLASS_NAMES))
+    assert digest_images(photos) == digest_images(load_image_folder(tmp_path / "photos", CLASS_NAMES))
     stored = []
     for size in (3, 4, 5):
         PILImage.new("RGB", (size, size)).save(file := io.BytesIO(), "bmp")
@@ -327,11 +353,11 @@ def test_images_are_told_by_names_and_sizes(place, tmp_path):
         *(Dataset.from_dict({"image": rows}).cast_column("image", Image()) for rows in (stored, nameless)),
         *(Dataset.from_dict({"image": rows[:2]}).cast_column("image", Image()) for rows in (stored, stored[::-1])),
     ]
-    texts = list(map(describe_images, tables))
+    texts = list(map(digest_images, tables))
     assert len(set(texts)) == len(tables)
     assert [text.partition(" images, ")[0] for text in texts] == ["22", "2", "2", "3", "3", "2", "2"]
-    assert describe_images(tables[3].select([0, 1])) == texts[5]
-    assert describe_images(tables[3].select([2, 1])) == texts[6]
+    assert digest_images(tables[3].select([0, 1])) == texts[5]
+    assert digest_images(tables[3].select([2, 1])) == texts[6]
 
 
 def test_no_image(model, plain):

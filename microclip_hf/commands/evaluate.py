@@ -1,5 +1,6 @@
 """`microclip evaluate`: a model + images with labels -> how well each way of predicting does, and where it fails."""
 
+import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from transformers.hf_argparser import HfArg
 from ..configuration_microclip import MicroCLIPConfig
 from ..data.class_names import read_class_names
 from ..data.labels import labelled
+from ..data.photo_sources import digest
 from ..evaluation.page import (
     PAGE,
     PICTURE,
@@ -185,7 +187,8 @@ def _read_input(options: EvaluateArguments, class_names: list[str] | None) -> tu
 def _load_plain(options: EvaluateArguments, texts: dict[str, Any], overrides: dict[str, Any]) -> Subject:
     """A CLIP, and the microCLIP that it would start as."""
     model, heads = load_clip(options.model_name_or_path, texts, overrides)
-    return Subject(model, PlainCLIP(model, heads), {ANSWER: "microCLIP, not adapted"}, _without_descriptions(texts))
+    plain = PlainCLIP(model, heads, _digest_texts(texts))
+    return Subject(model, plain, {ANSWER: "microCLIP, not adapted"}, _without_descriptions(texts))
 
 
 def _load_adapted(options: EvaluateArguments, texts: dict[str, Any]) -> Subject:
@@ -194,13 +197,18 @@ def _load_adapted(options: EvaluateArguments, texts: dict[str, Any]) -> Subject:
     if options.clip is not None:
         # The prior's weighting has no part in CLIP's own heads.
         clip, heads = load_clip(options.clip, texts, {"prior_weighting": "uniform"})
-        return Subject(model, PlainCLIP(clip, heads), {}, _without_descriptions(texts))
+        return Subject(model, PlainCLIP(clip, heads, _digest_texts(texts)), {}, _without_descriptions(texts))
     left_out = {"cupl": f"{NEEDS_CLIP}, and --descriptions"}
     if model.tokenizer is None:
         return Subject(model, None, {}, {"zero_shot": NEEDS_CLIP, **left_out})
     head, _ = encode_heads(model.clip, model.tokenizer, texts["class_names"], texts["templates"])
     titles = {"zero_shot": "[CLS] as adapted, with the class names"}
-    return Subject(model, PlainCLIP(model, {"zero_shot": head}), titles, left_out)
+    plain = PlainCLIP(model, {"zero_shot": head}, _digest_texts(texts), is_adapted=True)
+    return Subject(model, plain, titles, left_out)
+
+
+def _digest_texts(texts: dict[str, Any]) -> str:
+    return digest([json.dumps(texts, sort_keys=True)])
 
 
 def _without_descriptions(texts: dict[str, Any]) -> dict[str, str]:

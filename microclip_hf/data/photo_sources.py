@@ -49,12 +49,12 @@ class PhotoSource:
     total: int | None
     facts: dict[str, str]
 
-    def open(self, shard: int, first: int) -> "Reader":
+    def open(self, shard: int, first: int) -> "ShardReader":
         """A shard, to be read from this row on; it must have the rows before."""
         raise NotImplementedError
 
 
-class Reader:
+class ShardReader:
     """The photos of a shard, of which `end` is the number once that is known."""
 
     end: int | None
@@ -64,8 +64,27 @@ class Reader:
         raise NotImplementedError
 
 
-class PhotoList(PhotoSource, Reader):
-    """Photos that can be read anywhere: files, `{name: path}`, or a `Dataset` with an `image`, undecoded or PIL."""
+class NumberedPhotos(PhotoSource, ShardReader):
+    """The numbers of a data set's images, which are fetched by whoever reads them."""
+
+    num_shards = 1
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.end = total
+        self.facts = {}
+
+    def open(self, shard: int, first: int) -> "NumberedPhotos":
+        """Itself."""
+        return self
+
+    def take(self, first: int, stop: int) -> list[Photo]:
+        """As in the base class, in any order."""
+        return [Photo(f"image {number}", number) for number in range(first, min(stop, self.end))]
+
+
+class PhotoList(PhotoSource, ShardReader):
+    """Photos that can be read anywhere: files, `{name: path}`, or a `Dataset` with an undecoded `image`."""
 
     num_shards = 1
 
@@ -105,7 +124,7 @@ class PhotoStream(PhotoSource):
         return StreamReader(self._stream.shard(self.num_shards, shard), first)
 
 
-class StreamReader(Reader):
+class StreamReader(ShardReader):
     """A shard of a stream, whose end is known once it is reached."""
 
     def __init__(self, stream: IterableDataset, first: int) -> None:
@@ -191,8 +210,12 @@ def open_hub_photos(
     return PhotoStream(dataset, facts, total or None)
 
 
-def describe_images(dataset: Dataset) -> str:
-    """How many images there are, and a digest of their sizes and of their names below what all have in common."""
+def digest_images(dataset: Dataset) -> str:
+    """How many images there are, and a digest of their sizes and of their names below what all have in common, where
+    they are images as they are stored.
+    """
+    if not isinstance(dataset.features.get("image"), ImageFeature):
+        return f"{len(dataset)} images"
     names, sizes = [], []
     for rows in stored_images(dataset).with_format("arrow").iter(DESCRIBED_AT_ONCE):
         names += pc.struct_field(rows["image"], "path").to_pylist()

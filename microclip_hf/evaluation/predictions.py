@@ -18,11 +18,11 @@ from transformers.utils.logging import tqdm
 
 from ..data.image_columns import describe_unreadable, stored_images
 from ..data.labels import read_labels
-from ..data.photo_sources import PhotoList, describe_images
+from ..data.photo_sources import NumberedPhotos, PhotoList, PhotoSource, digest_images
 from ..images import CROP_RATIO, NUM_CROPS, UNREADABLE, crop_box, cut_squares, cut_strip, decode, to_rgb
 from ..loading import digest_model, digest_weights
 from ..modeling_microclip import MicroCLIPForImageClassification, MicroCLIPOutput
-from ..passes.photo_batches import Place, RowBatch, RowBatches
+from ..passes.photo_batches import NumberReader, Place, Reader, RowBatch, RowBatches
 from ..passes.row_parts import RowParts, WrittenRows
 from ..passes.row_pass import PassSettings, compute_rows, count_workers, join_processes, load_batches
 from ..preparation import Preparation
@@ -55,10 +55,14 @@ class PlainCLIP:
 
     Args:
         heads (`dict[str, torch.Tensor]`): by the name of a way, class vectors of shape `(num_classes, embed_dim)`.
+        texts (`str`): what they were made of, or a digest of it, by which an interrupted evaluation is known.
+        is_adapted (`bool`): whether the model's own heads aren't made of these texts, but saved ones.
     """
 
     model: MicroCLIPForImageClassification
     heads: dict[str, torch.Tensor]
+    texts: str = ""
+    is_adapted: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,8 @@ class Predictions:
 
 
 class ImageReader:
-    """Prepares images as models take them: `crops` `(num_crops, 3, size, size)` and `pixel_values`, a list with an
-    item for each of the `processors`, or one for both where they prepare alike.
+    """Prepares images: `crops`, uint8 `(num_crops, 3, size, size)`, and `pixel_values` as models take them, a list
+    with an item for each of the `processors`, or one for both where they prepare alike.
     """
 
     def __init__(self, processors: list[BaseImageProcessor], size: int, settings: EvaluationSettings) -> None:
@@ -120,11 +124,14 @@ class ImageReader:
         middle = cut_strip(image)
         prepared = [processor(middle, return_tensors="pt")["pixel_values"][0] for processor in self.processors]
         crops = torch.from_numpy(cut_squares(image, boxes, self.size, resample=self.preparation.resample))
-        return {"pixel_values": prepared, "crops": self._normalize(crops)}
+        return {"pixel_values": prepared, "crops": crops}
 
-    def _normalize(self, crops: torch.Tensor) -> torch.Tensor:
-        mean = torch.tensor(self.preparation.mean).view(-1, 1, 1)
-        std = torch.tensor(self.preparation.std).view(-1, 1, 1)
+    def normalize(self, crops: torch.Tensor) -> torch.Tensor:
+        """Of crops, uint8 `(n, 3, size, size)` on any device, what the model takes."""
+        mean, std = (
+            torch.tensor(values, device=crops.device).view(-1, 1, 1)
+            for values in (self.preparation.mean, self.preparation.std)
+        )
         return (crops / 255 - mean) / std
 
 
@@ -165,10 +172,10 @@ class WayClassifier:
         """What logits depend on, as text: the CLIP, the heads of its texts, and whole models, which come last."""
         facts = {}
         if self.plain is not None:
-            heads = self.plain.heads
             facts["clip"] = digest_weights(self.plain.model.clip.state_dict())
-            facts["texts"] = f"{', '.join(heads)}, {digest_weights(heads)}"
-        return facts | {"model": ", ".join(map(digest_model, self.models))}
+            facts["texts"] = ", ".join([*self.plain.heads, self.plain.texts])
+        made = None if self.plain is None or self.plain.is_adapted else self.plain.model
+        return facts | {"model": ", ".join(digest_model(each, each is not made) for each in self.models)}
 
     @torch.no_grad()
     def _classify(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -186,7 +193,7 @@ class WayClassifier:
             }
         if self.has_crops:
             crops = inputs["crops"].to(self.device, non_blocking=True)
-            logits["multi_crop"] = _multi_crop_logits(model, crops, output)
+            logits["multi_crop"] = self._multi_crop_logits(crops, output)
         if plain is not None:
             is_same = plain.model is model
             cls_embeds = output.cls_embeds if is_same else plain.model.coarse_embeds(pixel_values[-1])
@@ -195,13 +202,12 @@ class WayClassifier:
                 logits[way] = plain.model.logit_scale * cosines
         return logits
 
-
-def _multi_crop_logits(
-    model: MicroCLIPForImageClassification, crops: torch.Tensor, output: MicroCLIPOutput
-) -> torch.Tensor:
-    # A forward pass for each crop: all at once would need K times the memory of the batch.
-    crop_embeds = torch.stack([model.coarse_embeds(images) for images in crops.unbind(1)], 1)
-    return model.logit_scale * model.prior_head(composite_embeds(crop_embeds, output.cls_embeds))
+    def _multi_crop_logits(self, crops: torch.Tensor, output: MicroCLIPOutput) -> torch.Tensor:
+        model = self.model
+        # A forward pass for each crop: all at once would need K times the memory of the batch.
+        crop_embeds = [model.coarse_embeds(self.read.normalize(images)) for images in crops.unbind(1)]
+        composite = composite_embeds(torch.stack(crop_embeds, 1), output.cls_embeds)
+        return model.logit_scale * model.prior_head(composite)
 
 
 def predict_all_ways(
@@ -273,18 +279,19 @@ def _classify_together(
     classify: WayClassifier, dataset: Dataset, settings: EvaluationSettings, output_dir: str | os.PathLike
 ) -> list[pa.Table] | None:
     """Rows of logits by all processes, for the first one, by way of files."""
-    facts = {"num_crops": str(settings.num_crops), "seed": str(settings.seed), "images": describe_images(dataset)}
+    facts = {"num_crops": str(settings.num_crops), "seed": str(settings.seed), "images": digest_images(dataset)}
     Path(output_dir).mkdir(parents=True, exist_ok=True)
     parts = RowParts(Path(output_dir, PARTS), facts | classify.facts())
-    source = PhotoList(_photos(dataset))
+    source, read, in_threads = _open(dataset, classify.read)
     passing = PassSettings(settings.batch_size, settings.num_workers, TITLE, settings.progress)
-    compute_rows(parts, source, classify.read, classify, classify.device, passing)
+    compute_rows(parts, source, read, classify, classify.device, passing, in_threads)
     return list(parts.read(source.num_shards)) if join_processes(classify.device).is_main_process else None
 
 
 def _classify_here(classify: WayClassifier, dataset: Dataset, settings: EvaluationSettings) -> list[pa.Table]:
     """The same by this process alone, in memory."""
-    batches = RowBatches(PhotoList(_photos(dataset)), WrittenRows(), classify.read, settings.batch_size, (0, 1))
+    source, read, in_threads = _open(dataset, classify.read)
+    batches = RowBatches(source, WrittenRows(), read, settings.batch_size, (0, 1), in_threads)
     passing = PassSettings(num_workers=settings.num_workers)
     tables = {}
     with tqdm(total=len(dataset), desc=TITLE, unit="image", disable=not settings.progress) as bar:
@@ -295,11 +302,14 @@ def _classify_here(classify: WayClassifier, dataset: Dataset, settings: Evaluati
     return [tables[first] for first in sorted(tables)]  # workers take turns
 
 
-def _photos(dataset: Dataset) -> Dataset:
-    """The images as they are stored, or as they are where a transform or a mode of somebody's own makes them."""
+def _open(dataset: Dataset, read: Reader) -> tuple[PhotoSource, Reader, bool]:
+    """The images as they are stored, or where a transform or a mode of somebody's own makes them as the data set gives
+    them; what reads them, and whether threads may.
+    """
     feature = dataset.features.get("image")
-    is_own = dataset.format["type"] == "custom" or not isinstance(feature, Image) or feature.mode is not None
-    return dataset if is_own else stored_images(dataset)
+    if dataset.format["type"] == "custom" or not isinstance(feature, Image) or feature.mode is not None:
+        return NumberedPhotos(len(dataset)), NumberReader(dataset, read), False
+    return PhotoList(stored_images(dataset)), read, True
 
 
 def _join(lists: pa.ChunkedArray) -> np.ndarray:

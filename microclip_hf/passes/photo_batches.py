@@ -63,6 +63,22 @@ class PixelReader:
         return image.resize(size, self.processor.resample)
 
 
+class NumberReader:
+    """Reads the images of a data set by their numbers, where only the data set itself can."""
+
+    def __init__(self, dataset: Any, read: Reader) -> None:
+        self.dataset = dataset
+        self.read = read
+
+    def __call__(self, number: int, place: Place) -> Any:
+        """What `read` makes of the image."""
+        try:
+            image = self.dataset[number]["image"]
+        except UNREADABLE as error:
+            return error
+        return self.read(image, place)
+
+
 class RowBatch(NamedTuple):
     """Photos that follow each other in a shard, from the row `first` on, of a block that is written at once.
 
@@ -133,7 +149,8 @@ class RowBatches(IterableDataset):
         worker = get_worker_info()
         number, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         process, num_processes = self.process
-        raw_batches = self._raw_batches(process * num_workers + number, num_processes * num_workers)
+        # Of the first blocks every process gets one.
+        raw_batches = self._raw_batches(number * num_processes + process, num_processes * num_workers)
         if not self.in_threads:
             for raw in raw_batches:
                 yield raw.finish([self.read(*item) for item in raw.items()])
@@ -142,14 +159,13 @@ class RowBatches(IterableDataset):
         for raw, results in read_ahead(raw_batches, RawBatch.items, lambda item: self.read(*item), read_ahead_by):
             yield raw.finish(results)
 
-    def spread(self, num_workers: int) -> None:
-        """Make blocks so small that each reader has one, where the photos are few."""
+    def load(self, num_workers: int, pin_memory: bool) -> Iterable[RowBatch]:
+        """The batches; `num_workers` processes prepare them, or with 0 threads of this one. Few photos come in blocks
+        so small that each of these has one.
+        """
         if self.source.total is not None:
             share = self.source.total // (self.process[1] * max(1, num_workers))
             self.block = min(self.block, self.batch_size * max(1, share // self.batch_size))
-
-    def load(self, num_workers: int, pin_memory: bool) -> Iterable[RowBatch]:
-        """The batches; `num_workers` processes prepare them, or with 0 threads of this one."""
         if num_workers == 0:
             return self
         if isinstance(self.source, PhotoStream):  # a shard that workers share is read by each of them

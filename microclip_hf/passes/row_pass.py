@@ -53,10 +53,12 @@ def compute_rows(
     compute: Callable[[RowBatch], pa.Table],
     device: torch.device,
     settings: PassSettings,
+    in_threads: bool = True,
 ) -> None:
     """Write the rows that are missing, `compute` of each batch, to parts; every process of a launch must call it.
 
-    The folder of parts must be one that all see. Afterwards it holds the rows of all photos.
+    The folder of parts must be one that all see. Afterwards it holds the rows of all photos. Photos are read
+    `in_threads`, unless `read` can't be.
 
     Raises:
         ValueError: if the folder holds parts of other facts, or files of somebody else.
@@ -68,7 +70,8 @@ def compute_rows(
     parts.check()
     found = [parts.find() if state.is_main_process else None]
     written: WrittenRows = broadcast_object_list(found)[0]
-    batches = RowBatches(source, written, read, settings.batch_size, (state.process_index, state.num_processes))
+    process = (state.process_index, state.num_processes)
+    batches = RowBatches(source, written, read, settings.batch_size, process, in_threads)
     # Readers share the rows by their number, so that all processes have as many.
     workers = min(gather_object([count_workers(settings, device)]))
     with progress_bar(source, written, state, settings) as bar:

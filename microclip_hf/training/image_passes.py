@@ -9,48 +9,28 @@ from PIL import Image
 from transformers import BaseImageProcessor
 
 from ..data.image_columns import stored_images
-from ..data.photo_sources import Photo, PhotoSource, PhotoStream, Reader
+from ..data.photo_sources import NumberedPhotos, PhotoStream
 from ..images import UNREADABLE, decode, to_rgb
-from ..passes.photo_batches import PixelReader, Place
+from ..passes.photo_batches import NumberReader, PixelReader, Place
 from ..passes.row_pass import PassSettings
 from .kept_rows import ImagePass, Inputs
 from .training_args import MicroCLIPTrainingArguments
 from .view_datasets import StreamNotes, ViewDataset, ViewSettings, ViewStream
 
 
-class Numbers(PhotoSource, Reader):
-    """The numbers of a data set's images, which are fetched by whoever reads them."""
-
-    num_shards = 1
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.end = total
-        self.facts = {}
-
-    def open(self, shard: int, first: int) -> "Numbers":
-        """Itself."""
-        return self
-
-    def take(self, first: int, stop: int) -> list[Photo]:
-        """As in the base class, in any order."""
-        return [Photo(f"image {number}", number) for number in range(first, min(stop, self.end))]
-
-
 class WholeImageReader:
     """Reads an image as prediction does, `pixel_values` `(3, S, S)`, and if there are any its `crops`, uint8
-    `(K, 3, S, S)`. With a `dataset` it is given numbers of images.
+    `(K, 3, S, S)`.
     """
 
-    def __init__(self, processor: BaseImageProcessor, settings: ViewSettings, dataset: Any = None) -> None:
+    def __init__(self, processor: BaseImageProcessor, settings: ViewSettings) -> None:
         self.settings = settings
-        self.dataset = dataset
         self._read_pixels = PixelReader(processor)
 
     def __call__(self, image: Any, place: Place) -> Inputs | Exception:
         """Tensors by name, or why the image can't be read."""
         try:
-            return self.prepare(image if self.dataset is None else self.dataset[image]["image"], place[1])
+            return self.prepare(image, place[1])
         except UNREADABLE as error:
             return error
 
@@ -85,24 +65,25 @@ def whole_images(
     views: ViewDataset | ViewStream, processor: BaseImageProcessor, settings: ViewSettings, is_split: bool
 ) -> ImagePass:
     """The images as prediction takes them, with the settings' crops; for a model that `is_split` over processes."""
+    reader = WholeImageReader(processor, settings)
     if isinstance(views, ViewStream):
         source = open_stream(views)
-        reader = WholeImageReader(processor, settings)
+        read = reader
         note = StreamNotes(settings).note
         in_threads = True
     else:
-        source = Numbers(len(views))
+        source = NumberedPhotos(len(views))
         in_threads = _is_plain(views.dataset)
         images = stored_images(views.dataset) if in_threads else views.dataset
-        reader = WholeImageReader(processor, settings, images)
+        read = NumberReader(images, reader)
         note = views.note
     blank = reader.prepare(Image.new("RGB", (settings.size, settings.size)), 0) if is_split else None
-    return ImagePass(source, reader, note, in_threads, blank)
+    return ImagePass(source, read, note, in_threads, blank)
 
 
 def first_views(views: ViewDataset) -> ImagePass:
     """The views of the first epoch."""
-    return ImagePass(Numbers(len(views)), ViewReader(views), views.note, _is_plain(views.dataset))
+    return ImagePass(NumberedPhotos(len(views)), ViewReader(views), views.note, _is_plain(views.dataset))
 
 
 def open_stream(views: ViewStream) -> PhotoStream:
