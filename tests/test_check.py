@@ -324,7 +324,8 @@ def test_none_and_unknown_are_counted_apart(drawn, world):
     assert results["labelled"] == 38
     assert sum(stratum["labelled"] for stratum in results["strata"]) == 38
     page = (drawn / "check.md").read_text()
-    assert "1 show none of the classes" in page and "1 unknown, 1 without a label" in page
+    assert "Photos that show none of the classes, so that both models are wrong: 1." in page
+    assert "1 unknown, 1 without a label" in page
 
 
 def edit(table, old, new):

@@ -103,8 +103,9 @@ def test_crops_are_resized_by_the_processors_filter(resample):
     (crop,) = cut_squares(photo, [(0, 0, 77, 77)], 32, resample=resample)
     expected = 255 * processor(photo, return_tensors="np")["pixel_values"][0]
     assert np.abs(crop - expected).max() <= 2.01
-    example = ImageReader([processor], 32, EvaluationSettings(num_crops=1))(photo, (0, 0))
-    assert example["crops"].min() >= 0 and example["crops"].max() <= 1
+    read = ImageReader([processor], 32, EvaluationSettings(num_crops=1))
+    crops = read.normalize(read(photo, (0, 0))["crops"])
+    assert crops.min() >= 0 and crops.max() <= 1
 
 
 REFUSED = {

@@ -113,9 +113,13 @@ def describe(status: Status, difference: Estimate, counts: Mapping[str, int], ch
     if status == "equal":
         return f"Equal: {photos} both are right equally often."
     side = "above" if difference.value >= 0 else "below"
+    if difference.low == difference.high:
+        certainty = "exactly, since all photos on which they differ have labels; other photos may differ more or less"
+    else:
+        certainty = f"95 % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
     return (
         f"{status.capitalize()}: {photos} the adapted model is {100 * abs(difference.value):.1f} points {side} "
-        f"{check.titles['clip']} (95 % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f})."
+        f"{check.titles['clip']} ({certainty})."
     )
 
 
@@ -192,7 +196,7 @@ def describe_labels(results: Mapping[str, Any]) -> str:
     if results["rows_missing"]:
         text += f" Rows of {results['rows_missing']} of them are missing."
     if results["none_of_these"]:
-        text += f" {results['none_of_these']} show none of the classes, so that both models are wrong there."
+        text += f" Photos that show none of the classes, so that both models are wrong: {results['none_of_these']}."
     if results["photos_left_out"]:
         text += f" Left out, since they can't be read: {results['photos_left_out']}."
     return text
