@@ -88,16 +88,17 @@ def whole_images(
     if isinstance(views, ViewStream):
         source = open_stream(views)
         reader = WholeImageReader(processor, settings)
-        note = StreamNotes(settings).note
+        notes = StreamNotes(settings)
+        note, begin = notes.note, notes.begin
         in_threads = True
     else:
         source = Numbers(len(views))
         in_threads = _is_plain(views.dataset)
         images = stored_images(views.dataset) if in_threads else views.dataset
         reader = WholeImageReader(processor, settings, images)
-        note = views.note
+        note, begin = views.note, None
     blank = reader.prepare(Image.new("RGB", (settings.size, settings.size)), 0) if is_split else None
-    return ImagePass(source, reader, note, in_threads, blank)
+    return ImagePass(source, reader, note, in_threads, blank, begin)
 
 
 def first_views(views: ViewDataset) -> ImagePass:
@@ -119,4 +120,5 @@ def _is_plain(dataset: Any) -> bool:
     """Whether it is a data set of `datasets` whose images come as they are stored, which threads may read."""
     if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] is not None:
         return False
-    return isinstance(dataset.features.get("image"), datasets.Image)
+    feature = dataset.features.get("image")
+    return isinstance(feature, datasets.Image) and feature.mode is None
