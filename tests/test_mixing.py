@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from adaptation import DESCRIPTIONS, draw_images
 from conftest import CLASS_NAMES
+from datasets import Image
 from torch.testing import assert_close
 
 from microclip_hf import MicroCLIPForImageClassification, MicroCLIPTrainer, MicroCLIPTrainingArguments
@@ -268,7 +270,7 @@ def test_an_image_that_breaks_while_training_goes_on(clip_folder, tmp_path, phot
     assert trainer.mixture is not None and trainer.state.log_history[-1]["mixture_agreement"] <= 1
 
 
-def test_an_image_that_is_repaired_after_the_first_pass_stays_out(clip_folder, tmp_path, photos, monkeypatch):
+def test_an_image_that_is_repaired_after_the_first_pass_comes_in(clip_folder, tmp_path, photos, monkeypatch):
     monkeypatch.setattr(mixing, "NUM_SAMPLED", 1)  # or the repair would be noticed, and all features made anew
     options = {"num_train_epochs": 1, "label_refresh": "never", "fairness_weight": 0.0}
     content = (photos / "05.png").read_bytes()
@@ -279,9 +281,62 @@ def test_an_image_that_is_repaired_after_the_first_pass_stays_out(clip_folder, t
         first.train()
     (photos / "05.png").write_bytes(content)
     again = make_trainer(clip_folder, tmp_path / "run", load_image_folder(photos, CLASS_NAMES), **options)
-    with pytest.warns(UserWarning, match="1 of 24 images can't be read"):
-        again.train()
+    again.train()
+    assert not again.train_dataset.unreadable.any() and (again.mixer.first.labels >= 0).all()
     assert all(value.isfinite().all() for value in again.model.state_dict().values())
+
+
+def kept_features(folder):
+    return np.load(folder / "_features" / "first" / "complete.npy")
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2], ids=["too many", "passed over"])
+def test_images_that_are_repaired_in_place_are_read_again(clip_folder, tmp_path, photos, monkeypatch, share):
+    """And of the others only those in their batches."""
+    monkeypatch.setattr(mixing, "NUM_SAMPLED", 1)  # or the repair would be noticed, and all features made anew
+    monkeypatch.setattr("microclip_hf.passes.photo_batches.BLOCK", 4)
+
+    def run(name):
+        images = load_image_folder(photos, CLASS_NAMES)
+        options = {"per_device_eval_batch_size": 4, "max_corrupt_share": share}
+        make_trainer(clip_folder, tmp_path / name, images, **options).train()
+
+    run("whole")
+    contents = {name: (photos / name).read_bytes() for name in ("05.png", "06.png", "21.png")}
+    for name in contents:
+        (photos / name).write_bytes(b"no image")
+    if share == 0.05:
+        with pytest.raises(ValueError, match="At least 3 of 24 images can't be read"):
+            run("again")
+        assert not (tmp_path / "again" / "_features" / "first" / "complete.npy").exists()
+    else:
+        with pytest.warns(UserWarning, match="3 of 24 images can't be read"):
+            run("again")
+        assert np.flatnonzero(np.isnan(kept_features(tmp_path / "again")[:, 0])).tolist() == [5, 6, 21]
+    for name, content in contents.items():
+        (photos / name).write_bytes(content)
+    encoded = []
+    encode = MicroCLIPForImageClassification.encode_image
+    monkeypatch.setattr(
+        MicroCLIPForImageClassification,
+        "encode_image",
+        lambda model, pixels, *args, **kwargs: encoded.append(len(pixels)) or encode(model, pixels, *args, **kwargs),
+    )
+    run("again")
+    assert encoded == [4, 4]
+    assert np.array_equal(kept_features(tmp_path / "again"), kept_features(tmp_path / "whole"))
+    left = {path.name for path in (tmp_path / "again" / "_features" / "first").iterdir()}
+    assert left == {"complete.npy", "facts.json"}
+
+
+def test_images_of_a_feature_that_converts_them_come_as_it_gives_them(clip_folder, tmp_path):
+    colours = draw_images(NUM_IMAGES)
+    grey = colours.cast_column("image", Image(mode="L"))
+    by_hand = colours.map(lambda row: {"image": row["image"].convert("L")}, features=colours.features)
+    for name, images in (("feature", grey), ("by hand", by_hand), ("colours", colours)):
+        make_trainer(clip_folder, tmp_path / name, images).train()
+    assert np.array_equal(kept_features(tmp_path / "feature"), kept_features(tmp_path / "by hand"))
+    assert not np.allclose(kept_features(tmp_path / "feature"), kept_features(tmp_path / "colours"), atol=2e-3)
 
 
 def test_equal_frequencies_are_kept_equal(clip_folder, tmp_path):

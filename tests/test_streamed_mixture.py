@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from adaptation import CLASS_NAMES, adapt, draw_images
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from PIL import Image
 from safetensors.torch import load_file
 from test_adapt import flags
@@ -22,11 +22,11 @@ from torch.testing import assert_close
 
 from microclip_hf import MicroCLIPForImageClassification
 from microclip_hf.commands import adapt as command
+from microclip_hf.data.photo_sources import NumberedPhotos
 from microclip_hf.data.sources import load_images
 from microclip_hf.passes.row_parts import WrittenRows
 from microclip_hf.passes.row_pass import PassSettings
 from microclip_hf.training import view_datasets
-from microclip_hf.training.image_passes import Numbers
 from microclip_hf.training.kept_rows import ImagePass, KeptRows
 from microclip_hf.training.run import adapt as run_adapt
 from microclip_hf.training.view_datasets import ViewDataset
@@ -189,7 +189,10 @@ def test_an_interrupted_pass_over_a_stream_goes_on(clip_folder, tmp_path, monkey
 
 def test_features_of_another_stream_are_not_used(clip_folder, tmp_path):
     train(clip_folder, tmp_path / "used", as_stream())
-    for index, other in enumerate((draw_images(25).select(range(1, 25)).to_iterable_dataset(), as_stream(2))):
+    first, last = as_stream(2).shard(2, 0), draw_images(2 * NUM_IMAGES).select(range(NUM_IMAGES, 36))
+    others = [draw_images(25).select(range(1, 25)).to_iterable_dataset(), as_stream(2)]
+    others.append(concatenate_datasets([first, last.to_iterable_dataset()]))  # by its second file alone
+    for index, other in enumerate(others):
         fresh = train(clip_folder, tmp_path / f"fresh{index}", other)
         assert_same_weights(fresh, train(clip_folder, tmp_path / "used", other))
 
@@ -240,13 +243,55 @@ def test_images_that_cannot_be_read_are_passed_over(clip_folder, tmp_path):
 
 def test_too_many_of_them_are_an_error(clip_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(view_datasets, "LEAST_SEEN", 10)
+    monkeypatch.setattr("microclip_hf.passes.photo_batches.BLOCK", 4)
     options = {"per_device_eval_batch_size": 4, "max_corrupt_share": 0.15}
     stream = with_bad_images([1, 9, 11, 13], 1)
     for _ in range(2):  # the second time with what the first has left
-        with pytest.raises(ValueError, match=r"[34] of the first (12|16|24) images of the stream can't be read"):
+        with pytest.raises(ValueError, match=r"^3 of the first 12 images of the stream can't be read, the last "):
             train(clip_folder, tmp_path, stream, **options)
+        parts = (tmp_path / "_features" / "first" / "parts").glob("*.parquet")
+        assert sorted(path.name[:19] for path in parts) == ["000000-000000000000", "000000-000000000004"]
     with pytest.warns(UserWarning, match="4 of 24"):
         train(clip_folder, tmp_path, stream, **{**options, "max_corrupt_share": 0.3})
+
+
+def test_an_interrupted_pass_is_judged_by_all_that_was_seen(clip_folder, tmp_path, monkeypatch):
+    """The images that can't be read come last, and are too many for those alone that are left."""
+    monkeypatch.setattr(view_datasets, "LEAST_SEEN", 10)
+    monkeypatch.setattr("microclip_hf.passes.photo_batches.BLOCK", 4)
+    options = {"per_device_eval_batch_size": 4, "max_corrupt_share": 0.15}
+    stream = with_bad_images([21, 22, 23], 1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, 5)
+        train(clip_folder, tmp_path / "again", stream, **options)
+    for name in ("whole", "again"):
+        with pytest.warns(UserWarning, match="3 of 24"):
+            train(clip_folder, tmp_path / name, stream, **options)
+    features = [kept_features(tmp_path / name) for name in ("whole", "again")]
+    assert np.array_equal(*features, equal_nan=True)
+
+
+@pytest.mark.parametrize("num_shards", [1, 2])
+def test_images_of_a_stream_are_tried_again_once_repaired(clip_folder, tmp_path, monkeypatch, num_shards):
+    monkeypatch.setattr("microclip_hf.training.mixing.NUM_SAMPLED", 1)  # or the repair would be noticed
+    with pytest.warns(UserWarning, match="3 of 24"):
+        train(clip_folder, tmp_path / "again", with_bad_images([5, 6, 21], num_shards), per_device_eval_batch_size=4)
+    for name in ("again", "whole"):
+        train(clip_folder, tmp_path / name, as_stream(num_shards), per_device_eval_batch_size=4)
+    assert np.array_equal(kept_features(tmp_path / "again"), kept_features(tmp_path / "whole"))
+
+
+def test_files_of_earlier_versions_do_not_stay(tmp_path):
+    kept = KeptRows(str(tmp_path), 64, {})
+    images = ImagePass(NumberedPhotos(9), lambda number, place: {"value": torch.zeros(64)}, lambda batch: None)
+    settings = PassSettings(batch_size=4, num_workers=0, progress=False)
+    for clear in (
+        kept.remove,
+        lambda: kept.fill(images, lambda inputs: inputs["value"], Accelerator(cpu=True), settings),
+    ):
+        (tmp_path / "incomplete.npy").touch()
+        clear()
+        assert not (tmp_path / "incomplete.npy").exists()
 
 
 class Photos(torch.utils.data.Dataset):
@@ -308,7 +353,7 @@ def test_rows_do_not_pile_up_in_memory(tmp_path):
     """Forty thousand rows of 256 bytes go through, of a shard whose end isn't known before."""
     num_rows = 40_000
 
-    class Endless(Numbers):
+    class Endless(NumberedPhotos):
         def __init__(self):
             super().__init__(num_rows)
             self.total = None
@@ -334,7 +379,7 @@ def test_a_full_disk_is_found_before_the_pass(tmp_path, monkeypatch):
     kept = KeptRows(str(tmp_path / "rows"), 64, {})
     free = SimpleNamespace(free=150 * 256)
     monkeypatch.setattr("microclip_hf.training.kept_rows.shutil.disk_usage", lambda folder: free)
-    images = ImagePass(Numbers(100), lambda number, place: {"value": torch.zeros(64)}, lambda batch: None)
+    images = ImagePass(NumberedPhotos(100), lambda number, place: {"value": torch.zeros(64)}, lambda batch: None)
     settings = PassSettings(batch_size=10, num_workers=0, progress=False)
     with pytest.raises(OSError, match="The numbers of 100 images, 64 each, need"):
         kept.fill(images, lambda inputs: pytest.fail("it is computed"), Accelerator(cpu=True), settings)

@@ -46,6 +46,16 @@ def stored_images(dataset: Dataset) -> Dataset:
     return dataset.with_format(None).select_columns(["image"]).cast_column("image", Image(decode=False))
 
 
+def gives_stored_images(dataset: Any) -> bool:
+    """Whether it is a data set of `datasets` whose images come as they are stored, which threads may read, and no
+    transform or mode of somebody's own makes them.
+    """
+    if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
+        return False
+    feature = dataset.features.get("image")
+    return isinstance(feature, Image) and feature.mode is None
+
+
 def describe_unreadable(dataset: Any, unreadable: torch.Tensor) -> str:
     """How many images can't be read, and which ones the first are; `unreadable` `(num_images,)`, bool."""
     images = stored_images(dataset) if isinstance(dataset, Dataset) else None

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Dataset, Image
+from datasets import Dataset
 from torch.nn.functional import normalize
 from transformers import BaseImageProcessor
 from transformers.utils.logging import tqdm
 
-from ..data.image_columns import describe_unreadable, stored_images
+from ..data.image_columns import describe_unreadable, gives_stored_images, stored_images
 from ..data.labels import read_labels
 from ..data.photo_sources import NumberedPhotos, PhotoList, PhotoSource, digest_images
 from ..images import CROP_RATIO, NUM_CROPS, UNREADABLE, crop_box, cut_squares, cut_strip, decode, to_rgb
@@ -306,10 +306,9 @@ def _open(dataset: Dataset, read: Reader) -> tuple[PhotoSource, Reader, bool]:
     """The images as they are stored, or where a transform or a mode of somebody's own makes them as the data set gives
     them; what reads them, and whether threads may.
     """
-    feature = dataset.features.get("image")
-    if dataset.format["type"] == "custom" or not isinstance(feature, Image) or feature.mode is not None:
-        return NumberedPhotos(len(dataset)), NumberReader(dataset, read), False
-    return PhotoList(stored_images(dataset)), read, True
+    if gives_stored_images(dataset):
+        return PhotoList(stored_images(dataset)), read, True
+    return NumberedPhotos(len(dataset)), NumberReader(dataset, read), False
 
 
 def _join(lists: pa.ChunkedArray) -> np.ndarray:

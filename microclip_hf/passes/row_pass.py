@@ -72,10 +72,8 @@ def compute_rows(
     written: WrittenRows = broadcast_object_list(found)[0]
     process = (state.process_index, state.num_processes)
     batches = RowBatches(source, written, read, settings.batch_size, process, in_threads)
-    # Readers share the rows by their number, so that all processes have as many.
-    workers = min(gather_object([count_workers(settings, device)]))
     with progress_bar(source, written, state, settings) as bar:
-        write_parts(load_batches(batches, workers, device), compute, parts, bar)
+        write_parts(load_share(batches, settings, device), compute, parts, bar)
     state.wait_for_everyone()
 
 
@@ -90,6 +88,12 @@ def count_workers(settings: PassSettings, device: torch.device) -> int:
 def load_batches(batches: RowBatches, workers: int, device: torch.device) -> Iterable[RowBatch]:
     """The batches, on their way to a device."""
     return batches.load(workers, pin_memory=device.type == "cuda")
+
+
+def load_share(batches: RowBatches, settings: PassSettings, device: torch.device) -> Iterable[RowBatch]:
+    """The batches of one of several processes, which must all call it."""
+    # Readers share the rows by their number, so that all processes have as many.
+    return load_batches(batches, min(gather_object([count_workers(settings, device)])), device)
 
 
 def progress_bar(source: PhotoSource, written: WrittenRows, state: PartialState, settings: PassSettings) -> tqdm:

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from PIL import Image
 from transformers import BaseImageProcessor
 
-from ..data.image_columns import stored_images
+from ..data.image_columns import gives_stored_images, stored_images
 from ..data.photo_sources import NumberedPhotos, PhotoStream
 from ..images import UNREADABLE, decode, to_rgb
 from ..passes.photo_batches import NumberReader, PixelReader, Place
@@ -69,21 +68,22 @@ def whole_images(
     if isinstance(views, ViewStream):
         source = open_stream(views)
         read = reader
-        note = StreamNotes(settings).note
+        notes = StreamNotes(settings)
+        note, begin = notes.note, notes.begin
         in_threads = True
     else:
         source = NumberedPhotos(len(views))
-        in_threads = _is_plain(views.dataset)
+        in_threads = gives_stored_images(views.dataset)
         images = stored_images(views.dataset) if in_threads else views.dataset
         read = NumberReader(images, reader)
-        note = views.note
+        note, begin = views.note, None
     blank = reader.prepare(Image.new("RGB", (settings.size, settings.size)), 0) if is_split else None
-    return ImagePass(source, read, note, in_threads, blank)
+    return ImagePass(source, read, note, in_threads, blank, begin)
 
 
 def first_views(views: ViewDataset) -> ImagePass:
     """The views of the first epoch."""
-    return ImagePass(NumberedPhotos(len(views)), ViewReader(views), views.note, _is_plain(views.dataset))
+    return ImagePass(NumberedPhotos(len(views)), ViewReader(views), views.note, gives_stored_images(views.dataset))
 
 
 def open_stream(views: ViewStream) -> PhotoStream:
@@ -94,10 +94,3 @@ def open_stream(views: ViewStream) -> PhotoStream:
 def pass_settings(args: MicroCLIPTrainingArguments, title: str) -> PassSettings:
     """How a run's images are read."""
     return PassSettings(args.eval_batch_size, args.dataloader_num_workers, title, not args.disable_tqdm)
-
-
-def _is_plain(dataset: Any) -> bool:
-    """Whether it is a data set of `datasets` whose images come as they are stored, which threads may read."""
-    if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] is not None:
-        return False
-    return isinstance(dataset.features.get("image"), datasets.Image)

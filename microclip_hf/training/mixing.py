@@ -36,6 +36,8 @@ FEATURES_DIR = "_features"
 TITLES = {"first": "Features before training", "last": "Features after training"}
 # So many images, from all over a data set, stand for it, where their files have no names or others' names.
 NUM_SAMPLED = 16
+# Of a stream no more shards are opened for that: each may be a file on the Hub.
+MAX_SHARDS_SAMPLED = 64
 # Images whose features are in memory at once.
 CHUNK = 8192
 # Training is taken back where it costs more than this share of the images on which the mixture, by their features
@@ -285,13 +287,15 @@ def _digest_settings(model: MicroCLIPForImageClassification) -> str:
 
 
 def _digest_sample(dataset: ViewDataset | ViewStream) -> str:
-    """SHA-256 of some images' pixels, of a stream the first ones and the number of shards."""
+    """SHA-256 of some images' pixels, of a stream the first ones of its shards and the number of these."""
     digest = hashlib.sha256()
     if isinstance(dataset, ViewStream):
         source = open_stream(dataset)
         digest.update(str(source.num_shards).encode())
-        images = (photo.image for photo in source.open(0, 0).take(0, NUM_SAMPLED))
-        fetches = (lambda image=image: image for image in images)
+        shards = range(0, source.num_shards, -(-source.num_shards // MAX_SHARDS_SAMPLED))
+        num_each = -(-NUM_SAMPLED // len(shards))
+        photos = (photo for shard in shards for photo in source.open(shard, 0).take(0, num_each))
+        fetches = (lambda photo=photo: photo.image for photo in photos)
     else:
         indices = range(0, len(dataset), max(1, len(dataset) // NUM_SAMPLED))
         fetches = (lambda index=index: dataset.dataset[index]["image"] for index in indices)

@@ -197,6 +197,11 @@ class StreamNotes:
         self.num_seen = 0
         self.num_unreadable = 0
 
+    def begin(self, num_rows: int) -> None:
+        """So many images were read before, all of them well."""
+        self.num_seen = num_rows
+        self.num_unreadable = 0
+
     def note(self, batch: RowBatch) -> None:
         """Count a batch in."""
         problems = [problem for problem in batch.problems if problem is not None]
