@@ -21,7 +21,7 @@ DOUBT_SHARE = 0.5
 # Shares of images: where both heads agree on fewer, or more labels still change, nothing is settled.
 MIN_HEAD_AGREEMENT = 0.6
 MAX_LABEL_CHANGES = 0.2
-# The same of a class mixture, by features alone, and the texts. On rendered birds it was 0.72 to 0.95 with
+# The same of a class mixture, by features alone, and the texts. On rendered birds it was 0.66 to 0.95 with
 # descriptions, and 0.53 to 0.65 with names that say nothing.
 MIN_MIXTURE_AGREEMENT = 0.67
 NEXT_STEPS: dict[Status, str] = {
