@@ -5,6 +5,7 @@ What is fitted classifies an image that wasn't there by its text and one Gaussia
 training images, C classes, E width of the features. All features are of unit norm.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -85,18 +86,19 @@ def fit_transclip(
         num_rounds (`int`): of assigning images to classes and fitting the Gaussians.
     """
     text = (scale * features @ head.T).log_softmax(-1)
-    shares = text.exp()
-    graph = Neighbors.find(features, num_neighbors)
-    confident = shares.topk(min(num_confident, len(features)), dim=0).indices
+    confident = text.topk(min(num_confident, len(features)), dim=0).indices
     width = features.shape[1]
     own = Gaussians(normalize(features[confident].mean(0), dim=-1), features.new_full((1, width), 1 / width), weight)
-    for _ in range(num_rounds):
-        shares = graph.assign(text + own.scores(features), shares, neighbor_weight)
+
+    def update(shares: torch.Tensor) -> Gaussians:
         means = normalize(_weighted_mean(shares, features), dim=-1)
         class_shares = shares.mean(0, keepdim=True)
         variances = class_shares @ _variances(shares, features, means)
-        own = Gaussians(means, variances.clamp_min(MIN_VARIANCE), weight)
-    return own
+        return Gaussians(means, variances.clamp_min(MIN_VARIANCE), weight)
+
+    return _alternate(
+        features, text, own, update, Neighbors.find(features, num_neighbors), neighbor_weight, num_rounds
+    )
 
 
 def fit_stata(
@@ -116,18 +118,36 @@ def fit_stata(
         features, head, scale, num_neighbors, neighbor_weight, weight, num_rounds: as in [`fit_transclip`].
     """
     text = (scale * features @ head.T).log_softmax(-1)
-    shares = text.exp()
-    graph = Neighbors.find(features, num_neighbors)
     first_variance = 1 / features.shape[1]
     own = Gaussians(head, torch.full_like(head, first_variance), weight)
-    for _ in range(num_rounds):
-        shares = graph.assign(text + own.scores(features), shares, neighbor_weight)
+
+    def update(shares: torch.Tensor) -> Gaussians:
         counts = shares.argmax(-1).bincount(minlength=len(head)).to(features.dtype)
         trust = (counts / (anchor + counts)).unsqueeze(-1)
         means = normalize(trust * _weighted_mean(shares, features) + (1 - trust) * head, dim=-1)
         anchored = first_variance + (head - means) ** 2
         variances = trust * _variances(shares, features, means) + (1 - trust) * anchored
-        own = Gaussians(means, variances.clamp_min(MIN_VARIANCE), weight)
+        return Gaussians(means, variances.clamp_min(MIN_VARIANCE), weight)
+
+    return _alternate(
+        features, text, own, update, Neighbors.find(features, num_neighbors), neighbor_weight, num_rounds
+    )
+
+
+def _alternate(
+    features: torch.Tensor,
+    text: torch.Tensor,
+    own: Gaussians,
+    update: Callable[[torch.Tensor], Gaussians],
+    graph: Neighbors,
+    neighbor_weight: float,
+    num_rounds: int,
+) -> Gaussians:
+    """Assign images to classes, by log probabilities of the texts (N, C), and fit the Gaussians, in turns."""
+    shares = text.exp()
+    for _ in range(num_rounds):
+        shares = graph.assign(text + own.scores(features), shares, neighbor_weight)
+        own = update(shares)
     return own
 
 
