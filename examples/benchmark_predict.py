@@ -64,13 +64,21 @@ def turn(classify: Classifier, folder: Path, options: argparse.Namespace) -> dic
     pixels = torch.randn(options.batch_size, 3, edge, edge)
     source = open_photos([str(folder)])
     settings = LabelSettings(options.batch_size, exact_pixels=options.exact_pixels)
+    num_batches = max(1, options.photos // options.batch_size // 2)
+
+    def run_model() -> None:
+        for _ in range(num_batches):
+            classify(pixels)
+
+    # The model before and after, as a shared machine's speed drifts.
     with tempfile.TemporaryDirectory() as output:
+        before = seconds(run_model)
         whole, whole_cpu = seconds(
             lambda: label_photos(classify, source, os.path.join(output, "labels.csv"), settings)
         )
-    num_batches = max(1, options.photos // options.batch_size // 2)
-    alone, alone_cpu = seconds(lambda: [classify(pixels) for _ in range(num_batches)])
-    num_photos = num_batches * options.batch_size
+        after = seconds(run_model)
+    alone, alone_cpu = (sum(times) for times in zip(before, after, strict=True))
+    num_photos = 2 * num_batches * options.batch_size
     cpu_share = (source.total / whole_cpu) / (num_photos / alone_cpu)
     speeds = {"files": source.total / whole, "model": num_photos / alone}
     return {**speeds, "share": speeds["files"] / speeds["model"], "cpu_share": cpu_share}

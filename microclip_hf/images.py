@@ -215,9 +215,14 @@ def cut_squares(
     if scale > 1 or resample not in TORCH_FILTERS:
         return np.stack([channels_first(cut_square(image, box, size, scale, resample)) for box in boxes])
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    squares = [pixels[None, :, top:bottom, left:right] for left, top, right, bottom in boxes]
-    options = {"size": (size, size), "mode": TORCH_FILTERS[resample], "antialias": True}
-    return torch.cat([torch.nn.functional.interpolate(square, **options) for square in squares]).numpy()
+    squares = [pixels[:, top:bottom, left:right] for left, top, right, bottom in boxes]
+    return torch.stack([resize_pixels(square, (size, size), resample) for square in squares]).numpy()
+
+
+def resize_pixels(pixels: torch.Tensor, size: tuple[int, int], resample: Image.Resampling) -> torch.Tensor:
+    """Pixels, uint8 `(3, height, width)`, in another size by one of `TORCH_FILTERS`."""
+    options = {"size": size, "mode": TORCH_FILTERS[resample], "antialias": True}
+    return torch.nn.functional.interpolate(pixels[None], **options)[0]
 
 
 def channels_first(image: Image.Image) -> np.ndarray:

@@ -26,7 +26,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from microclip_hf import MicroCLIPForImageClassification
 from microclip_hf.data.photo_sources import PhotoList, PhotoStream
-from microclip_hf.images import cut_strip
+from microclip_hf.images import TORCH_FILTERS, cut_strip
 from microclip_hf.passes import photo_batches, row_pass
 from microclip_hf.passes.photo_batches import PixelReader, RowBatches
 from microclip_hf.passes.row_parts import RowParts, WrittenRows
@@ -369,7 +369,9 @@ def test_workers_give_the_same_rows(adapted, place, rows):
 @settings(max_examples=60)
 @given(st.tuples(*[st.integers(1, 300)] * 2), st.sampled_from(Image.Resampling), st.integers(0, 99))
 def test_pixels_are_the_processors(size, resample, seed):
-    """To the last bit, whatever the picture's shape and the processor's filter."""
+    """To the last bit, whatever the picture's shape and the processor's filter; large pictures to two levels of 255,
+    since two filters in turn round to a level each, unless exact pixels are asked for.
+    """
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(file := io.BytesIO(), "png")
     processor = CLIPImageProcessorPil(
@@ -379,7 +381,10 @@ def test_pixels_are_the_processors(size, resample, seed):
     for exact in (True, False):
         reader = PixelReader(processor, exact)
         assert reader.edge == 36
-        assert reader({"path": None, "bytes": file.getvalue()}).equal(expected)
+        found = reader({"path": None, "bytes": file.getvalue()})
+        levels = (found - expected).mul(torch.tensor(processor.image_std)[:, None, None] * 255).abs()
+        is_torchs = not exact and min(size) >= 72 and resample in TORCH_FILTERS
+        assert levels.max() < 2.01 if is_torchs else found.equal(expected)
 
 
 def test_large_jpegs_are_decoded_smaller(adapted, tmp_path):
