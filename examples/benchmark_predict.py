@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=512, help="photos of a turn")
     parser.add_argument("--turns", type=int, default=3, help="turns of each")
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES), help="of the photos")
-    parser.add_argument("--exact_pixels", action="store_true", help="decode JPEGs whole")
+    parser.add_argument("--exact_pixels", action="store_true", help="prepare photos to the last bit as the pipeline")
     parser.add_argument("--json", help="file to write to")
     options = parser.parse_args()
     precisions = ["float32", "bfloat16"] if has_bfloat16() else ["float32"]

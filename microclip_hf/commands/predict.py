@@ -44,7 +44,9 @@ class PredictArguments(AdaptedOptions):
     top_k: int = HfArg(default=2, help="How many classes of a photo are named.")
     precision: Literal["float32", "bfloat16"] = HfArg(default="float32", help="Of the vision tower.")
     exact_pixels: bool = HfArg(
-        default=False, help="Decode large JPEGs whole, not at 1/2, 1/4 or 1/8 where that is still large enough."
+        default=False,
+        help="Prepare large photos as the pipeline does: JPEGs decoded whole, not at 1/2, 1/4 or 1/8 where that is "
+        "still large enough, and all resized by Pillow in place of torch.",
     )
     batch_size: int = HfArg(default=32, help="Photos classified at once.")
     num_workers: int | None = HfArg(

@@ -43,7 +43,7 @@ class LabelSettings(PassSettings):
     """How photos are read and labelled.
 
     Args:
-        exact_pixels (`bool`): decode large JPEGs whole (see [`PixelReader`]).
+        exact_pixels (`bool`): prepare large photos to the last bit as the processor does (see [`PixelReader`]).
         tell (`Callable[[str], None]`): what is done with a sentence about a photo that can't be read.
         keep_parts (`bool`): leave what was computed beside the output, until [`remove_parts`]; the same call then
             writes the output again without computing anything.
