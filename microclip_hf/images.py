@@ -214,13 +214,18 @@ def cut_squares(
         return np.zeros((0, 3, size, size), dtype=np.uint8)
     if scale > 1 or resample not in TORCH_FILTERS:
         return np.stack([channels_first(cut_square(image, box, size, scale, resample)) for box in boxes])
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    pixels = as_tensor(image)
     squares = [pixels[:, top:bottom, left:right] for left, top, right, bottom in boxes]
     return torch.stack([resize_pixels(square, (size, size), resample) for square in squares]).numpy()
 
 
+def as_tensor(image: Image.Image) -> torch.Tensor:
+    """Pixels of an RGB picture, uint8 `(3, height, width)`."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
 def resize_pixels(pixels: torch.Tensor, size: tuple[int, int], resample: Image.Resampling) -> torch.Tensor:
-    """Pixels, uint8 `(3, height, width)`, in another size by one of `TORCH_FILTERS`."""
+    """The same in another `(height, width)`, by one of `TORCH_FILTERS`."""
     options = {"size": size, "mode": TORCH_FILTERS[resample], "antialias": True}
     return torch.nn.functional.interpolate(pixels[None], **options)[0]
 

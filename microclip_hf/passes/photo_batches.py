@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
@@ -13,14 +12,18 @@ from transformers import BaseImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from ..data.photo_sources import Photo, PhotoSource, PhotoStream
-from ..images import TORCH_FILTERS, UNREADABLE, cut_strip, decode, draft, resize_pixels, to_rgb
+from ..images import TORCH_FILTERS, UNREADABLE, as_tensor, cut_strip, decode, draft, resize_pixels, to_rgb
 from ..machine import num_threads
 from .row_parts import WrittenRows
 
 
-# A drafted JPEG is at least so many times as large as what it is resized to, and so is a picture that torch resizes.
-# With 1, a real model changed its mind on 0.5 to 3 % of photos, with 2 on 0.5 % at most.
+# A picture is large if it is so many times as large as what it is resized to; drafted JPEGs still are. With 1, models
+# changed their minds on more photos; with more, hardly a JPEG would be drafted.
 MARGIN = 2
+# Above this number of pixels Pillow is as fast as torch, and needs less memory.
+MOST_PIXELS = 2**24
+# Changes whenever pixels of the same photo do, so that no pass goes on with rows of others.
+PREPARATION = "2"
 # Rows that are written at once, or the least multiple of the batch size above.
 BLOCK = 256
 # Shard and row of a photo.
@@ -32,17 +35,18 @@ Reader = Callable[[Any, Place], Any]
 class PixelReader:
     """Prepares photos as a model's image processor does.
 
-    Unless `exact`, a picture that is `MARGIN` times as large as what the processor resizes it to is resized by torch,
-    which is faster and seldom a level of 255 off, and a JPEG is decoded at 1/2, 1/4 or 1/8 where it is then still so
-    large.
+    Unless `exact`, large pictures are prepared faster: JPEGs are decoded at 1/2, 1/4 or 1/8 where they are then still
+    `MARGIN` times as large as what the processor resizes them to, and torch resizes, which is seldom a level of 255
+    off.
     """
 
     def __init__(self, processor: BaseImageProcessor, exact: bool = False) -> None:
         self.processor = processor
+        self.exact = exact
         settings = processor.to_dict()
         sizes = {name: value for name, value in (settings.get("size") or {}).items() if isinstance(value, int)}
-        self.size = max(sizes.values()) if sizes and not exact else None
-        # Of transformers' own processor it is known what it does first, and to small pictures it does it faster.
+        self.size = max(sizes.values(), default=None)
+        # Of transformers' own processor it is known what it does first, which is done faster here.
         is_known = type(processor) is CLIPImageProcessorPil and sizes.keys() == {"shortest_edge"}
         self.edge = sizes["shortest_edge"] if is_known and settings["do_resize"] else None
 
@@ -50,12 +54,12 @@ class PixelReader:
         """Pixels `(num_channels, height, width)` of what [`decode`] takes, or why it can't be read."""
         try:
             with decode(image, lazy=True) as opened:
-                if self.size is not None:
+                if self.size is not None and not self.exact:
                     draft(opened, min(opened.size), MARGIN * self.size)
-                pixels = to_rgb(opened)
+                pixels = self._resize(cut_strip(to_rgb(opened)))
         except UNREADABLE as error:
             return error
-        return self.processor(self._resize(cut_strip(pixels)), return_tensors="pt")["pixel_values"][0]
+        return self.processor(pixels, return_tensors="pt")["pixel_values"][0]
 
     def _resize(self, image: Image.Image) -> Image.Image:
         """The picture as the processor resizes it, which then changes nothing more."""
@@ -63,10 +67,10 @@ class PixelReader:
             return image
         width, height = (int(self.edge * side / min(image.size)) for side in image.size)
         resample = self.processor.resample
-        if self.size is None or min(image.size) < MARGIN * self.edge or resample not in TORCH_FILTERS:
+        is_large = min(image.size) >= MARGIN * self.edge and image.width * image.height <= MOST_PIXELS
+        if self.exact or not is_large or resample not in TORCH_FILTERS:
             return image.resize((width, height), resample)
-        pixels = resize_pixels(torch.from_numpy(np.array(image)).permute(2, 0, 1), (height, width), resample)
-        return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        return Image.fromarray(resize_pixels(as_tensor(image), (height, width), resample).permute(1, 2, 0).numpy())
 
 
 class NumberReader:

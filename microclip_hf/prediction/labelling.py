@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ..data.photo_sources import PhotoSource
-from ..passes.photo_batches import PixelReader, RowBatch, RowBatches
+from ..passes.photo_batches import PREPARATION, PixelReader, RowBatch, RowBatches
 from ..passes.row_parts import RowParts, WrittenRows
 from ..passes.row_pass import (
     PassSettings,
@@ -100,7 +100,8 @@ def label_photos(
         ValueError: if the folder holds parts of another model, other classes, photos or settings.
     """
     settings = settings or LabelSettings()
-    facts = {"exact_pixels": str(settings.exact_pixels), **source.facts, **classify.facts()}
+    facts = {"exact_pixels": str(settings.exact_pixels), "preparation": PREPARATION}
+    facts |= {**source.facts, **classify.facts()}
     parts = RowParts(f"{output}{PARTS}", facts)
     reader = PixelReader(classify.model.image_processor, settings.exact_pixels)
     device = classify.model.device

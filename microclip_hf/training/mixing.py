@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 from ..class_mixture import ClassMixture, balance_text, fit_class_mixture, log_mean_probability
 from ..images import UNREADABLE, decode, to_rgb
 from ..modeling_microclip import MicroCLIPForImageClassification
+from ..passes.photo_batches import PREPARATION
 from ..saliency import check_finite
 from .checks import check_enough, image_facts
 from .image_passes import open_stream, pass_settings, whole_images
@@ -282,7 +283,7 @@ def _digest(model: MicroCLIPForImageClassification) -> str:
 def _digest_settings(model: MicroCLIPForImageClassification) -> str:
     """SHA-256 of what else features depend on: the architecture, and how images are prepared."""
     architecture = {name: vars(model.config)[name] for name in model.config.architecture_names()}
-    text = json.dumps([architecture, model.image_processor.to_dict()], default=str, sort_keys=True)
+    text = json.dumps([architecture, model.image_processor.to_dict(), PREPARATION], default=str, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
