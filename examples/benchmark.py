@@ -457,10 +457,13 @@ def main(arguments: list[str] | None = None) -> None:
         read_records(options.output_dir, config)
         chosen = {"method": options.methods, "domain": options.domains, "seed": options.seeds}
         cells = list_cells(config)
+        asked = ""
         for name, values in chosen.items():
             for value in set(values or ()) - {getattr(cell, name) for cell in cells}:
-                raise ValueError(f"No cell of {options.config} has the {name} {value}.")
+                raise ValueError(f"No cell of {options.config} has {asked}the {name} {value}; see its tables.")
             cells = [cell for cell in cells if values is None or getattr(cell, name) in values]
+            if values:
+                asked += f"the {name} {' or '.join(map(str, values))} and "
     except KeyError as error:
         sys.exit(f"benchmark.py: {options.config} lacks {error}; see {CONFIG}.")
     except (OSError, ValueError, yaml.YAMLError) as error:

@@ -27,7 +27,6 @@ BIN = Path(sys.executable).parent
 STAND_INS = {
     "openai/clip-vit-base-patch32": "clip",
     "--dataset_name user/photos": "--dataset_name repo",
-    'MicroCLIPTrainingArguments("adapted")': 'MicroCLIPTrainingArguments("by_python")',
     "me/birds": "user/birds",
 }
 ADAPT = """ --config_overrides '{"prior_weighting": "uniform"}' --num_train_epochs """
@@ -141,7 +140,7 @@ def test_every_code_block(workplace, page, count, monkeypatch):
                 run_block(language, block, monkeypatch)
         assert hub.repos.keys() == PUSHED.get(page, set())
     if page == "README.md":
-        assert (workplace / "by_python" / "model.safetensors").exists()
+        assert (workplace / "adapted_in_python" / "model.safetensors").exists()
         assert len((workplace / "labels.csv").read_text().splitlines()) == 1 + 48
         assert (workplace / "results" / "results.json").exists()
         assert (workplace / "check" / "check.json").exists()

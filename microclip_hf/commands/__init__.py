@@ -30,7 +30,7 @@ COMMANDS = {
     "report": ("show what a run learned, as a page to look at", "train"),
     "describe": ("let a language model write the descriptions of classes", "train"),
     "evaluate": ("measure a model on images with labels, in every way that it can predict", "train"),
-    "predict": ("label a folder of photos, as a CSV file", "train"),
+    "predict": ("label photos, as CSV or Parquet", "train"),
     "explain": ("show where a model looked in a photo, and what it said", "train"),
     "check": ("say by a few labels whether adapting helped", "train"),
     "push": ("upload an adapted model to the Hub", "train"),
