@@ -100,8 +100,8 @@ def label_photos(
         ValueError: if the folder holds parts of another model, other classes, photos or settings.
     """
     settings = settings or LabelSettings()
-    facts = {"exact_pixels": str(settings.exact_pixels), "preparation": PREPARATION}
-    facts |= {**source.facts, **classify.facts()}
+    pixels = {"exact_pixels": str(settings.exact_pixels), "preparation": PREPARATION}
+    facts = {**pixels, **source.facts, **classify.facts()}
     parts = RowParts(f"{output}{PARTS}", facts)
     reader = PixelReader(classify.model.image_processor, settings.exact_pixels)
     device = classify.model.device
