@@ -2,6 +2,7 @@
 
 import glob
 import io
+import random
 import shutil
 import tarfile
 from pathlib import Path
@@ -14,7 +15,9 @@ from adaptation import CLASS_NAMES, draw_images
 from datasets import Dataset, Features, Image, Value
 from packaging.version import Version
 
+from microclip_hf.data.photo_sources import open_photos
 from microclip_hf.data.sources import load_images
+from microclip_hf.data.tables import BUFFER
 from microclip_hf.prediction import find_photos
 from microclip_hf.training.view_datasets import decode
 
@@ -167,6 +170,34 @@ def test_images_of_any_type(images, tmp_path, streaming):
     pq.write_table(numbers, tmp_path / "table.parquet")
     with pytest.raises(ValueError, match=r"holds Value\('int64'\), not images, nor their bytes or paths"):
         load_images(path, CLASS_NAMES, image_column="image", streaming=streaming)
+
+
+@pytest.mark.parametrize("group", [2**10, 2**16])
+def test_parquet_is_streamed_in_constant_memory(tmp_path, group):
+    content = random.Random(0).randbytes(2**26)
+    rows = [{"bytes": content[start : start + 2**10], "path": None} for start in range(0, len(content), 2**10)]
+    pq.write_table(pa.table({"image": pa.array(rows, STRUCT)}), tmp_path / "table.parquet", row_group_size=group)
+    shard = open_photos([str(tmp_path / "table.parquet")]).open(0, 0)
+    before, most = pa.total_allocated_bytes(), 0
+    for start in range(0, len(rows), 256):
+        photos = shard.take(start, start + 256)
+        assert [photo.image for photo in photos] == rows[start : start + 256]
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert shard.take(len(rows), len(rows) + 1) == [] and shard.end == len(rows)
+    # Of each of two columns: what is read at once, a page of 1 MiB (stored and decoded) and a dictionary as large.
+    assert most < 2 * (BUFFER + 3 * 2**20) < len(content) / 4
+
+
+def test_streamed_files_with_columns_of_their_own(images, tmp_path):
+    """What all of them have counts."""
+    stored = pa.array([{"bytes": png(image), "path": None} for image in images["image"]], STRUCT)
+    pq.write_table(pa.table({"title": ["a", "b", "c"], "image": stored}), tmp_path / "0.parquet")
+    pq.write_table(pa.table({"image": stored, "size": [1, 2, 3]}), tmp_path / "1.parquet")
+    found = [decode(row["image"]).tobytes() for row in load_images(str(tmp_path), CLASS_NAMES, streaming=True)]
+    assert found == 2 * [image.tobytes() for image in images["image"]]
+    pq.write_table(pa.table({"size": [1, 2, 3]}), tmp_path / "1.parquet")
+    with pytest.raises(ValueError, match="have no column in common"):
+        load_images(str(tmp_path), CLASS_NAMES, streaming=True)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

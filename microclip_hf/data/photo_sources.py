@@ -21,10 +21,9 @@ from .folders import match_files
 from .image_columns import stored_images
 from .photo_files import photo_files
 from .sources import BUILDERS, table_files
-from .tables import read_files, read_repository, read_saved, select_columns
+from .tables import AT_ONCE, read_files, read_repository, read_saved, select_columns
 
 
-AT_ONCE = 16  # rows that are taken of a stream
 DESCRIBED_AT_ONCE = 1000  # rows whose names and sizes are read
 
 
