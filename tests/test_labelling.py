@@ -5,6 +5,7 @@ import errno
 import io
 import itertools
 import os
+import re
 import shutil
 import signal
 import tarfile
@@ -215,14 +216,16 @@ class Interruption:
 
 
 @pytest.mark.parametrize("kind", ["Parquet", "tar", "saved", "Hub, streamed"])
-def test_a_table_goes_on_where_it_was_interrupted(adapted, place, rows, kind, monkeypatch):
+def test_a_table_goes_on_where_it_was_interrupted(adapted, place, rows, kind, monkeypatch, capsys):
     source = write_tables(kind, rows)
     options = [*source, "--model", adapted, "--batch_size", 2, "--output"]
     assert run(*options, "whole.csv") == 3
     count = Interruption(monkeypatch, KeyboardInterrupt(), moments=(3, 4, 8))
     for _ in count.moments:
         assert run(*options, "labels.csv") == 128 + signal.SIGINT
+    capsys.readouterr()
     assert run(*options, "labels.csv") == 3
+    assert re.search(r"Photos: .*\b20(/20|photo)", capsys.readouterr().err)  # those that were there already counted
     assert Path("labels.csv").read_bytes() == Path("whole.csv").read_bytes()
     assert count.num_images == NUM_PHOTOS - 1  # which can be read
     assert not Path("labels.csv.parts").exists()

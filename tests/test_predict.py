@@ -263,7 +263,7 @@ ERRORS = {  # Arguments, and what the error says.
     "two kinds of tables": ("t.parquet t.tar --model {adapted}", "Pass photos, or tables of one kind; got t.parquet"),
     "no table": ("t.parquet --model {adapted}", "t.parquet can't be read"),
     "no classes": ("photos --model {adapted} --classes names.txt", "--classes names.txt: there is no such file"),
-    "other classes": ("photos --model {adapted} --classes old.csv", "'red disk' are none of the model's 3 classes."),
+    "other classes": ("photos --model {adapted} --classes old.csv", "The model's 3 classes don't include 'red disk'."),
     "too many": ("photos --model {adapted} --top_k 4", "--top_k is 4; pass a number from 1 to 3, the classes"),
     "none": ("photos --model {adapted} --top_k 0", "--top_k is 0; pass a number from 1 to 3, the classes"),
     "two folders": ("photos empty --model {adapted}", "photos is a folder, and not the only source"),

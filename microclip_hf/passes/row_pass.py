@@ -97,14 +97,14 @@ def load_share(batches: RowBatches, settings: PassSettings, device: torch.device
 
 
 def progress_bar(source: PhotoSource, written: WrittenRows, state: PartialState, settings: PassSettings) -> tqdm:
-    """The first process's bar, of its share of the photos."""
-    total = None if source.total is None else source.total - written.num_rows
-    share = total if total is None or state.num_processes == 1 else -(-total // state.num_processes)
+    """The first process's bar, of its share of the photos, those that an interrupted pass left included."""
+    share = None if source.total is None else -(-source.total // state.num_processes)
     title = settings.title
     if state.num_processes > 1:
         title = f"{title} (of 1 in {state.num_processes} processes)"
     is_shown = settings.progress and state.is_main_process
-    return tqdm(desc=title, total=share, unit="photo", disable=not is_shown)
+    done = written.num_rows // state.num_processes
+    return tqdm(desc=title, total=share, initial=done, unit="photo", disable=not is_shown)
 
 
 def write_parts(

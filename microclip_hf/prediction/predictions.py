@@ -141,7 +141,7 @@ def _find_classes(model_names: Sequence[str], class_names: Sequence[str]) -> lis
     unknown = [name for name in class_names if normalize_name(name) not in position]
     if unknown:
         raise ValueError(
-            f"{abbreviate(unknown)} are none of the model's {len(model_names)} classes."
+            f"The model's {len(model_names)} classes don't include {abbreviate(unknown)}."
             f"{contrast_spellings(unknown[0], model_names, 'the model')} Leave them out, or adapt a CLIP to them too."
         )
     return sorted({position[normalize_name(name)] for name in class_names})

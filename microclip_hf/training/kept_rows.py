@@ -300,6 +300,6 @@ def _compute(
 
 def _progress_bar(source: PhotoSource, written: WrittenRows, accelerator: Accelerator, settings: PassSettings) -> tqdm:
     """Of all images, in the first process."""
-    total = None if source.total is None else source.total - written.num_rows
     is_shown = settings.progress and accelerator.is_main_process
-    return tqdm(desc=settings.title, total=total, unit="photo", disable=not is_shown)
+    done = written.num_rows
+    return tqdm(desc=settings.title, total=source.total, initial=done, unit="photo", disable=not is_shown)
