@@ -19,9 +19,10 @@ from datasets import Image as ImageFeature
 
 from .folders import match_files
 from .image_columns import stored_images
+from .parquet_stream import AT_ONCE
 from .photo_files import photo_files
 from .sources import BUILDERS, table_files
-from .tables import AT_ONCE, read_files, read_repository, read_saved, select_columns
+from .tables import read_files, read_repository, read_saved, select_columns
 
 
 DESCRIBED_AT_ONCE = 1000  # rows whose names and sizes are read

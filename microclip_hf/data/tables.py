@@ -3,7 +3,7 @@
 import glob
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -14,12 +14,11 @@ from datasets.exceptions import DatasetsError
 from ..text_heads import abbreviate
 from .image_columns import CONTENTS, PATHS, as_images, has_type, holds_files, undecoded
 from .labels import DataSource, can_be_labels, warn_left_out
+from .parquet_stream import stream_parquet
 
 
 # What `datasets` raises for files that aren't what they should be.
 LOADING_ERRORS = (OSError, ValueError, DatasetsError, pa.ArrowException, tarfile.TarError)
-AT_ONCE = 16  # rows that are taken of a stream
-BUFFER = 2**20  # bytes of each column that are read at once
 
 
 def read_files(source: str, kind: str, files: Sequence[str], streaming: bool) -> Dataset | IterableDataset:
@@ -32,7 +31,10 @@ def read_files(source: str, kind: str, files: Sequence[str], streaming: bool) ->
     if not paths:
         raise ValueError(f"{source} has no rows; pass a table of images.")
     if kind == "parquet" and streaming:
-        return _stream_parquet(source, paths)
+        try:
+            return stream_parquet(paths)
+        except LOADING_ERRORS as error:
+            raise _unreadable(source, error) from error
     patterns = [glob.escape(path) for path in paths]
     return _load(source, kind, data_files=patterns, split="train", streaming=streaming)
 
@@ -94,27 +96,6 @@ def _load(source: str, *arguments: Any, **options: Any) -> Dataset | IterableDat
     except LOADING_ERRORS as error:
         raise _unreadable(source, error) from error
     return dataset
-
-
-def _stream_parquet(source: str, paths: list[str]) -> IterableDataset:
-    """The columns that all files have, in constant memory: `datasets` itself keeps what it has read of a file."""
-    try:
-        features = Features.from_arrow_schema(pq.read_schema(paths[0]))
-    except LOADING_ERRORS as error:
-        raise _unreadable(source, error) from error
-    common = set(features).intersection(*(pq.read_schema(path).names for path in paths))
-    features = Features({name: feature for name, feature in features.items() if name in common})
-    if not features:
-        raise ValueError(f"The files of {source} have no column in common; pass tables of one kind.")
-    return IterableDataset.from_generator(_parquet_rows, features, {"paths": paths, "columns": tuple(features)})
-
-
-def _parquet_rows(paths: list[str], columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """Rows of several files; a list, but no tuple, is what a stream's shards have parts of."""
-    for path in paths:
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER) as file:
-            for rows in file.iter_batches(AT_ONCE, columns=columns, use_threads=False):
-                yield from rows.to_pylist()
 
 
 def _unreadable(source: str, error: Exception) -> ValueError:
