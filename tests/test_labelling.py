@@ -121,6 +121,17 @@ def test_tables_get_the_answers_of_files(adapted, place, rows, kind, capsys):
     assert capsys.readouterr().out.encode() == Path("labels.csv").read_bytes()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_here_are_not_taken_for_rows(adapted, place, rows, kind):
+    source = write_tables(kind, rows)
+    assert run(*source, "--model", adapted, "--output", "labels.csv") == 3
+    for row in rows:
+        Path(row["path"]).parent.mkdir(exist_ok=True)
+        Path(row["path"]).write_bytes(b"another photo")
+    assert run(*source, "--model", adapted, "--output", "again.csv") == 3
+    assert Path("again.csv").read_bytes() == Path("labels.csv").read_bytes()
+
+
 def test_rows_without_names_are_called_by_their_numbers(adapted, place, rows):
     nameless = [{**row, "path": None} for row in rows]
     for number, (first, stop) in enumerate(itertools.pairwise(CUTS)):

@@ -22,12 +22,24 @@ def as_images(dataset: Any, column: str = "image") -> Any:
     return dataset.cast_column(column, Image())
 
 
+class StoredImage(Image):
+    """What a stream has stored, undecoded. `Image` itself would take a file of the same path here, if there is one."""
+
+    def __init__(self) -> None:
+        super().__init__(decode=False)
+
+    def encode_example(self, value: Any) -> dict[str, Any]:
+        """As in the base class, unless the contents are there."""
+        is_stored = isinstance(value, dict) and value.get("bytes") is not None
+        return {"bytes": value["bytes"], "path": value.get("path")} if is_stored else super().encode_example(value)
+
+
 def undecoded(stream: Any, column: str = "image") -> Any:
     """A stream of `datasets` with its images as they are stored: an error in one then doesn't end it."""
     if not isinstance(stream, IterableDataset):
         return stream
     if stream.features is not None and isinstance(stream.features.get(column), Image):
-        return stream.cast_column(column, Image(decode=False))
+        return stream.cast_column(column, StoredImage())
     return stream
 
 
