@@ -255,4 +255,5 @@ def test_make_demo():
         assert (ROOT / "outputs" / "demo" / name).exists()
     assert "says of the first image" in result.stdout
     assert re.search(r"names [\d.]+ % -> descriptions [\d.]+ % -> adapted [\d.]+ %\n", result.stdout)
-    assert all(line.startswith("Adapting: ") for line in re.split(r"[\r\n]+", result.stderr) if line)
+    bars = ("Features before training: ", "Adapting: ", "Features after training: ")
+    assert all(line.startswith(bars) for line in re.split(r"[\r\n]+", result.stderr) if line)

@@ -106,14 +106,25 @@ def saved(inputs, tmp_path_factory):
 
 @pytest.mark.slow
 def test_without_any_extra(wheel, inputs, saved, tmp_path):
-    """It imports, classifies and pushes; the other commands say which extra they need."""
+    """It imports, classifies, pushes and converts; the other commands say which extra they need."""
     fresh = Fresh(tmp_path, wheel)
     photo = next((inputs / "photos").iterdir())
     assert "red disc" in fresh.python("-c", CLASSIFY, saved, photo)
+    need_none = {"push": "--repo_id", "convert": "--quick_gelu"}
     for name, (_, extra) in COMMANDS.items():
-        if name != "push":  # which needs none
+        if name not in need_none:
             assert f'pip install "microclip_hf[{extra}]"' in fresh.microclip(name, "--help", returncode=1)
-    assert "--repo_id" in fresh.microclip("push", "--help")
+    for name, option in need_none.items():
+        assert option in fresh.microclip(name, "--help")
+
+
+def test_push_and_convert_need_no_extra():
+    """As above, seen by their imports; PyYAML and Jinja come with other packages too."""
+    hidden = ("accelerate", "datasets", "evaluate", "matplotlib", "tenacity")
+    code = f"import sys; sys.modules.update(dict.fromkeys({hidden})); import microclip_hf.commands."
+    for name in ("push", "convert"):
+        subprocess.run([sys.executable, "-c", f"{code}{name}"], check=True)
+    assert subprocess.run([sys.executable, "-c", f"{code}adapt"], capture_output=True).returncode == 1
 
 
 @pytest.mark.slow

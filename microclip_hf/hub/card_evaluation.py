@@ -11,7 +11,8 @@ from huggingface_hub import ModelCard
 
 from ..evaluation.page import describe_images, ways_table
 from ..evaluation.predictions import ANSWER
-from .model_card import CARD, eval_results, save_card
+from .model_card import eval_results, save_card
+from .push import CARD
 
 
 # Of the card that adaptation writes; a section of results comes before it.

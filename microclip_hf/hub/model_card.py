@@ -19,6 +19,7 @@ from ..configuration_microclip import MicroCLIPConfig
 from ..files import write_whole
 from ..run_names import ACCURACIES
 from ..training.training_args import MicroCLIPTrainingArguments
+from .push import CARD, PICTURE
 
 
 METRIC_TITLES = {
@@ -51,9 +52,6 @@ SETTINGS = {
     "seed": False,
 }
 HUB_ID = r"[\w.-]+(/[\w.-]+)?"
-CARD = "README.md"
-PICTURE = "adaptation.png"
-DESCRIPTIONS = "descriptions.json"
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 
 

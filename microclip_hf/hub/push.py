@@ -17,11 +17,13 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from ..configuration_microclip import MicroCLIPConfig
 from ..modeling_microclip import MicroCLIPForImageClassification, check_loading_report, check_weights
 from ..text_heads import abbreviate
-from .model_card import CARD, DESCRIPTIONS, PICTURE
 
 
 CONFIG = "config.json"
 IMAGE_PROCESSOR = "preprocessor_config.json"
+CARD = "README.md"
+PICTURE = "adaptation.png"
+DESCRIPTIONS = "descriptions.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 # What is pushed of a model besides its code, and replaces what the repository has of it.
 MODEL = (

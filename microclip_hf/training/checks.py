@@ -26,8 +26,7 @@ from .. import modeling_microclip
 from ..configuration_microclip import MicroCLIPConfig
 from ..data.image_columns import image_names
 from ..files import nearest_folder
-from ..hub.model_card import CARD
-from ..hub.push import MODEL
+from ..hub.push import CARD, MODEL
 from ..modeling_microclip import MicroCLIPForImageClassification
 from ..run_names import LABELS, REPORT, REPORT_DIR
 from ..saliency import NonFiniteError

@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers.trainer_utils import has_length
 
-from ..hub.model_card import CARD, PICTURE, CardFacts, keep_card, split_results, write_model_card
-from ..hub.push import check_repository, push_folder
+from ..hub.model_card import CardFacts, keep_card, split_results, write_model_card
+from ..hub.push import CARD, PICTURE, check_repository, push_folder
 from ..plots import plot_adaptation
 from .saving import SavingTrainer
 

@@ -25,7 +25,8 @@ from ..descriptions.files import save_descriptions
 from ..evaluation.predictions import EvaluationSettings, PlainCLIP, predict_all_ways
 from ..explain.explanation import Explanation, explain
 from ..files import check_writable
-from ..hub.model_card import DESCRIPTIONS, PICTURE, CardFacts, split_results
+from ..hub.model_card import CardFacts, split_results
+from ..hub.push import DESCRIPTIONS, PICTURE
 from ..images import UNREADABLE, cut_strip, decode, to_rgb
 from ..metrics import classification_metrics
 from ..modeling_microclip import MicroCLIPForImageClassification
