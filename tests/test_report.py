@@ -135,15 +135,15 @@ def test_what_the_page_says(tmp_path):
         "Classes": "3",
         "Classes without an image": "1",
         "Epochs": "1.5",
-        "Mean confidence at the end": "62 %",
-        "Labels that still change": "25 %",
+        "Mean confidence at the end": "62\N{NO-BREAK SPACE}%",
+        "Labels that still change": "25\N{NO-BREAK SPACE}%",
         "Effective classes at the end": "1.8",
     }
     assert "Without any image: fox ." in page.words
     alts = [attrs["alt"] for attrs in page.all("img")]
     changed = [alt for alt in alts if "change" in alt and "labelled" in alt]
     assert [alt.split(",")[0] for alt in changed] == ["b.png", "d.png", "c.png"]
-    assert changed[-1].endswith(" 1 change, now 70 %") and changed[1].endswith(" 2 changes, now 40 %")
+    assert changed[-1].endswith(" 1 change, now 70\N{NO-BREAK SPACE}%") and changed[1].endswith(" 2 changes, now 40\N{NO-BREAK SPACE}%")
     assert "Curve over epochs: cross entropy goes from 2.5 to 1.5." in alts
     assert sum("Curve over epochs" in alt for alt in alts) == 5
     start = page.words.index("Images of each class Look at the most")

@@ -83,7 +83,7 @@ def data_uri(content: bytes, kind: str) -> str:
 
 def percent(share: float) -> str:
     """A share as the page writes it."""
-    return "unknown" if math.isnan(share) else f"{100 * share:.0f} %"
+    return "unknown" if math.isnan(share) else f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
 
 
 def truncate(text: str, length: int = NAME_LENGTH) -> str:
