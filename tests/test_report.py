@@ -143,7 +143,8 @@ def test_what_the_page_says(tmp_path):
     alts = [attrs["alt"] for attrs in page.all("img")]
     changed = [alt for alt in alts if "change" in alt and "labelled" in alt]
     assert [alt.split(",")[0] for alt in changed] == ["b.png", "d.png", "c.png"]
-    assert changed[-1].endswith(" 1 change, now 70\N{NO-BREAK SPACE}%") and changed[1].endswith(" 2 changes, now 40\N{NO-BREAK SPACE}%")
+    assert changed[-1].endswith(" 1 change, now 70\N{NO-BREAK SPACE}%")
+    assert changed[1].endswith(" 2 changes, now 40\N{NO-BREAK SPACE}%")
     assert "Curve over epochs: cross entropy goes from 2.5 to 1.5." in alts
     assert sum("Curve over epochs" in alt for alt in alts) == 5
     start = page.words.index("Images of each class Look at the most")

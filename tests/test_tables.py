@@ -190,6 +190,26 @@ def test_parquet_is_streamed_in_constant_memory(tmp_path, group):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("ending", ["parquet", "tar"])
+def test_files_here_are_not_taken_for_rows(images, tmp_path, monkeypatch, ending, streaming):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    rows = [{"path": f"{number}.png", "bytes": png(image)} for number, image in enumerate(images["image"])]
+    if ending == "parquet":
+        pq.write_table(pa.table({"image": pa.array(rows, STRUCT)}), "table.parquet")
+    else:
+        with tarfile.open("table.tar", "w") as tar:
+            for row in rows:
+                member = tarfile.TarInfo(row["path"])
+                member.size = len(row["bytes"])
+                tar.addfile(member, io.BytesIO(row["bytes"]))
+    for row in rows:
+        Path(row["path"]).write_bytes(b"another photo")
+    found = load_images(f"table.{ending}", CLASS_NAMES, streaming=streaming)
+    assert [decode(row["image"]).tobytes() for row in found] == [image.tobytes() for image in images["image"]]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_files_that_differ(images, tmp_path, streaming):
     """Columns that later files lack are empty there; a file that the first one's columns don't fit is named."""
     stored = pa.array([{"bytes": png(image), "path": None} for image in images["image"]], STRUCT)

@@ -25,8 +25,7 @@ def stream_parquet(paths: Sequence[str]) -> datasets.IterableDataset:
     the groups of rows are smaller.
 
     Raises:
-        OSError, ValueError, NotImplementedError, pa.ArrowException: if the first file can't be read, or `datasets` has
-            nothing like its types.
+        OSError, ValueError, pa.ArrowException: if the first file can't be read, or has types that `datasets` lacks.
         ValueError: while rows are read, with the file's name.
     """
     builder = _ParquetStream(data_files={"train": [glob.escape(path) for path in paths]})

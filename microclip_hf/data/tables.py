@@ -12,7 +12,7 @@ from datasets import Dataset, Features, Image, IterableDataset, load_dataset, lo
 from datasets.exceptions import DatasetsError
 
 from ..text_heads import abbreviate
-from .image_columns import CONTENTS, PATHS, as_images, has_type, holds_files, undecoded
+from .image_columns import CONTENTS, PATHS, StoredImage, as_images, has_type, holds_files, undecoded
 from .labels import DataSource, can_be_labels, warn_left_out
 from .parquet_stream import stream_parquet
 
@@ -35,8 +35,10 @@ def read_files(source: str, kind: str, files: Sequence[str], streaming: bool) ->
             return stream_parquet(paths)
         except LOADING_ERRORS as error:
             raise _unreadable(source, error) from error
-    patterns = [glob.escape(path) for path in paths]
-    return _load(source, kind, data_files=patterns, split="train", streaming=streaming)
+    reading = {"data_files": [glob.escape(path) for path in paths], "split": "train"}
+    if kind == "webdataset" and not streaming:
+        return _prepare_photos(source, kind, reading)
+    return _load(source, kind, streaming=streaming, **reading)
 
 
 def read_repository(source: str, *arguments: Any, **options: Any) -> Dataset | IterableDataset:
@@ -95,6 +97,16 @@ def _load(source: str, *arguments: Any, **options: Any) -> Dataset | IterableDat
             dataset = dataset._resolve_features()  # of a stream whose first examples tell them
     except LOADING_ERRORS as error:
         raise _unreadable(source, error) from error
+    return dataset
+
+
+def _prepare_photos(source: str, kind: str, reading: dict[str, Any]) -> Dataset:
+    """Rows written to the cache with their photos, in place of files here of the same names (see [`StoredImage`])."""
+    features = _load(source, kind, streaming=True, **reading).features
+    images = [name for name, feature in features.items() if isinstance(feature, Image)]
+    dataset = _load(source, kind, features=Features({**features, **dict.fromkeys(images, StoredImage())}), **reading)
+    for name in images:
+        dataset = dataset.cast_column(name, features[name])  # unlike `cast` it copies nothing
     return dataset
 
 
