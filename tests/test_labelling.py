@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import tarfile
 from pathlib import Path
 
 import datasets
@@ -22,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from test_predict import run
-from tiny_inputs import draw_shape
+from tiny_inputs import draw_shape, write_tar
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from microclip_hf import MicroCLIPForImageClassification
@@ -66,14 +65,6 @@ def place(rows, tmp_path, monkeypatch):
 def write_parquet(path, rows, **columns):
     Path(path).parent.mkdir(exist_ok=True)
     pq.write_table(pa.table({"photo": pa.array(rows, STORED), **columns}), path, row_group_size=3)
-
-
-def write_tar(path, rows):
-    with tarfile.open(path, "w") as file:
-        for row in rows:
-            entry = tarfile.TarInfo(row["path"])
-            entry.size = len(row["bytes"])
-            file.addfile(entry, io.BytesIO(row["bytes"]))
 
 
 def write_tables(kind, rows):

@@ -14,6 +14,7 @@ import pytest
 from adaptation import CLASS_NAMES, draw_images
 from datasets import Dataset, Features, Image, Value
 from packaging.version import Version
+from tiny_inputs import write_tar
 
 from microclip_hf.data.parquet_stream import BUFFER
 from microclip_hf.data.photo_sources import open_photos
@@ -198,11 +199,7 @@ def test_files_here_are_not_taken_for_rows(images, tmp_path, monkeypatch, ending
     if ending == "parquet":
         pq.write_table(pa.table({"image": pa.array(rows, STRUCT)}), "table.parquet")
     else:
-        with tarfile.open("table.tar", "w") as tar:
-            for row in rows:
-                member = tarfile.TarInfo(row["path"])
-                member.size = len(row["bytes"])
-                tar.addfile(member, io.BytesIO(row["bytes"]))
+        write_tar("table.tar", rows)
     for row in rows:
         Path(row["path"]).write_bytes(b"another photo")
     found = load_images(f"table.{ending}", CLASS_NAMES, streaming=streaming)
@@ -219,9 +216,46 @@ def test_files_that_differ(images, tmp_path, streaming):
     assert [decode(row["image"]).tobytes() for row in found] == 2 * [image.tobytes() for image in images["image"]]
     assert [row["label"] for row in found] == [0, 1, 2, None, None, None]
     if streaming:
-        pq.write_table(pa.table({"size": [1, 2, 3]}), tmp_path / "1.parquet")
-        with pytest.raises(ValueError, match=r"1\.parquet can't be read: Couldn't cast"):
-            list(load_images(str(tmp_path), CLASS_NAMES, streaming=True))
+        pq.write_table(pa.table({"size": [1, 2, 3], "image": stored}), tmp_path / "1.parquet")  # which isn't used
+        assert len(list(load_images(str(tmp_path), CLASS_NAMES, streaming=True))) == 6
+        for table, problem in (
+            (pa.table({"label": [1, 2, 3]}), r"1\.parquet has no column 'image', which .*0\.parquet has"),
+            (pa.table({"image": [b"1"]}), r"columns of .*1\.parquet don't fit those of .*0\.parquet: Couldn't cast"),
+        ):
+            pq.write_table(table, tmp_path / "1.parquet")
+            with pytest.raises(ValueError, match=problem):  # before anything is read
+                load_images(str(tmp_path), CLASS_NAMES, streaming=True)
+
+
+def test_what_cannot_be_chosen(images, tmp_path):
+    stored = pa.array([{"bytes": png(image), "path": None} for image in images["image"]], STRUCT)
+    pq.write_table(pa.table({"photo": stored, "mask": stored}), tmp_path / "0.parquet")
+    with pytest.raises(ValueError, match="of which 'photo', 'mask' hold images; say which one is meant"):
+        load_images(str(tmp_path), CLASS_NAMES)
+    with pytest.raises(ValueError, match=r"no column 'foto': .* of which 'photo', 'mask' hold images"):
+        load_images(str(tmp_path), CLASS_NAMES, image_column="foto")
+    (tmp_path / "1.tar").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"both \.tar files and \.parquet files; pass '.*\*\.parquet' for these"):
+        load_images(str(tmp_path), CLASS_NAMES)
+    datasets.DatasetDict(train=images).save_to_disk(tmp_path / "splits")
+    with pytest.raises(ValueError, match="holds several splits; pass the folder of one of them"):
+        open_photos([str(tmp_path / "splits")])
+
+
+@pytest.mark.parametrize("ending", ["arrow", "tar"])
+def test_a_file_that_ends_too_early_is_named(tmp_path, ending):
+    path = tmp_path / f"table.{ending}"
+    rows = [{"bytes": random.Random(number).randbytes(2**12), "path": f"{number}.png"} for number in range(64)]
+    if ending == "arrow":
+        table = pa.table({"image": pa.array(rows, STRUCT)})
+        with pa.ipc.new_stream(str(path), table.schema) as writer:
+            writer.write_table(table, max_chunksize=16)
+    else:
+        write_tar(path, rows)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    shard = open_photos([str(path)]).open(0, 0)
+    with pytest.raises(ValueError, match=rf"table\.{ending} can't be read to its end"):
+        shard.take(0, len(rows))
 
 
 @pytest.mark.parametrize("streaming", [False, True])

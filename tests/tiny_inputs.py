@@ -1,6 +1,8 @@
 """The smallest inputs of a run: a CLIP with random weights, pictures of shapes, names, sentences."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +99,12 @@ def write_inputs(folder: Path) -> None:
                 draw_shape(class_name, rng).save(path)
     (folder / "names.txt").write_text("\n".join(DESCRIPTIONS) + "\n", encoding="utf-8")
     (folder / "descriptions.json").write_text(json.dumps(DESCRIPTIONS, indent=1), encoding="utf-8")
+
+
+def write_tar(path: str | Path, rows: list[dict[str, str | bytes]]) -> None:
+    """Rows of a path and bytes as a WebDataset."""
+    with tarfile.open(path, "w") as file:
+        for row in rows:
+            entry = tarfile.TarInfo(row["path"])
+            entry.size = len(row["bytes"])
+            file.addfile(entry, io.BytesIO(row["bytes"]))

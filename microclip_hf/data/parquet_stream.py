@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.table import table_cast
 
+from .image_columns import PATHS, has_type, holds_files
+
 
 AT_ONCE = 16  # rows that are taken of a stream
 BUFFER = 2**18  # bytes of each column that are read at once
@@ -19,16 +21,19 @@ READ_ERRORS = (OSError, ValueError, TypeError, pa.ArrowException)
 
 
 def stream_parquet(paths: Sequence[str]) -> datasets.IterableDataset:
-    """The files as shards; columns are those of the first one, to which the types of the others are cast.
+    """The files as shards. Columns are those of the first one, to whose types those of the others are cast.
 
     What is held of a file is at most three pages of each column. Pyarrow fills a page with 1,024 rows or more, unless
     the groups of rows are smaller.
 
     Raises:
         OSError, ValueError, pa.ArrowException: if the first file can't be read, or has types that `datasets` lacks.
-        ValueError: while rows are read, with the file's name.
+        ValueError: if another file lacks a column of images or has types that can't be cast; and while rows are read,
+            with the file's name.
     """
     builder = _ParquetStream(data_files={"train": [glob.escape(path) for path in paths]})
+    for path in paths[1:]:
+        _check_columns(path, paths[0], builder.info.features)
     return builder.as_streaming_dataset("train")
 
 
@@ -44,14 +49,32 @@ class _ParquetStream(datasets.ArrowBasedBuilder):
 
     def _generate_tables(self, paths: list[str]) -> Iterator[tuple[str, pa.Table]]:
         for path in paths:
-            for number, rows in enumerate(_read(path, self.info.features.arrow_schema)):
+            for number, rows in enumerate(_read(path, self.info.features)):
                 yield f"{path}_{number}", rows
 
 
-def _read(path: str, schema: pa.Schema) -> Iterator[pa.Table]:
+def _check_columns(path: str, first: str, features: datasets.Features) -> None:
+    schema = pq.read_schema(path)
+    for name, feature in features.items():
+        holds_images = isinstance(feature, datasets.Image) or (holds_files(feature) and not has_type(feature, PATHS))
+        if holds_images and name not in schema.names:
+            raise ValueError(f"{path} has no column {name!r}, which {first} has. Leave one of them out.")
+    try:
+        _cast(schema.empty_table(), features)
+    except READ_ERRORS as error:
+        raise ValueError(f"The columns of {path} don't fit those of {first}: {error}") from error
+
+
+def _read(path: str, features: datasets.Features) -> Iterator[pa.Table]:
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER) as file:
-            for rows in file.iter_batches(AT_ONCE, use_threads=False):
-                yield table_cast(pa.Table.from_batches([rows]), schema)
+            columns = [name for name in file.schema_arrow.names if name in features]
+            for rows in file.iter_batches(AT_ONCE, columns=columns, use_threads=False):
+                yield _cast(pa.Table.from_batches([rows]), features)
     except READ_ERRORS as error:
         raise ValueError(f"{path} can't be read: {error}") from error
+
+
+def _cast(rows: pa.Table, features: datasets.Features) -> pa.Table:
+    """Columns that aren't among the features are left out, and others that lack are empty."""
+    return table_cast(rows.select([name for name in rows.column_names if name in features]), features.arrow_schema)

@@ -7,11 +7,13 @@ import contextlib
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset
@@ -22,7 +24,7 @@ from .image_columns import stored_images
 from .parquet_stream import AT_ONCE
 from .photo_files import photo_files
 from .sources import BUILDERS, table_files
-from .tables import read_files, read_repository, read_saved, select_columns
+from .tables import is_saved, read_files, read_repository, read_saved, select_columns
 
 
 DESCRIBED_AT_ONCE = 1000  # rows whose names and sizes are read
@@ -113,25 +115,29 @@ class PhotoList(PhotoSource, ShardReader):
 class PhotoStream(PhotoSource):
     """Photos of an `IterableDataset` with an undecoded `image`, in its own shards."""
 
-    def __init__(self, stream: IterableDataset, facts: dict[str, str], total: int | None) -> None:
+    def __init__(
+        self, stream: IterableDataset, facts: dict[str, str], total: int | None, files: Sequence[str] = ()
+    ) -> None:
         self._stream = stream
+        self._files = files
         self.num_shards = stream.num_shards
         self.total = total
         self.facts = facts
 
     def open(self, shard: int, first: int) -> "StreamReader":
         """As in the base class."""
-        return StreamReader(self._stream.shard(self.num_shards, shard), first)
+        title = self._files[shard] if len(self._files) == self.num_shards else "The data set"
+        return StreamReader(self._stream.shard(self.num_shards, shard), first, title)
 
 
 class StreamReader(ShardReader):
     """A shard of a stream, whose end is known once it is reached."""
 
-    def __init__(self, stream: IterableDataset, first: int) -> None:
+    def __init__(self, stream: IterableDataset, first: int, title: str) -> None:
         self.end = None
         # By `iter`, since a data loader's worker that loops over a stream gets what `datasets` deems its share.
         batches = (stream.skip(first) if first else stream).iter(AT_ONCE)
-        self._images = (image for batch in batches for image in batch["image"])
+        self._images = _read_images(batches, title)
         self._position = first
 
     def take(self, first: int, stop: int) -> list[Photo]:
@@ -172,7 +178,7 @@ def open_photos(sources: Sequence[str], image_column: str | None = None) -> Phot
     Raises:
         ValueError: as in [`find_photos`], or if tables can't be read, hold no images, or are of several kinds.
     """
-    if len(sources) == 1 and os.path.exists(os.path.join(sources[0], "state.json")):
+    if len(sources) == 1 and is_saved(sources[0]):
         dataset = select_columns(read_saved(sources[0], False), sources[0], image_column, None, False)
         facts = {"photos": _describe_cache(dataset), "image_column": str(image_column)}
         return PhotoList(_undecoded(dataset), facts)
@@ -192,7 +198,7 @@ def open_photos(sources: Sequence[str], image_column: str | None = None) -> Phot
     is_parquet = kind == "parquet"
     total = sum(pq.read_metadata(file).num_rows for file in files) if is_parquet else None
     facts = {"photos": f"{len(files)} {kind} files, {_digest_files(files)}", "image_column": str(image_column)}
-    return PhotoStream(stream, facts, total)
+    return PhotoStream(stream, facts, total, files)
 
 
 def open_hub_photos(
@@ -258,6 +264,14 @@ def _file_size(path: str | os.PathLike | None) -> int | None:
 
 def _describe_cache(dataset: Dataset) -> str:
     return f"{len(dataset)} rows, {_digest_files(file['filename'] for file in dataset.cache_files)}"
+
+
+def _read_images(batches: Iterable[dict[str, Any]], title: str) -> Iterator[Any]:
+    try:
+        for batch in batches:
+            yield from batch["image"]
+    except (OSError, pa.ArrowException, tarfile.TarError) as error:
+        raise ValueError(f"{title} can't be read to its end: {error}. Get it again, or leave it out.") from error
 
 
 def _undecoded(dataset: Dataset) -> Dataset:

@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, Image, IterableDataset
 from .folders import match_files
 from .labels import DataSource, align_labels, align_or_leave_out, labelled, name_labels
 from .photo_files import holds_photos, photo_files, refuse_undecodable
-from .tables import read_files, read_repository, read_saved, select_columns
+from .tables import is_saved, read_files, read_repository, read_saved, select_columns
 
 
 # The builders of `datasets` for files on disk.
@@ -69,15 +69,13 @@ def open_dataset(
     Raises:
         ValueError: if there is no such source, column, image or (where required) label.
     """
-    if not hub and os.path.exists(os.path.join(source, "dataset_dict.json")):
-        raise ValueError(f"{source} holds several splits; pass the folder of one of them, such as {source}/train.")
     files = [] if hub else table_files(source)
     if hub:
         dataset = read_repository(source, config_name, split=split, revision=revision, streaming=streaming)
     elif files:
         kind = next(kind for ending, kind in BUILDERS.items() if files[0].endswith(ending))
         dataset = read_files(source, kind, files, streaming)
-    elif os.path.exists(os.path.join(source, "state.json")):
+    elif is_saved(source):
         dataset = read_saved(source, streaming)
     elif streaming:
         raise ValueError(f"{source} is a folder of images, which are read one by one anyway; leave out streaming.")
@@ -140,21 +138,24 @@ def _number_labels(
 
 
 def table_files(source: str) -> list[str]:
-    """The files of the first kind of `BUILDERS` that lie in a folder, or that a pattern stands for."""
+    """The files of a kind of `BUILDERS` in a folder, which must hold no other photos, or that a pattern stands for."""
     is_folder = os.path.isdir(source)
     # What `save_to_disk` wrote is read as a whole.
-    if os.path.exists(os.path.join(source, "state.json")):
+    if is_saved(source):
         return []
-    for ending in BUILDERS:
-        pattern = os.path.join(source, f"*{ending}") if is_folder else source
-        files = match_files(pattern) if pattern.endswith(ending) else []
-        if files and is_folder and holds_photos(source):
-            raise ValueError(
-                f"{source} holds both images and {ending} files; pass '{pattern}' for these, or move them away."
-            )
-        if files:
-            return files
-    return []
+    patterns = {ending: os.path.join(source, f"*{ending}") if is_folder else source for ending in BUILDERS}
+    kinds = {ending: match_files(pattern) for ending, pattern in patterns.items() if pattern.endswith(ending)}
+    kinds = {ending: files for ending, files in kinds.items() if files}
+    if not kinds:
+        return []
+    ending, *others = kinds
+    others = [f"{other} files" for other in others] or (["images"] if is_folder and holds_photos(source) else [])
+    if others:
+        raise ValueError(
+            f"{source} holds both {others[0]} and {ending} files; pass '{patterns[ending]}' for these, or move them "
+            "away."
+        )
+    return kinds[ending]
 
 
 def _class_folders(path: str | os.PathLike, files: Sequence[Path]) -> list[str]:

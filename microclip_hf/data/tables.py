@@ -50,6 +50,13 @@ def read_repository(source: str, *arguments: Any, **options: Any) -> Dataset | I
     return _load(source, path, *arguments, **options)
 
 
+def is_saved(source: str) -> bool:
+    """Whether `save_to_disk` wrote a folder; an error if it holds several splits."""
+    if os.path.exists(os.path.join(source, "dataset_dict.json")):
+        raise ValueError(f"{source} holds several splits; pass the folder of one of them, such as {source}/train.")
+    return os.path.exists(os.path.join(source, "state.json"))
+
+
 def read_saved(source: str, streaming: bool) -> Dataset | IterableDataset:
     """All columns of what `save_to_disk` wrote; errors as in [`read_files`]."""
     path = os.path.abspath(source)
@@ -160,10 +167,12 @@ def _find_images(features: Features, source: str, image_column: str | None) -> s
         return images[0]
     if image_column is None and not images:
         image_column = _find_contents(features)
+    images = images or _find_stored(features)
     if image_column not in features:
+        unknown = "" if image_column is None else f"There is no column {image_column!r}: "
         raise ValueError(
-            f"{source} has the columns {abbreviate(list(features))}, of which {abbreviate(images) or 'none'} hold "
-            "images; say which one is meant with image_column."
+            f"{unknown}{source} has the columns {abbreviate(list(features))}, of which {abbreviate(images) or 'none'} "
+            "hold images; say which one is meant with image_column."
         )
     feature = features[image_column]
     if not isinstance(feature, Image) and not holds_files(feature):
@@ -177,11 +186,15 @@ def _find_images(features: Features, source: str, image_column: str | None) -> s
 
 def _find_contents(features: Features) -> str | None:
     """The column of what `Image` would store, if it is clear which: by its type, or else by its name."""
-    stored = [name for name, feature in features.items() if isinstance(feature, dict) and holds_files(feature)]
-    contents = stored or [name for name, feature in features.items() if has_type(feature, CONTENTS)]
+    contents = _find_stored(features) or [name for name, feature in features.items() if has_type(feature, CONTENTS)]
     if len(contents) == 1:
         return contents[0]
     return "image" if holds_files(features.get("image")) else None
+
+
+def _find_stored(features: Features) -> list[str]:
+    """The columns of what `Image` would store."""
+    return [name for name, feature in features.items() if isinstance(feature, dict) and holds_files(feature)]
 
 
 def _check_paths(dataset: DataSource, source: str, column: str) -> None:
