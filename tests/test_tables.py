@@ -220,11 +220,27 @@ def test_files_that_differ(images, tmp_path, streaming):
         assert len(list(load_images(str(tmp_path), CLASS_NAMES, streaming=True))) == 6
         for table, problem in (
             (pa.table({"label": [1, 2, 3]}), r"1\.parquet has no column 'image', which .*0\.parquet has"),
-            (pa.table({"image": [b"1"]}), r"columns of .*1\.parquet don't fit those of .*0\.parquet: Couldn't cast"),
+            (
+                pa.table({"image": [b"1"]}),
+                r"column 'image' of .*1\.parquet is of the type binary, and that of .*0\.par",
+            ),
         ):
             pq.write_table(table, tmp_path / "1.parquet")
             with pytest.raises(ValueError, match=problem):  # before anything is read
                 load_images(str(tmp_path), CLASS_NAMES, streaming=True)
+
+
+def test_streamed_files_need_the_images_alone(images, tmp_path):
+    content = [png(image) for image in images["image"]]
+    pq.write_table(pa.table({"photo": content, "hash": [b"1", b"2", b"3"]}), tmp_path / "0.parquet")
+    pq.write_table(pa.table({"photo": content}), tmp_path / "1.parquet")
+    assert len(list(load_images(str(tmp_path), CLASS_NAMES, image_column="photo", streaming=True))) == 6
+    pq.write_table(pa.table({"photo": ["0.png", "1.png", "2.png"]}), tmp_path / "1.parquet")
+    with pytest.raises(ValueError, match=r"1\.parquet is of the type string, and that of .*0\.parquet is Value"):
+        load_images(str(tmp_path), CLASS_NAMES, image_column="photo", streaming=True)
+    pq.write_table(pa.table({"hash": content}), tmp_path / "1.parquet")
+    with pytest.raises(ValueError, match=r"1\.parquet has no column 'photo'"):
+        load_images(str(tmp_path), CLASS_NAMES, image_column="photo", streaming=True)
 
 
 def test_what_cannot_be_chosen(images, tmp_path):

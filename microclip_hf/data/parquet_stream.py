@@ -6,13 +6,14 @@ since `datasets` patches the module of a builder, so that `open` takes addresses
 
 import glob
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.table import table_cast
 
-from .image_columns import PATHS, has_type, holds_files
+from .image_columns import PATHS, has_type
 
 
 AT_ONCE = 16  # rows that are taken of a stream
@@ -28,13 +29,33 @@ def stream_parquet(paths: Sequence[str]) -> datasets.IterableDataset:
 
     Raises:
         OSError, ValueError, pa.ArrowException: if the first file can't be read, or has types that `datasets` lacks.
-        ValueError: if another file lacks a column of images or has types that can't be cast; and while rows are read,
-            with the file's name.
+        ValueError: while rows are read, with the file's name.
     """
     builder = _ParquetStream(data_files={"train": [glob.escape(path) for path in paths]})
-    for path in paths[1:]:
-        _check_columns(path, paths[0], builder.info.features)
     return builder.as_streaming_dataset("train")
+
+
+def check_column(paths: Sequence[str], name: str, features: datasets.Features) -> None:
+    """An error if a file lacks a column of images that the first one has, or has something else in it."""
+    for path in paths[1:]:
+        schema = pq.read_schema(path)
+        if name not in schema.names:
+            raise ValueError(f"{path} has no column {name!r}, which {paths[0]} has. Leave one of them out.")
+        if not _fits(schema.empty_table().select([name]), name, features[name]):
+            raise ValueError(
+                f"The column {name!r} of {path} is of the type {schema.field(name).type}, and that of {paths[0]} is "
+                f"{features[name]}. Leave one of them out."
+            )
+
+
+def _fits(column: pa.Table, name: str, feature: Any) -> bool:
+    """Whether a column can be cast to a feature, and both hold paths or neither does."""
+    try:
+        _cast(column, datasets.Features({name: feature}))
+        found = datasets.Features.from_arrow_schema(column.schema)[name]
+    except READ_ERRORS:
+        return False
+    return has_type(found, PATHS) == has_type(feature, PATHS)
 
 
 class _ParquetStream(datasets.ArrowBasedBuilder):
@@ -51,18 +72,6 @@ class _ParquetStream(datasets.ArrowBasedBuilder):
         for path in paths:
             for number, rows in enumerate(_read(path, self.info.features)):
                 yield f"{path}_{number}", rows
-
-
-def _check_columns(path: str, first: str, features: datasets.Features) -> None:
-    schema = pq.read_schema(path)
-    for name, feature in features.items():
-        holds_images = isinstance(feature, datasets.Image) or (holds_files(feature) and not has_type(feature, PATHS))
-        if holds_images and name not in schema.names:
-            raise ValueError(f"{path} has no column {name!r}, which {first} has. Leave one of them out.")
-    try:
-        _cast(schema.empty_table(), features)
-    except READ_ERRORS as error:
-        raise ValueError(f"The columns of {path} don't fit those of {first}: {error}") from error
 
 
 def _read(path: str, features: datasets.Features) -> Iterator[pa.Table]:

@@ -126,18 +126,19 @@ class PhotoStream(PhotoSource):
 
     def open(self, shard: int, first: int) -> "StreamReader":
         """As in the base class."""
-        title = self._files[shard] if len(self._files) == self.num_shards else "The data set"
-        return StreamReader(self._stream.shard(self.num_shards, shard), first, title)
+        file = self._files[shard] if len(self._files) == self.num_shards else None
+        return StreamReader(self._stream.shard(self.num_shards, shard), first, file)
 
 
 class StreamReader(ShardReader):
     """A shard of a stream, whose end is known once it is reached."""
 
-    def __init__(self, stream: IterableDataset, first: int, title: str) -> None:
+    def __init__(self, stream: IterableDataset, first: int, file: str | None) -> None:
         self.end = None
         # By `iter`, since a data loader's worker that loops over a stream gets what `datasets` deems its share.
         batches = (stream.skip(first) if first else stream).iter(AT_ONCE)
-        self._images = _read_images(batches, title)
+        images = (image for batch in batches for image in batch["image"])
+        self._images = images if file is None else _name_errors(images, file)
         self._position = first
 
     def take(self, first: int, stop: int) -> list[Photo]:
@@ -194,7 +195,7 @@ def open_photos(sources: Sequence[str], image_column: str | None = None) -> Phot
         raise ValueError(f"Pass photos, or tables of one kind; got {', '.join([*others, *files][:4])}.")
     kind = kinds.pop()
     title = sources[0] if len(sources) == 1 else f"{sources[0]}, ..."
-    stream = select_columns(read_files(title, kind, files, True), title, image_column, None, False)
+    stream = select_columns(read_files(title, kind, files, True, image_column), title, image_column, None, False)
     is_parquet = kind == "parquet"
     total = sum(pq.read_metadata(file).num_rows for file in files) if is_parquet else None
     facts = {"photos": f"{len(files)} {kind} files, {_digest_files(files)}", "image_column": str(image_column)}
@@ -266,12 +267,11 @@ def _describe_cache(dataset: Dataset) -> str:
     return f"{len(dataset)} rows, {_digest_files(file['filename'] for file in dataset.cache_files)}"
 
 
-def _read_images(batches: Iterable[dict[str, Any]], title: str) -> Iterator[Any]:
+def _name_errors(images: Iterable[Any], file: str) -> Iterator[Any]:
     try:
-        for batch in batches:
-            yield from batch["image"]
+        yield from images
     except (OSError, pa.ArrowException, tarfile.TarError) as error:
-        raise ValueError(f"{title} can't be read to its end: {error}. Get it again, or leave it out.") from error
+        raise ValueError(f"{file} can't be read to its end: {error}. Get it again, or leave it out.") from error
 
 
 def _undecoded(dataset: Dataset) -> Dataset:

@@ -74,7 +74,7 @@ def open_dataset(
         dataset = read_repository(source, config_name, split=split, revision=revision, streaming=streaming)
     elif files:
         kind = next(kind for ending, kind in BUILDERS.items() if files[0].endswith(ending))
-        dataset = read_files(source, kind, files, streaming)
+        dataset = read_files(source, kind, files, streaming, image_column)
     elif is_saved(source):
         dataset = read_saved(source, streaming)
     elif streaming:

@@ -14,15 +14,20 @@ from datasets.exceptions import DatasetsError
 from ..text_heads import abbreviate
 from .image_columns import CONTENTS, PATHS, StoredImage, as_images, has_type, holds_files, undecoded
 from .labels import DataSource, can_be_labels, warn_left_out
-from .parquet_stream import stream_parquet
+from .parquet_stream import check_column, stream_parquet
 
 
 # What `datasets` raises for files that aren't what they should be.
 LOADING_ERRORS = (OSError, ValueError, DatasetsError, pa.ArrowException, tarfile.TarError)
 
 
-def read_files(source: str, kind: str, files: Sequence[str], streaming: bool) -> Dataset | IterableDataset:
-    """All columns of files on disk, by the builder `kind` of `datasets`; an error if they're empty or unreadable."""
+def read_files(
+    source: str, kind: str, files: Sequence[str], streaming: bool, image_column: str | None = None
+) -> Dataset | IterableDataset:
+    """All columns of files on disk, by the builder `kind` of `datasets`.
+
+    An error if they're empty or unreadable, or if streamed Parquet files differ in what their images are.
+    """
     paths = [os.path.abspath(file) for file in files]
     for path in paths:
         _check_path(path)
@@ -32,9 +37,11 @@ def read_files(source: str, kind: str, files: Sequence[str], streaming: bool) ->
         raise ValueError(f"{source} has no rows; pass a table of images.")
     if kind == "parquet" and streaming:
         try:
-            return stream_parquet(paths)
+            stream = stream_parquet(paths)
         except LOADING_ERRORS as error:
             raise _unreadable(source, error) from error
+        check_column(paths, _find_images(stream.features, source, image_column), stream.features)
+        return stream
     reading = {"data_files": [glob.escape(path) for path in paths], "split": "train"}
     if kind == "webdataset" and not streaming:
         return _prepare_photos(source, kind, reading)
