@@ -51,7 +51,7 @@ def check_column(paths: Sequence[str], name: str, features: datasets.Features) -
 def _fits(column: pa.Table, name: str, feature: Any) -> bool:
     """Whether a column can be cast to a feature, and both hold paths or neither does."""
     try:
-        _cast(column, datasets.Features({name: feature}))
+        table_cast(column, datasets.Features({name: feature}).arrow_schema)
         found = datasets.Features.from_arrow_schema(column.schema)[name]
     except READ_ERRORS:
         return False
@@ -79,11 +79,7 @@ def _read(path: str, features: datasets.Features) -> Iterator[pa.Table]:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER) as file:
             columns = [name for name in file.schema_arrow.names if name in features]
             for rows in file.iter_batches(AT_ONCE, columns=columns, use_threads=False):
-                yield _cast(pa.Table.from_batches([rows]), features)
+                # Columns may come along whose names begin like one of these; what is lacking becomes empty.
+                yield table_cast(pa.Table.from_batches([rows]).select(columns), features.arrow_schema)
     except READ_ERRORS as error:
         raise ValueError(f"{path} can't be read: {error}") from error
-
-
-def _cast(rows: pa.Table, features: datasets.Features) -> pa.Table:
-    """Columns that aren't among the features are left out, and others that lack are empty."""
-    return table_cast(rows.select([name for name in rows.column_names if name in features]), features.arrow_schema)
